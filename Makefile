@@ -1,0 +1,10 @@
+PY := .venv/bin/python
+
+.venv/ready: pyproject.toml constraints.txt
+	python3 -m venv .venv && $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]' && touch $@
+
+demo: .venv/ready ; $(PY) -m dca_triton.cli demo
+test: .venv/ready ; $(PY) -m pytest --numprocesses 2 && TRITON_INTERPRET=1 $(PY) -m pytest --numprocesses 2 tests/interpreted
+lint: .venv/ready ; .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
+
+.PHONY: demo test lint bench static tune gpu

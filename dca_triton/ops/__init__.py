@@ -1,0 +1,1 @@
+"""The three public operations of DCAL (section being written)."""
