@@ -1,1 +1,159 @@
-"""The three public operations of DCAL (section being written)."""
+"""The three public operations of DCAL: checked arguments, one backend chosen, no silent fallback."""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import checks, torch_backend
+
+Backend = Literal["auto", "triton", "torch"]
+
+
+def pair_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    partner_k: Tensor | None = None,
+    partner_v: Tensor | None = None,
+    partner_index: Tensor | None = None,
+    scale: float | None = None,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Pair-wise cross-attention: softmax(Q [K; K_partner]ᵀ · scale) [V; V_partner] (DCAL, eq. 5).
+
+    One softmax runs over the keys of the image and those of its partner. Without `partner_index` it is plain
+    self-attention. Exact, differentiable in q, k, v, partner_k and partner_v, with memory linear in N.
+
+    Args:
+        q: Queries (B, M, H, D), any strides; float16, bfloat16, float32 (float64 on the torch backend).
+        k: Keys (B, N, H, D), same dtype and device.
+        v: Values, shaped as `k`.
+        partner_k: Keys of the partners (B', N', H, D); `k` itself by default.
+        partner_v: Values of the partners, shaped as `partner_k`; given exactly when `partner_k` is.
+        partner_index: Which row of `partner_k` each image is paired with (B,), int32 or int64 in [-1, B');
+            repeats are allowed, -1 means no partner. None: nobody has a partner.
+        scale: Factor of the scores; 1/√D by default.
+        backend: "auto" takes Triton where it can run and PyTorch elsewhere; "triton" raises where it cannot run.
+
+    Returns:
+        The attention (B, M, H, D), contiguous, and the natural log-sum-exp of the scores (B, H, M), float32
+        (float64 for float64 inputs), which carries no gradient.
+
+    Raises:
+        ValueError: Shapes, dtypes, devices or index values that do not fit, every reason at once.
+        RuntimeError: backend="triton" cannot run, with every reason.
+    """
+    q, k, v, partner_k, partner_v = _autocast(q, k, v, partner_k, partner_v)
+    checks.pair_attention(q, k, v, partner_k, partner_v, partner_index, scale)
+    chosen = _choose(backend, q, k, v)
+    return chosen.pair_attention(q, k, v, partner_k, partner_v, partner_index, _scale(scale, q))
+
+
+def local_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor | None = None,
+    scale: float | None = None,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Global-local cross-attention: R selected queries over all keys and values (DCAL, eq. 3).
+
+    Args:
+        q: Queries (B, R, H, D), or (B, N, H, D) with `index`; dtypes as in `pair_attention`.
+        k: Keys (B, N, H, D).
+        v: Values, shaped as `k`.
+        index: Rows of `q` to take (B, R), int32 or int64 in [0, q.shape[1]); gathered inside the kernel.
+        scale: Factor of the scores; 1/√D by default.
+        backend: As in `pair_attention`.
+
+    Returns:
+        (B, R, H, D), contiguous. Differentiable in q, k and v.
+
+    Raises:
+        ValueError: Shapes, dtypes, devices or index values that do not fit, every reason at once.
+        RuntimeError: backend="triton" cannot run, with every reason.
+    """
+    q, k, v = _autocast(q, k, v)
+    checks.local_attention(q, k, v, index, scale)
+    chosen = _choose(backend, q, k, v)
+    return chosen.local_attention(q, k, v, index, _scale(scale, q))
+
+
+@torch.no_grad()
+def rollout_row(
+    qs: Sequence[Tensor],
+    ks: Sequence[Tensor],
+    lses: Sequence[Tensor],
+    scale: float | None = None,
+    row: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """One row of the attention rollout Ŝ = S̄_L ⋯ S̄_1, S̄ = 0.5 mean_h(P_h) + 0.5 I (DCAL, eq. 2).
+
+    From the last layer to the first, r <- 0.5 r + 0.5 mean_h(r P_h), with P recomputed tile by tile from the queries,
+    keys and log-sum-exps that the forward pass left: O(N) memory a layer and no gradient.
+
+    Args:
+        qs: Queries (B, N, H, D) of each layer, first to last.
+        ks: Keys, shaped as the queries.
+        lses: Log-sum-exps (B, H, N) from `pair_attention`.
+        scale: Factor of the scores; 1/√D by default.
+        row: The row vector to start from (B, N), float32; by default the class token's unit row, e_0.
+        backend: As in `pair_attention`.
+
+    Returns:
+        (B, N), float32; each row sums to the sum of the row it started from.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices that do not fit, every reason at once.
+        RuntimeError: backend="triton" cannot run, with every reason.
+    """
+    checks.rollout_row(qs, ks, lses, scale, row)
+    chosen = _choose(backend, qs[0], ks[0])
+    return chosen.rollout_row(qs, ks, lses, _scale(scale, qs[0]), row)
+
+
+def reasons_against_triton(*tensors: Tensor) -> list[str]:
+    """Every reason why Triton cannot serve these tensors; an empty list if it can."""
+    try:
+        from . import triton_backend
+    except ImportError as error:
+        return [f"triton cannot be imported ({error})"]
+    return triton_backend.reasons_against(*tensors)
+
+
+def _choose(backend: str, *tensors: Tensor) -> ModuleType:
+    if backend == "torch":
+        return torch_backend
+    if backend == "auto" and tensors[0].device.type != "cuda":
+        return torch_backend
+    if backend not in ("auto", "triton"):
+        raise ValueError(f"backend is {backend!r}; allowed are 'auto', 'triton' and 'torch'")
+    reasons = reasons_against_triton(*tensors)
+    if not reasons:
+        from . import triton_backend
+
+        return triton_backend
+    if backend == "triton":
+        raise RuntimeError(f"backend='triton' cannot run here: {'; '.join(reasons)}")
+    return torch_backend
+
+
+def _scale(scale: float | None, q: Tensor) -> float:
+    return q.shape[-1] ** -0.5 if scale is None else float(scale)
+
+
+def _autocast(*tensors: Tensor | None) -> list:
+    """Under autocast, attention runs in the lower precision, as PyTorch's own does."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]

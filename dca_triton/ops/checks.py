@@ -1,0 +1,152 @@
+"""What the public operations ask of their arguments: every violation in one sentence."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
+
+
+def pair_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    partner_k: Tensor | None,
+    partner_v: Tensor | None,
+    partner_index: Tensor | None,
+    scale: float | None,
+) -> None:
+    faults = _attention_faults(q, k, v, scale)
+    if (partner_k is None) != (partner_v is None):
+        faults.append("partner_k and partner_v must be given together")
+    if partner_k is not None and partner_index is None:
+        faults.append("partner_k is given without partner_index, which says who is paired with whom")
+    for name, tensor in (("partner_k", partner_k), ("partner_v", partner_v)):
+        if tensor is not None:
+            faults += _tensor_faults(name, tensor, FLOATS, 4, q)
+            if tensor.dim() == 4 == q.dim() and tensor.shape[2:] != q.shape[2:]:
+                faults.append(f"{name} is {_shape(tensor)}; H and D must be q's, {tuple(q.shape[2:])}")
+    if partner_k is not None and partner_v is not None and partner_k.shape != partner_v.shape:
+        faults.append(f"partner_v is {_shape(partner_v)}; allowed is partner_k's shape, {_shape(partner_k)}")
+    if partner_index is not None:
+        faults += _tensor_faults("partner_index", partner_index, INTEGERS, 1, None)
+        if partner_index.dim() == 1 and partner_index.shape[0] != q.shape[0]:
+            faults.append(f"partner_index is {_shape(partner_index)}; allowed is (B,) = ({q.shape[0]},)")
+        if partner_index.device != q.device:
+            faults.append(f"partner_index is on {partner_index.device}; allowed is q's device, {q.device}")
+    _raise(faults)
+    if partner_index is not None:
+        partners = len(k) if partner_k is None else len(partner_k)
+        check_range("partner_index", partner_index, -1, partners)
+
+
+def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale: float | None) -> None:
+    faults = _attention_faults(q, k, v, scale)
+    if index is not None:
+        faults += _tensor_faults("index", index, INTEGERS, 2, None)
+        if index.dim() == 2 and (index.shape[0] != q.shape[0] or index.shape[1] < 1):
+            faults.append(f"index is {_shape(index)}; allowed is (B, R) with B = {q.shape[0]} and R >= 1")
+        if index.device != q.device:
+            faults.append(f"index is on {index.device}; allowed is q's device, {q.device}")
+    _raise(faults)
+    if index is not None:
+        check_range("index", index, 0, q.shape[1])
+
+
+def rollout_row(
+    qs: Sequence[Tensor],
+    ks: Sequence[Tensor],
+    lses: Sequence[Tensor],
+    scale: float | None,
+    row: Tensor | None,
+) -> None:
+    faults = []
+    if not len(qs) == len(ks) == len(lses) > 0:
+        faults.append(
+            f"qs, ks and lses hold {len(qs)}, {len(ks)} and {len(lses)} layers; "
+            "allowed is the same number, at least 1"
+        )
+        _raise(faults)
+    q0 = qs[0]
+    for layer, (q, k, lse) in enumerate(zip(qs, ks, lses, strict=True)):
+        faults += _tensor_faults(f"qs[{layer}]", q, FLOATS, 4, q0)
+        for name, tensor in ((f"qs[{layer}]", q), (f"ks[{layer}]", k)):
+            if tensor.shape != q0.shape:
+                faults.append(f"{name} is {_shape(tensor)}; allowed is the shape of qs[0], {_shape(q0)}")
+        faults += _tensor_faults(f"ks[{layer}]", k, FLOATS, 4, q0)
+        faults += _tensor_faults(f"lses[{layer}]", lse, (torch.float32, torch.float64), 3, None)
+        if q0.dim() == 4 and lse.shape != (q0.shape[0], q0.shape[2], q0.shape[1]):
+            wanted = (q0.shape[0], q0.shape[2], q0.shape[1])
+            faults.append(f"lses[{layer}] is {_shape(lse)}; allowed is (B, H, N) = {wanted}")
+        if lse.device != q0.device:
+            faults.append(f"lses[{layer}] is on {lse.device}; allowed is {q0.device}")
+    if row is not None:
+        if row.shape != q0.shape[:2] or row.dtype not in (torch.float32, torch.float64):
+            faults.append(
+                f"row is {_shape(row)} {row.dtype}; allowed is (B, N) = {tuple(q0.shape[:2])} in float32"
+            )
+        if row.device != q0.device:
+            faults.append(f"row is on {row.device}; allowed is {q0.device}")
+    faults += _scale_faults(scale)
+    _raise(faults)
+
+
+def check_range(name: str, index: Tensor, low: int, high: int) -> None:
+    """Every value of `index` in [low, high): read on a CPU, asserted asynchronously on a GPU (no host sync)."""
+    if index.device.type == "cpu" and not torch.compiler.is_compiling():
+        smallest, largest = (int(x) for x in index.aminmax()) if index.numel() else (low, low)
+        if smallest < low or largest >= high:
+            raise ValueError(
+                f"{name} holds values from {smallest} to {largest}; allowed are {low} to {high - 1}"
+            )
+        return
+    within = ((index >= low) & (index < high)).all()
+    torch._assert_async(within, f"{name} holds a value outside [{low}, {high - 1}]")
+
+
+def _attention_faults(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> list[str]:
+    faults = []
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        faults += _tensor_faults(name, tensor, FLOATS, 4, q)
+    if q.dim() == k.dim() == 4 and (k.shape[0] != q.shape[0] or k.shape[2:] != q.shape[2:]):
+        B, _, H, D = q.shape
+        faults.append(f"k is {_shape(k)}; allowed is (B, N, H, D) with B, H, D = {B}, {H}, {D} as in q")
+    if k.shape != v.shape:
+        faults.append(f"v is {_shape(v)}; allowed is k's shape, {_shape(k)}")
+    return faults + _scale_faults(scale)
+
+
+def _tensor_faults(
+    name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], dims: int, like: Tensor | None
+) -> list[str]:
+    faults = []
+    if tensor.dim() != dims:
+        faults.append(f"{name} has shape {_shape(tensor)}; allowed are {dims} dimensions")
+    elif tensor.numel() == 0:
+        faults.append(f"{name} has shape {_shape(tensor)}; allowed are sizes of at least 1")
+    if tensor.dtype not in dtypes:
+        names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        faults.append(f"{name} is {tensor.dtype}; allowed are {names}")
+    elif like is not None and tensor.dtype != like.dtype:
+        faults.append(f"{name} is {tensor.dtype}; allowed is the dtype of q, {like.dtype}")
+    if like is not None and tensor.device != like.device:
+        faults.append(f"{name} is on {tensor.device}; allowed is the device of q, {like.device}")
+    return faults
+
+
+def _scale_faults(scale: float | None) -> list[str]:
+    if scale is None or (isinstance(scale, int | float) and math.isfinite(scale)):
+        return []
+    return [f"scale is {scale!r}; allowed is a finite number"]
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _raise(faults: list[str]) -> None:
+    if faults:
+        raise ValueError("; ".join(dict.fromkeys(faults)))

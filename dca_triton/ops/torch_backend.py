@@ -1,0 +1,124 @@
+"""The three operations on plain PyTorch: any device, linear memory, differentiable by autograd."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Scores that one chunk of a row-wise product may hold: 1 MiB of fp32 stays in a core's cache.
+CHUNK = 1 << 18
+
+
+def pair_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    partner_k: Tensor | None,
+    partner_v: Tensor | None,
+    partner_index: Tensor | None,
+    scale: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    if partner_index is None:
+        return attention_with_lse(q, k, v, scale, dropout=dropout)
+    partner_k = k if partner_k is None else partner_k
+    partner_v = v if partner_v is None else partner_v
+    alone = _leading_rows_without_partner(partner_index)
+    if alone == len(q):
+        return attention_with_lse(q, k, v, scale, dropout=dropout)
+    parts = []
+    if alone:
+        parts.append(attention_with_lse(q[:alone], k[:alone], v[:alone], scale, dropout=dropout))
+    partner_index = partner_index[alone:]
+    partner = partner_index.clamp(min=0)
+    keys = torch.cat([k[alone:], partner_k[partner]], 1)
+    values = torch.cat([v[alone:], partner_v[partner]], 1)
+    mask = _partner_mask(partner_index, k.shape[1], partner_k.shape[1], q.dtype)
+    parts.append(attention_with_lse(q[alone:], keys, values, scale, mask, dropout))
+    out, lse = zip(*parts, strict=True)
+    return torch.cat(out), torch.cat(lse)
+
+
+def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale: float) -> Tensor:
+    if index is not None:
+        q = torch.take_along_dim(q, index[:, :, None, None], 1)
+    return attention_with_lse(q, k, v, scale)[0]
+
+
+def rollout_row(
+    qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None
+) -> Tensor:
+    for layer in reversed(range(len(qs))):
+        if row is None:
+            row = _first_step(qs[layer], ks[layer], lses[layer], scale)
+        else:
+            row = _step(row, qs[layer], ks[layer], lses[layer], scale)
+    assert row is not None
+    return row
+
+
+def attention_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """softmax(Q Kᵀ scale + mask) V (B, M, H, D) and its log-sum-exp (B, H, M), which carries no gradient."""
+    q_, k_, v_ = (t.transpose(1, 2) for t in (q, k, v))
+    if q.device.type == "cpu" and dropout == 0:
+        # The kernel behind F.scaled_dot_product_attention on a CPU, which alone returns the log-sum-exp too.
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q_, k_, v_, attn_mask=mask, scale=scale
+        )
+        return out.transpose(1, 2), lse.float()
+    out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, dropout_p=dropout, scale=scale)
+    return out.transpose(1, 2).contiguous(), _log_sum_exp(q, k, scale, mask)
+
+
+def _leading_rows_without_partner(partner_index: Tensor) -> int:
+    """How many first rows attend to themselves alone, where asking costs no synchronisation; they need no mask."""
+    if torch.compiler.is_compiling() or partner_index.device.type != "cpu":
+        return 0
+    lonely = (partner_index < 0).tolist()
+    return lonely.index(False) if False in lonely else len(lonely)
+
+
+def _partner_mask(partner_index: Tensor, own: int, partners: int, dtype: torch.dtype) -> Tensor | None:
+    if not torch.compiler.is_compiling() and partner_index.device.type == "cpu":
+        if bool((partner_index >= 0).all()):
+            return None
+    absent = torch.zeros(len(partner_index), own + partners, dtype=dtype, device=partner_index.device)
+    absent[:, own:].masked_fill_((partner_index < 0)[:, None], float("-inf"))
+    return absent[:, None, None, :]
+
+
+@torch.no_grad()
+def _log_sum_exp(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    B, M, H, _ = q.shape
+    lse = torch.empty(B, H, M, dtype=torch.float32, device=q.device)
+    keys = k.permute(0, 2, 3, 1)
+    for rows in _row_chunks(M, B * H * k.shape[1]):
+        scores = (q[:, rows].transpose(1, 2) @ keys).float() * scale
+        lse[:, :, rows] = (scores if mask is None else scores + mask).logsumexp(-1)
+    return lse
+
+
+def _first_step(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
+    """0.5 e_cls + 0.5 mean_h P_h[cls]: the class token's row alone."""
+    scores = torch.einsum("bhd,bnhd->bhn", q[:, 0].float(), k.float())
+    row = 0.5 * (scores * scale - lse[:, :, :1]).exp_().mean(1)
+    row[:, 0] += 0.5
+    return row
+
+
+def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
+    B, M, H, _ = q.shape
+    result = 0.5 * row
+    for image in range(B):
+        keys = k[image].permute(1, 2, 0)
+        for rows in _row_chunks(M, H * k.shape[1]):
+            scores = (q[image, rows].transpose(0, 1) @ keys).float()
+            weights = scores.mul_(scale).sub_(lse[image, :, rows, None]).exp_()
+            result[image] += torch.einsum("m,hmn->n", row[image, rows], weights) * (0.5 / H)
+    return result
+
+
+def _row_chunks(rows: int, scores_per_row: int) -> list[slice]:
+    step = max(1, CHUNK // scores_per_row)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
