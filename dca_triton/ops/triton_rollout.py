@@ -1,0 +1,75 @@
+"""Launches the rollout kernels: two launches per block, one of them small, and nothing N x N in memory."""
+
+import torch
+import triton
+from torch import Tensor
+
+from .. import tuning
+from ..kernels import rollout
+
+TOKENS = 128  # per program of `mix`, which only moves data
+
+
+def rollout_row(
+    qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None
+) -> Tensor:
+    """One row of the attention rollout, r <- r/2 + mean_h(r P_lh)/2 for l = L..1, without gradient (DCAL, eq. 2).
+
+    qs, ks: (B, N, H, D) of each block, first to last, fp16, bf16 or fp32, any strides; views of a packed projection
+    are read in place. lses: (B, H, N) fp32, natural logarithm. row: (B, N) fp32 and never negative, or None for the
+    unit vector of token 0. Returns (B, N) fp32.
+    """
+    with torch.no_grad():
+        return _rollout_row(qs, ks, lses, scale, row)
+
+
+@torch.library.custom_op("dca_triton::rollout_row", mutates_args=())
+def _rollout_row(
+    qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None
+) -> Tensor:
+    return launch(qs, ks, lses, scale, row)
+
+
+@_rollout_row.register_fake
+def _(qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None) -> Tensor:
+    return lses[0].new_empty(ks[0].shape[:2])
+
+
+def launch(
+    qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None
+) -> Tensor:
+    """The work behind the operator; the static meter calls it too."""
+    B, N, H, D = ks[0].shape
+    device = ks[0].device
+    sums, offsets = (torch.empty(B, H, N, dtype=torch.float32, device=device) for _ in range(2))
+    weighted = N  # how many first rows of P count: the unit vector needs one
+    if row is None:
+        weighted = 1
+        row = torch.zeros(B, N, dtype=torch.float32, device=device)
+        row[:, 0] = 1
+    row = row.contiguous()
+    tokens = triton.cdiv(N, TOKENS), B
+    config = tuning.choose("rollout_row", "step", D, ks[0].dtype, N, device)
+    with torch.cuda.device_of(row):
+        rollout.mix[tokens](row, None, lses[-1].contiguous(), None, offsets, N, H, BN=TOKENS)
+        for layer in reversed(range(len(qs))):
+            q, k = _rows(qs[layer]), _rows(ks[layer])
+            rollout.columns[(triton.cdiv(N, config.block_n), H, B)](
+                q, k, offsets, sums, *q.stride()[:3], *k.stride()[:3], weighted, N, scale,
+                D=D, DP=triton.next_power_of_2(D), PRECISION=_precision(q),
+                BM=config.block_m, BN=config.block_n, num_warps=config.num_warps, num_stages=config.num_stages,
+            )  # fmt: skip
+            lse = lses[layer - 1].contiguous() if layer else None
+            new = torch.empty_like(row)
+            rollout.mix[tokens](row, sums, lse, new, offsets, N, H, BN=TOKENS)
+            row, weighted = new, N
+    return row
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _precision(x: Tensor) -> str:
+    allowed = torch.backends.cuda.matmul.allow_tf32 and not torch.version.hip
+    return "tf32" if x.dtype == torch.float32 and allowed else "ieee"

@@ -1,0 +1,162 @@
+"""Which tile sizes a kernel is launched with: one committed file per GPU, or the static model's choice per architecture.
+
+`configs/<device name>.json` holds what `dca-triton tune` measured on that device; `configs/<arch>.json` what the static
+model prefers, for every operation, head dimension and dtype. Choices depend on the length, never on the batch size.
+"""
+
+import functools
+import json
+import math
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+CONFIGS = Path(__file__).parent / "configs"
+COMMAND = "dca-triton tune"
+HEAD_DIMS = (16, 32, 48, 64, 80, 96, 128)
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DIRECTIONS = {
+    "pair_attention": ("forward", "dkdv", "dq"),
+    "local_attention": ("forward", "dkdv", "dq"),
+    "rollout_row": ("step",),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A launch: block_m queries by block_n keys per tile, warps per program, stages of the software pipeline."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+class Gpu(NamedTuple):
+    """A device as the tables know it: its sanitised name and its architecture, such as `sm_90` or `gfx942`."""
+
+    name: str
+    arch: str
+
+
+class Key(NamedTuple):
+    """What choices are kept by, besides the length."""
+
+    op: str
+    direction: str
+    head_dim: int
+    dtype: str
+
+
+Table = dict[Key, dict[int, Config]]
+
+
+@functools.cache
+def choose(
+    op: str, direction: str, head_dim: int, dtype: torch.dtype, n: int, device: torch.device
+) -> Config:
+    """The launch for one direction of an operation over n keys; the nearest measured n, on a ratio scale, decides.
+
+    op and direction as in `DIRECTIONS`; head_dim as in `HEAD_DIMS`; dtype as in `DTYPES`; n >= 1. A CPU stands for the
+    Triton interpreter, which takes any choice. Raises ValueError for what no table holds.
+    """
+    key = Key(op, direction, head_dim, dtype_name(dtype))
+    for table in tables(gpu_of(device)):
+        if lengths := table.get(key):
+            return lengths[min(lengths, key=lambda length: abs(math.log(length / n)))]
+    raise ValueError(
+        f"no launch is known for {op} {direction} with head_dim {head_dim} and dtype {dtype}; "
+        f"allowed: {DIRECTIONS}, head_dim in {HEAD_DIMS}, dtype in {list(DTYPES)}"
+    )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The tables' name of a dtype."""
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))
+
+
+@functools.cache
+def gpu_of(device: torch.device) -> Gpu:
+    """Name and architecture of a device."""
+    if device.type == "cpu":
+        return Gpu("interpreter", "sm_80")
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        arch = properties.gcnArchName.split(":")[0]
+    else:
+        arch = f"sm_{properties.major}{properties.minor}"
+    return Gpu(sanitised(torch.cuda.get_device_name(device)), arch)
+
+
+def sanitised(name: str) -> str:
+    """A device name as a file name: runs of anything but letters and digits become one `_`."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
+
+
+@functools.cache
+def tables(gpu: Gpu) -> tuple[Table, ...]:
+    """The tables to ask in order: the device's own, then its architecture's; warns once where the first is missing."""
+    measured = CONFIGS / f"{gpu.name}.json"
+    arch = nearest_arch(gpu.arch)
+    modelled = read(CONFIGS / f"{arch}.json")
+    if measured.exists():
+        return read(measured), modelled
+    if gpu.name != "interpreter":
+        stand_in = "" if arch == gpu.arch else f" ({gpu.arch} is unknown; {arch} is the nearest)"
+        warnings.warn(
+            f"no measured launch configurations for {gpu.name}: using the static model's choice for "
+            f"{arch}{stand_in}; `{COMMAND}` measures them on this device",
+            stacklevel=2,
+        )
+    return (modelled,)
+
+
+def nearest_arch(arch: str) -> str:
+    """The architecture with a table that is nearest to this one: of the same vendor, then by number, older first."""
+    known = sorted(
+        path.stem for path in CONFIGS.glob("*.json") if re.fullmatch(r"(sm_|gfx)[0-9a-f]+", path.stem)
+    )
+    vendor = "gfx" if arch.startswith("gfx") else "sm_"
+    return min((k for k in known if k.startswith(vendor)), key=lambda k: abs(_number(k) - _number(arch)))
+
+
+def _number(arch: str) -> int:
+    return int(arch[3:], 16 if arch.startswith("gfx") else 10)
+
+
+def read(path: Path) -> Table:
+    """The choices of one file."""
+    table: Table = {}
+    for entry in json.loads(path.read_text())["choices"]:
+        key = Key(entry["op"], entry["direction"], entry["head_dim"], entry["dtype"])
+        config = Config(entry["block_m"], entry["block_n"], entry["num_warps"], entry["num_stages"])
+        table.setdefault(key, {})[entry["n"]] = config
+    return table
+
+
+def write(path: Path, source: str, table: Table) -> None:
+    """Write one file, a line for each choice, so that it is never seen half written. source: where choices come from."""
+    lines = [
+        json.dumps({**key._asdict(), "n": n, **config.__dict__})
+        for key in sorted(table)
+        for n, config in sorted(table[key].items())
+    ]
+    head = json.dumps({"source": source, "torch": torch.__version__, "triton": triton_version()}, indent=2)[
+        :-2
+    ]
+    partial = path.with_suffix(".partial")
+    partial.write_text(head + ',\n  "choices": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n")
+    partial.replace(path)
+
+
+def triton_version() -> str:
+    """The version of Triton, or that there is none."""
+    try:
+        import triton
+    except ImportError:
+        return "not installed"
+    return triton.__version__
