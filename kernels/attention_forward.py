@@ -1,0 +1,86 @@
+"""Forward of pair and local attention: out = softmax(scale Q [K; K']^T) [V; V'], one softmax over all keys."""
+
+import triton
+import triton.language as tl
+
+from .primitives import LN2, LOG2E, TAIL, load_rows, matrix, row, source, store_rows
+
+
+@triton.jit
+def attend(
+    acc, top, total, q, p_k, s_k, p_v, s_v, start, stop, c,
+    D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Online softmax over the keys [start, stop): acc, top and total are the running output, maximum and sum.
+
+    The tensor cores take the row sums along as P times ones: every column of total holds the sum.
+    """
+    for i_n in range(start, stop, BN):
+        o_n = tl.arange(0, BN)
+        k = load_rows(row(p_k, i_n, s_k), o_n, s_k, stop - i_n, D, DP, MASKED)
+        # [BM, BN]
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        if MASKED:
+            s = tl.where((o_n < stop - i_n)[None, :], s, float("-inf"))
+        new_top = tl.maximum(top, tl.max(s, 1) * c)
+        p = tl.exp2(s * c - new_top[:, None]).to(q.dtype)
+        shrink = tl.exp2(top - new_top)[:, None]
+        v = load_rows(row(p_v, i_n, s_v), o_n, s_v, stop - i_n, D, DP, MASKED)
+        acc = tl.dot(p, v, acc * shrink, input_precision=PRECISION)
+        total = tl.dot(
+            p, tl.full([BN, total.shape[1]], 1.0, q.dtype), total * shrink, input_precision=PRECISION
+        )
+        top = new_top
+    return acc, top, total
+
+
+@triton.jit
+def attention_forward(
+    p_q, p_k, p_v, p_k2, p_v2, p_partner, p_index, p_out, p_lse, scale,
+    s_qb, s_qm, s_qh, s_kb, s_kn, s_kh, s_vb, s_vn, s_vh, s_k2b, s_k2n, s_k2h, s_v2b, s_v2n, s_v2h,
+    M, N, N2, H,
+    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of queries of one image's one head; with p_index these are rows index[i_b] of q.
+
+    Keys run in two loops for the image and, unless partner[i_b] < 0, again for its partner: whole tiles of BN
+    without a mask, then the rest in masked tiles of TAIL.
+    """
+    tiles = tl.cdiv(M, BM)
+    i_bh = tl.program_id(0) // tiles
+    i_b, i_h = i_bh // H, i_bh % H
+    i_m = tl.program_id(0) % tiles * BM
+    o_m = tl.arange(0, BM)
+    c = scale * LOG2E
+    # [BM, DP]
+    p_qs = matrix(p_q, i_b, s_qb, i_h, s_qh)
+    if p_index is None:
+        q = load_rows(row(p_qs, i_m, s_qm), o_m, s_qm, M - i_m, D, DP, True)
+    else:
+        o_q = tl.load(row(p_index, i_b, M) + i_m + o_m, mask=o_m < M - i_m, other=0)
+        q = load_rows(p_qs, o_q.to(tl.int64), s_qm, 0, D, DP, False)
+    acc = tl.zeros([BM, DP], tl.float32)
+    top = tl.full([BM], float("-inf"), tl.float32)
+    total = tl.zeros([BM, 8], tl.float32)
+
+    partner, sources = i_b, 1
+    if p_partner is not None:
+        partner = tl.load(p_partner + i_b).to(tl.int32)
+        sources = tl.where(partner < 0, 1, 2)
+    for i_s in range(sources):
+        p_ks, s_k, n = source(i_s, p_k, s_kb, s_kn, s_kh, N, p_k2, s_k2b, s_k2n, s_k2h, N2, i_b, partner, i_h)
+        p_vs, s_v, n = source(i_s, p_v, s_vb, s_vn, s_vh, N, p_v2, s_v2b, s_v2n, s_v2h, N2, i_b, partner, i_h)
+        whole = n // BN * BN
+        acc, top, total = attend(
+            acc, top, total, q, p_ks, s_k, p_vs, s_v, 0, whole, c, D, DP, BN, False, PRECISION
+        )
+        acc, top, total = attend(
+            acc, top, total, q, p_ks, s_k, p_vs, s_v, whole, n, c, D, DP, TAIL, True, PRECISION
+        )
+
+    # [BM]
+    total = tl.max(total, 1)
+    o_out = ((tl.cast(i_b, tl.int64) * M + i_m) * H + i_h) * D
+    store_rows(p_out + o_out, acc / total[:, None], o_m, H * D, M - i_m, D, DP)
+    tl.store(row(p_lse, i_bh, M) + i_m + o_m, (top + tl.log2(total)) * LN2, mask=o_m < M - i_m)
