@@ -1,0 +1,78 @@
+"""Any tree of folders with one folder per class or identity."""
+
+import re
+from pathlib import Path
+
+from torchvision.datasets import ImageFolder
+
+from dca_triton.data.layout import Layout, Listing
+from dca_triton.data.records import ImageRecord
+
+CAMERA = re.compile(r"_c([0-9]{1,9})")
+
+
+def folder(root: Path) -> Listing:
+    """Categorisation from train/ and test/, re-identification from train/, query/ and gallery/.
+
+    Identities that query and gallery share have the same folder name in both. The camera of a photo is the
+    number after "_c" in its name (Market-1501's custom). Where no name has one, every photo of an identity
+    counts as seen by a camera of its own, and the same name in query and gallery as the same photo, which
+    is thus never matched to itself.
+    """
+    layout = Layout(
+        "folder",
+        root,
+        "train/<class>/*.jpg and test/<class>/*.jpg, or {train,query,gallery}/<identity>/*.jpg",
+    )
+    if (root / "query").exists() or (root / "gallery").exists():
+        layout.require("train", "query", "gallery")
+        return _reid(layout)
+    layout.require("train", "test")
+    train, test = _read(layout, "train"), _read(layout, "test")
+    unknown = sorted(set(test.classes) - set(train.classes))
+    if unknown:
+        raise layout.damaged("test", f"no training photos for the classes {', '.join(unknown)}")
+    parts = {
+        "train": [ImageRecord(Path(path), label) for path, label in train.samples],
+        "test": [
+            ImageRecord(Path(path), train.class_to_idx[test.classes[label]]) for path, label in test.samples
+        ],
+    }
+    return Listing(tuple(train.classes), parts)
+
+
+def _reid(layout: Layout) -> Listing:
+    trees = {part: _read(layout, part) for part in ("train", "query", "gallery")}
+    train = trees.pop("train")
+    names = sorted({name for tree in trees.values() for name in tree.classes})
+    identity = {name: number for number, name in enumerate(names)}
+    photos = {
+        part: [(Path(path), identity[tree.classes[label]]) for path, label in tree.samples]
+        for part, tree in trees.items()
+    }
+    cameras = _cameras(layout, [path for part in photos.values() for path, _ in part])
+    parts = {
+        part: [ImageRecord(path, label, cameras[path]) for path, label in photos[part]] for part in photos
+    }
+    training = [ImageRecord(Path(path), label) for path, label in train.samples]
+    return Listing(tuple(train.classes), {"train": training, **parts})
+
+
+def _cameras(layout: Layout, paths: list[Path]) -> dict[Path, int]:
+    found = {path: CAMERA.search(path.name) for path in paths}
+    if not any(found.values()):
+        number = {name: camera for camera, name in enumerate(sorted({path.name for path in paths}))}
+        return {path: number[path.name] for path in paths}
+    for path, match in found.items():
+        if match is None:
+            raise layout.damaged(
+                str(path.relative_to(layout.root)), "its name tells no camera, but others' do"
+            )
+    return {path: int(match[1]) for path, match in found.items() if match}
+
+
+def _read(layout: Layout, part: str) -> ImageFolder:
+    try:
+        return ImageFolder(layout.root / part)
+    except FileNotFoundError as error:
+        raise layout.damaged(part, str(error)) from error

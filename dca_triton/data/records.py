@@ -1,0 +1,139 @@
+"""One photo (`ImageRecord`), a list of them (`ImageDataset`), and decoding that never trusts the file."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+MAX_PIXELS = 2**26  # the largest photo of the supported datasets (Stanford Cars) has 42 million
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """Where a photo lies and what it shows.
+
+    `label` is the class 0..K-1 in training, validation and test parts, and the identity's own number in
+    query and gallery. `camera` is -1 where the dataset knows no cameras.
+    """
+
+    path: Path
+    label: int
+    camera: int = -1
+
+
+class Item(TypedDict):
+    """What `ImageDataset` returns for one index; the default collate function makes batches of it."""
+
+    image: Any
+    label: int
+    camera: int
+    path: str
+    index: int
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode a photo to RGB.
+
+    Raises ValueError naming the path when the file is missing, is no image, is truncated, or has more than
+    `MAX_PIXELS` pixels (checked on its header, before anything of that size is allocated).
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} is over the limit of {MAX_PIXELS} pixels")
+            return image.convert("RGB")
+    except Exception as error:  # PIL's decoders raise nearly every built-in error on damaged files
+        raise ValueError(f"image {path} cannot be read ({type(error).__name__}: {error})") from error
+
+
+class ImageDataset(Dataset[Item]):
+    """Photos in a list.
+
+    `transform` takes the RGB photo; without one, `image` is a uint8 tensor (3, height, width).
+
+    `on_corrupt="skip"` replaces an unreadable photo by the next readable one, of the same class where there
+    is one (so that batches of P identities x K photos stay so), warns once and counts it in
+    `corrupt_paths`, also across the worker processes of a DataLoader. The item then describes the
+    replacement. "raise" stops with a ValueError that names the path. Raises ValueError on an empty list and
+    on any other `on_corrupt`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        transform: Callable[[Image.Image], Any] | None = None,
+        classes: Sequence[str] = (),
+        on_corrupt: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        if not records:
+            raise ValueError("records was empty, it must hold at least one image")
+        if on_corrupt not in ("raise", "skip"):
+            raise ValueError(f"on_corrupt was {on_corrupt!r}, it must be 'raise' or 'skip'")
+        self.records = tuple(records)
+        self.transform = transform or pil_to_tensor
+        self.classes = tuple(classes)
+        self.on_corrupt = on_corrupt
+        # One flag per record in shared memory: DataLoader workers are processes, and their finds must be
+        # seen here.
+        self._corrupt = torch.zeros(len(self.records), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Item:
+        index = range(len(self))[index]
+        if self.on_corrupt == "raise":
+            photo = read_image(self.records[index].path)
+        else:
+            index, photo = self._first_readable(index)
+        record = self.records[index]
+        return Item(
+            image=self.transform(photo),
+            label=record.label,
+            camera=record.camera,
+            path=str(record.path),
+            index=index,
+        )
+
+    @property
+    def labels(self) -> Tensor:
+        """(number of photos,) int64."""
+        return torch.tensor([record.label for record in self.records])
+
+    @property
+    def cameras(self) -> Tensor:
+        """(number of photos,) int64."""
+        return torch.tensor([record.camera for record in self.records])
+
+    @property
+    def corrupt_paths(self) -> list[Path]:
+        """The photos skipped so far, each once."""
+        return [self.records[index].path for index in self._corrupt.nonzero().flatten().tolist()]
+
+    def _first_readable(self, index: int) -> tuple[int, Image.Image]:
+        for candidate in self._candidates(index):
+            if self._corrupt[candidate]:
+                continue
+            try:
+                return candidate, read_image(self.records[candidate].path)
+            except ValueError as error:
+                if not self._corrupt.any():
+                    warnings.warn(
+                        f"{error}; unreadable photos are replaced by others and listed in corrupt_paths",
+                        stacklevel=4,
+                    )
+                self._corrupt[candidate] = True
+        raise ValueError(f"none of the {len(self)} images can be read, the first is {self.records[0].path}")
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        yield index
+        label = self.records[index].label
+        others = ((index + step) % len(self) for step in range(1, len(self)))
+        yield from sorted(others, key=lambda other: self.records[other].label != label)

@@ -1,0 +1,122 @@
+"""The paper's transforms (Zhu et al., CVPR 2022, section 4.1) in torchvision v2, and one for whole batches.
+
+The first four take an RGB photo and return a normalised float32 tensor (3, height, width). `mean` and `std`
+are per channel in [0, 1] units; pass the backbone's own (timm: `model.pretrained_cfg`).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+
+PerChannel = Sequence[float]
+
+
+def fgvc_train(
+    resize: int = 550,
+    crop: int = 448,
+    mean: PerChannel = IMAGENET_DEFAULT_MEAN,
+    std: PerChannel = IMAGENET_DEFAULT_STD,
+) -> v2.Compose:
+    """Resize to a square, crop a random one, flip half of the time."""
+    if crop > resize:
+        raise ValueError(f"crop was {crop}, it must be at most resize ({resize})")
+    return v2.Compose(
+        [_resize((resize, resize)), v2.RandomCrop(crop), v2.RandomHorizontalFlip(), *_tensor(mean, std)]
+    )
+
+
+def fgvc_test(
+    size: int = 448, mean: PerChannel = IMAGENET_DEFAULT_MEAN, std: PerChannel = IMAGENET_DEFAULT_STD
+) -> v2.Compose:
+    """Resize to a square."""
+    return v2.Compose([_resize((size, size)), *_tensor(mean, std)])
+
+
+def reid_train(
+    size: tuple[int, int] = (256, 128),
+    padding: int = 10,
+    mean: PerChannel = IMAGENET_DEFAULT_MEAN,
+    std: PerChannel = IMAGENET_DEFAULT_STD,
+) -> v2.Compose:
+    """Resize to (height, width), flip, pad, crop at random, erase a rectangle of random size half of the time."""
+    return v2.Compose(
+        [
+            _resize(size),
+            v2.RandomHorizontalFlip(),
+            v2.Pad(padding),
+            v2.RandomCrop(size),
+            *_tensor(mean, std),
+            v2.RandomErasing(p=0.5, value="random"),
+        ]
+    )
+
+
+def reid_test(
+    size: tuple[int, int] = (256, 128),
+    mean: PerChannel = IMAGENET_DEFAULT_MEAN,
+    std: PerChannel = IMAGENET_DEFAULT_STD,
+) -> v2.Compose:
+    """Resize to (height, width)."""
+    return v2.Compose([_resize(size), *_tensor(mean, std)])
+
+
+def whole_batch_affine(
+    images: Tensor,
+    generator: torch.Generator,
+    rotation: float = 10.0,
+    scale: float = 0.1,
+    shift: float = 0.1,
+    flip: bool = True,
+) -> Tensor:
+    """Rotate, scale, shift and flip every image of a batch by amounts of its own, in one resampling.
+
+    images (B, channels, height, width), floating; the result has its shape and dtype. Angles are uniform in
+    +-`rotation` degrees, factors in 1 +- `scale`, shifts in +- `shift` of each side; flips (left to right)
+    come half of the time. Outside the image its border repeats. The same state of `generator` gives the
+    same result.
+
+    Raises ValueError for other shapes and dtypes, and for scale outside [0, 1).
+    """
+    reasons = []
+    if images.ndim != 4 or not images.is_floating_point():
+        reasons.append(
+            f"images was {images.dtype} {tuple(images.shape)}, it must be floating (B, C, height, width)"
+        )
+    if not 0 <= scale < 1:
+        reasons.append(f"scale was {scale}, it must be in [0, 1)")
+    if reasons:
+        raise ValueError("; ".join(reasons))
+    batch, _, height, width = images.shape
+    uniform = torch.rand(5, batch, generator=generator, device=generator.device).to(images.device) * 2 - 1
+    angle, factor = torch.deg2rad(uniform[0] * rotation), 1 + uniform[1] * scale
+    mirror = torch.where(uniform[4] < 0, -1.0, 1.0) if flip else torch.ones_like(angle)
+    cos, sin = angle.cos() / factor, angle.sin() / factor
+    # affine_grid's coordinates run over [-1, 1] on either side; without the ratio a rotation would shear.
+    ratio = height / width
+    theta = torch.stack(
+        [
+            torch.stack([cos * mirror, -sin * ratio, 2 * shift * uniform[2]], dim=1),
+            torch.stack([sin * mirror / ratio, cos, 2 * shift * uniform[3]], dim=1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(theta.to(images.dtype), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _resize(size: tuple[int, int]) -> v2.Resize:
+    return v2.Resize(size, interpolation=InterpolationMode.BICUBIC)
+
+
+def _tensor(mean: PerChannel, std: PerChannel) -> list[torch.nn.Module]:
+    return [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(list(mean), list(std)),
+        v2.ToPureTensor(),
+    ]
