@@ -1,7 +1,9 @@
-"""Which tile sizes a kernel is launched with: one committed file per GPU, or the static model's choice per architecture.
+"""Which tile sizes a kernel is launched with: one committed file per GPU, or the static model's choice per
+architecture.
 
-`configs/<device name>.json` holds what `dca-triton tune` measured on that device; `configs/<arch>.json` what the static
-model prefers, for every operation, head dimension and dtype. Choices depend on the length, never on the batch size.
+`configs/<device name>.json` holds what `dca-triton tune` measured on that device; `configs/<arch>.json` what
+the static model prefers, for every operation, head dimension and dtype. Choices depend on the length, never
+on the batch size.
 """
 
 import functools
@@ -9,6 +11,9 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +33,8 @@ DIRECTIONS = {
 
 @dataclass(frozen=True)
 class Config:
-    """A launch: block_m queries by block_n keys per tile, warps per program, stages of the software pipeline."""
+    """A launch: block_m queries by block_n keys per tile, warps per program, stages of the software
+    pipeline."""
 
     block_m: int
     block_n: int
@@ -37,7 +43,8 @@ class Config:
 
 
 class Gpu(NamedTuple):
-    """A device as the tables know it: its sanitised name and its architecture, such as `sm_90` or `gfx942`."""
+    """A device as the tables know it: its sanitised name and its architecture, such as `sm_90` or
+    `gfx942`."""
 
     name: str
     arch: str
@@ -55,17 +62,38 @@ class Key(NamedTuple):
 Table = dict[Key, dict[int, Config]]
 
 
-@functools.cache
+_forced: ContextVar[Mapping[tuple[str, str], Config] | None] = ContextVar("forced", default=None)
+
+
+@contextmanager
+def forced(configs: Mapping[tuple[str, str], Config]) -> Iterator[None]:
+    """Within it, launches of (op, direction) take these configurations and ask no table: to try them out."""
+    token = _forced.set(configs)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
 def choose(
     op: str, direction: str, head_dim: int, dtype: torch.dtype, n: int, device: torch.device
 ) -> Config:
-    """The launch for one direction of an operation over n keys; the nearest measured n, on a ratio scale, decides.
+    """The launch for one direction of an operation over n keys; the nearest n in the table, by ratio,
+    decides.
 
-    op and direction as in `DIRECTIONS`; head_dim as in `HEAD_DIMS`; dtype as in `DTYPES`; n >= 1. A CPU stands for the
-    Triton interpreter, which takes any choice. Raises ValueError for what no table holds.
+    op and direction as in `DIRECTIONS`; head_dim as in `HEAD_DIMS`; dtype as in `DTYPES`; n >= 1. A CPU
+    stands for the Triton interpreter, which takes any choice. Raises ValueError for what no table holds.
     """
+    configs = _forced.get()
+    if configs is not None:
+        return configs[op, direction]
+    return _look_up(op, direction, head_dim, dtype, n, gpu_of(device))
+
+
+@functools.cache
+def _look_up(op: str, direction: str, head_dim: int, dtype: torch.dtype, n: int, gpu: Gpu) -> Config:
     key = Key(op, direction, head_dim, dtype_name(dtype))
-    for table in tables(gpu_of(device)):
+    for table in tables(gpu):
         if lengths := table.get(key):
             return lengths[min(lengths, key=lambda length: abs(math.log(length / n)))]
     raise ValueError(
@@ -99,7 +127,8 @@ def sanitised(name: str) -> str:
 
 @functools.cache
 def tables(gpu: Gpu) -> tuple[Table, ...]:
-    """The tables to ask in order: the device's own, then its architecture's; warns once where the first is missing."""
+    """The tables to ask in order: the device's own, then its architecture's; warns once where the first is
+    missing."""
     measured = CONFIGS / f"{gpu.name}.json"
     arch = nearest_arch(gpu.arch)
     modelled = read(CONFIGS / f"{arch}.json")
@@ -116,7 +145,8 @@ def tables(gpu: Gpu) -> tuple[Table, ...]:
 
 
 def nearest_arch(arch: str) -> str:
-    """The architecture with a table that is nearest to this one: of the same vendor, then by number, older first."""
+    """The architecture with a table that is nearest to this one: of the same vendor, then by number, older
+    first."""
     known = sorted(
         path.stem for path in CONFIGS.glob("*.json") if re.fullmatch(r"(sm_|gfx)[0-9a-f]+", path.stem)
     )
@@ -139,7 +169,8 @@ def read(path: Path) -> Table:
 
 
 def write(path: Path, source: str, table: Table) -> None:
-    """Write one file, a line for each choice, so that it is never seen half written. source: where choices come from."""
+    """Write one file, a line for each choice, so that it is never seen half written. source: where choices
+    come from."""
     lines = [
         json.dumps({**key._asdict(), "n": n, **config.__dict__})
         for key in sorted(table)

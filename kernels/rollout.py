@@ -1,11 +1,14 @@
-"""Attention rollout: r[j] <- r[j] / 2 + mean_h sum_i r[i] exp(scale q_ih . k_jh - lse_ih) / 2, one block at a time.
+"""Attention rollout: r[j] <- r[j] / 2 + mean_h sum_i r[i] exp(scale q_ih . k_jh - lse_ih) / 2, one block at a
+time.
 
-`columns` does the N^2 work of a block for one head, one image and one tile of keys: with the offset
-t_i = lse_i log2(e) - log2(r_i) it is a plain column sum of exp2(scale log2(e) q_i . k_j - t_i), so neither r nor lse
-is met again in the main loop, and a query past the end is one with t_i = inf, which adds 0. `mix` does the O(H N) work between two blocks: the mean over heads, the identity's half, the next t.
+`columns` does the N^2 work of a block for one head, one image and one tile of keys: with the offset t_i =
+lse_i log2(e) - log2(r_i) it is a plain column sum of exp2(scale log2(e) q_i . k_j - t_i), so neither r nor
+lse is met again in the main loop, and a query past the end is one with t_i = inf, which adds 0. `mix` does
+the O(H N) work between two blocks: the mean over heads, the identity's half, the next t.
 
-A program of `columns` owns one head and not all of them because B * N / 128 programs leave a GPU empty (B=8, N=197: 16
-programs for more than a hundred multiprocessors); the heads' sums are added in order by `mix`, so nothing is atomic.
+A program of `columns` owns one head and not all of them because B * N / 128 programs leave a GPU empty (B=8,
+N=197: 16 programs for more than a hundred multiprocessors); the heads' sums are added in order by `mix`, so
+nothing is atomic.
 """
 
 import triton
@@ -74,7 +77,8 @@ def columns(
 
 @triton.jit
 def mix(p_row, p_sum, p_lse, p_new, p_t, N, H, BN: tl.constexpr):
-    """new = row / 2 + mean_h(sum) / 2, or row where p_sum is None; t = lse log2(e) - log2(new) unless p_lse is None.
+    """new = row / 2 + mean_h(sum) / 2, or row where p_sum is None; t = lse log2(e) - log2(new) unless p_lse
+    is None.
 
     Grid (token tiles, B). row, new (B,N); sum, lse, t (B,H,N).
     """

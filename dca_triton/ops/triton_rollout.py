@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .. import tuning
 from ..kernels import rollout
+from .triton_launch import _constants, _rows
 
 TOKENS = 128  # per program of `mix`, which only moves data
 
@@ -13,11 +14,12 @@ TOKENS = 128  # per program of `mix`, which only moves data
 def rollout_row(
     qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None
 ) -> Tensor:
-    """One row of the attention rollout, r <- r/2 + mean_h(r P_lh)/2 for l = L..1, without gradient (DCAL, eq. 2).
+    """One row of the attention rollout, r <- r/2 + mean_h(r P_lh)/2 for l = L..1, without gradient (DCAL, eq.
+    2).
 
-    qs, ks: (B, N, H, D) of each block, first to last, fp16, bf16 or fp32, any strides; views of a packed projection
-    are read in place. lses: (B, H, N) fp32, natural logarithm. row: (B, N) fp32 and never negative, or None for the
-    unit vector of token 0. Returns (B, N) fp32.
+    qs, ks: (B, N, H, D) of each block, first to last, fp16, bf16 or fp32, any strides; views of a packed
+    projection are read in place. lses: (B, H, N) fp32, natural logarithm. row: (B, N) fp32 and never
+    negative, or None for the unit vector of token 0. Returns (B, N) fp32.
     """
     with torch.no_grad():
         return _rollout_row(qs, ks, lses, scale, row)
@@ -56,20 +58,10 @@ def launch(
             q, k = _rows(qs[layer]), _rows(ks[layer])
             rollout.columns[(triton.cdiv(N, config.block_n), H, B)](
                 q, k, offsets, sums, *q.stride()[:3], *k.stride()[:3], weighted, N, scale,
-                D=D, DP=triton.next_power_of_2(D), PRECISION=_precision(q),
-                BM=config.block_m, BN=config.block_n, num_warps=config.num_warps, num_stages=config.num_stages,
+                **_constants(q, config),
             )  # fmt: skip
             lse = lses[layer - 1].contiguous() if layer else None
             new = torch.empty_like(row)
             rollout.mix[tokens](row, sums, lse, new, offsets, N, H, BN=TOKENS)
             row, weighted = new, N
     return row
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _precision(x: Tensor) -> str:
-    allowed = torch.backends.cuda.matmul.allow_tf32 and not torch.version.hip
-    return "tf32" if x.dtype == torch.float32 and allowed else "ieee"

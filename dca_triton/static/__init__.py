@@ -1,0 +1,2 @@
+"""What a kernel will cost on a GPU, told without one: compiled ahead of time, disassembled, counted and
+modelled."""
