@@ -42,33 +42,37 @@ def folder(root: Path) -> Listing:
 
 
 def _reid(layout: Layout) -> Listing:
-    trees = {part: _read(layout, part) for part in ("train", "query", "gallery")}
-    train = trees.pop("train")
+    trees = {part: _read(layout, part) for part in ("query", "gallery")}
     names = sorted({name for tree in trees.values() for name in tree.classes})
     identity = {name: number for number, name in enumerate(names)}
-    photos = {
-        part: [(Path(path), identity[tree.classes[label]]) for path, label in tree.samples]
+    cameras = _cameras(layout, [Path(path) for tree in trees.values() for path, _ in tree.samples])
+    parts = {
+        part: [
+            ImageRecord(Path(path), identity[tree.classes[label]], cameras[Path(path)])
+            for path, label in tree.samples
+        ]
         for part, tree in trees.items()
     }
-    cameras = _cameras(layout, [path for part in photos.values() for path, _ in part])
-    parts = {
-        part: [ImageRecord(path, label, cameras[path]) for path, label in photos[part]] for part in photos
-    }
-    training = [ImageRecord(Path(path), label) for path, label in train.samples]
+    train = _read(layout, "train")
+    training = [ImageRecord(Path(path), label, _named_camera(Path(path))) for path, label in train.samples]
     return Listing(tuple(train.classes), {"train": training, **parts})
 
 
 def _cameras(layout: Layout, paths: list[Path]) -> dict[Path, int]:
-    found = {path: CAMERA.search(path.name) for path in paths}
-    if not any(found.values()):
+    cameras = {path: _named_camera(path) for path in paths}
+    unnamed = [path for path, camera in cameras.items() if camera < 0]
+    if len(unnamed) == len(paths):
         number = {name: camera for camera, name in enumerate(sorted({path.name for path in paths}))}
         return {path: number[path.name] for path in paths}
-    for path, match in found.items():
-        if match is None:
-            raise layout.damaged(
-                str(path.relative_to(layout.root)), "its name tells no camera, but others' do"
-            )
-    return {path: int(match[1]) for path, match in found.items() if match}
+    if unnamed:
+        file = str(unnamed[0].relative_to(layout.root))
+        raise layout.damaged(file, "its name tells no camera, but others' do")
+    return cameras
+
+
+def _named_camera(path: Path) -> int:
+    match = CAMERA.search(path.name)
+    return int(match[1]) if match else -1
 
 
 def _read(layout: Layout, part: str) -> ImageFolder:

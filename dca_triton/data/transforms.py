@@ -43,7 +43,7 @@ def reid_train(
     mean: PerChannel = IMAGENET_DEFAULT_MEAN,
     std: PerChannel = IMAGENET_DEFAULT_STD,
 ) -> v2.Compose:
-    """Resize to (height, width), flip, pad, crop at random, erase a rectangle of random size half of the time."""
+    """Resize to (height, width), flip, pad, crop at random, and erase a random rectangle half of the time."""
     return v2.Compose(
         [
             _resize(size),

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dca_triton.data import ImageRecord, load_dataset
+from dca_triton.data.splits import hold_out
+
+
+def test_transforms_and_corrupt_photos_by_part(tree):
+    root = tree("birds", "train/a/1.png", "train/a/2.png", "train/a/3.png", "test/a/4.png", "test/a/5.png")
+    splits = load_dataset(
+        "folder",
+        root,
+        train_transform=lambda _: "train",
+        test_transform=lambda _: "test",
+        holdout=1,
+        on_corrupt="skip",
+    )
+    assert [part[0]["image"] for part in (splits.train, splits.validation, splits.test)] == [
+        "train",
+        "test",
+        "test",
+    ]
+    splits.train.records[0].path.write_text("corrupt")
+    splits.test.records[0].path.write_text("corrupt")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert splits.train[0]["index"] == 1
+    with pytest.raises(ValueError, match="cannot be read"):
+        splits.test[0]
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=40),
+    per_class=st.integers(-1, 6),
+    seed=st.integers(0, 9),
+)
+def test_hold_out(labels, per_class, seed):
+    records = [ImageRecord(Path(str(number)), label) for number, label in enumerate(labels)]
+    smallest = min(labels.count(label) for label in labels)
+    if not 0 <= per_class < smallest:
+        with pytest.raises(ValueError, match=rf"holdout was {per_class}, it must be 0\.\.{smallest - 1}"):
+            hold_out(records, per_class, seed)
+        return
+    kept, held = hold_out(records, per_class, seed)
+    assert sorted(kept + held, key=lambda record: int(str(record.path))) == records
+    assert all([record.label for record in held].count(label) == per_class for label in labels)
+    assert hold_out(records, per_class, seed) == (kept, held)
+
+
+def test_hold_out_follows_its_seed():
+    records = [ImageRecord(Path(str(number)), 0) for number in range(100)]
+    assert hold_out(records, 20, seed=0) != hold_out(records, 20, seed=1)
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match=r"name was 'mnist', it must be one of cub, .*orl-reid"):
+        load_dataset("mnist", tmp_path)
+    with pytest.raises(ValueError, match="root was absent, it must be the folder of cub"):
+        load_dataset("cub")
+    with pytest.raises(ValueError, match="must be absent for orl-fgvc"):
+        load_dataset("orl-fgvc", tmp_path)
+    with pytest.raises(ValueError, match=r"holdout was 2, it must be 0 for re-identification"):
+        load_dataset("orl-reid", holdout=2)
+    with pytest.raises(ValueError, match=r"holdout was 6, it must be 0\.\.5"):
+        load_dataset("orl-fgvc", holdout=6)
