@@ -95,11 +95,16 @@ def _look_up(op: str, direction: str, head_dim: int, dtype: torch.dtype, n: int,
     key = Key(op, direction, head_dim, dtype_name(dtype))
     for table in tables(gpu):
         if lengths := table.get(key):
-            return lengths[min(lengths, key=lambda length: abs(math.log(length / n)))]
+            return nearest(lengths, n)
     raise ValueError(
         f"no launch is known for {op} {direction} with head_dim {head_dim} and dtype {dtype}; "
         f"allowed: {DIRECTIONS}, head_dim in {HEAD_DIMS}, dtype in {list(DTYPES)}"
     )
+
+
+def nearest(lengths: Mapping[int, Config], n: int) -> Config:
+    """The configuration of the length nearest to n by ratio."""
+    return lengths[min(lengths, key=lambda length: abs(math.log(length / n)))]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -179,7 +184,7 @@ def write(path: Path, source: str, table: Table) -> None:
     head = json.dumps({"source": source, "torch": torch.__version__, "triton": triton_version()}, indent=2)[
         :-2
     ]
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(path.suffix + ".partial")
     partial.write_text(head + ',\n  "choices": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n")
     partial.replace(path)
 

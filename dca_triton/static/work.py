@@ -94,6 +94,8 @@ def _row_bytes(kind: str, head_dim: int, size: int) -> tuple[int, int]:
 
 
 def _least_bytes(launch: Launch) -> int:
-    """Every tensor once, however often a tensor is passed."""
-    tensors = {(p.storage, p.offset): p.bytes for p in launch.arguments.values() if isinstance(p, Pointer)}
-    return sum(tensors.values())
+    """Every tensor once, however often it is passed; of the queries the M rows that count."""
+    a = launch.arguments
+    tensors = {(p.storage, p.offset): p.bytes for p in a.values() if isinstance(p, Pointer)}
+    q = a["p_q"]
+    return sum(tensors.values()) - q.bytes + q.bytes * a["M"] // q.shape[1]

@@ -1,0 +1,2 @@
+"""What every kernel costs on every supported chip, told without a GPU, with a gate against the committed
+baseline."""

@@ -1,0 +1,67 @@
+"""Figures against the committed baseline, and shipped configurations against what they must hold on every
+chip."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+from dca_triton.static.assess import Assessment, Job
+from dca_triton.static.chips import CHIPS
+
+from .report import Figures, name_of
+
+ALLOWED = 1.03  # a figure may grow by 3 % before it counts as a regression
+LOWER_IS_BETTER = ("per_score", "executed", "moved", "clocks")
+
+
+def read(path: Path) -> dict[str, Figures]:
+    """The figures of a baseline file."""
+    return {name: Figures(**figures) for name, figures in json.loads(path.read_text())["figures"].items()}
+
+
+def write(path: Path, figures: dict[str, Figures], versions: dict[str, str]) -> None:
+    """Write figures as a baseline, a line for each job."""
+    lines = [f"    {json.dumps(n)}: {json.dumps(dataclasses.asdict(f))}" for n, f in sorted(figures.items())]
+    path.write_text(
+        f'{{\n  "versions": {json.dumps(versions)},\n  "figures": {{\n' + ",\n".join(lines) + "\n  }\n}\n"
+    )
+
+
+def regressions(figures: dict[str, Figures], baseline: dict[str, Figures]) -> list[str]:
+    """Every way in which figures are worse than the baseline, as sentences; also jobs that only one of them
+    has."""
+    found = [
+        f"{name}: was measured for the baseline, and now is not" for name in baseline.keys() - figures.keys()
+    ]
+    found += [f"{name}: has no baseline" for name in figures.keys() - baseline.keys()]
+    for name in sorted(figures.keys() & baseline.keys()):
+        now, before = figures[name], baseline[name]
+        for field in LOWER_IS_BETTER:
+            new, old = getattr(now, field), getattr(before, field)
+            if not new <= old * ALLOWED:
+                found.append(f"{name}: {field} rose from {old:g} to {new:g} ({new / old - 1:+.1%})")
+        if now.spills > before.spills:
+            found.append(f"{name}: spill instructions rose from {before.spills} to {now.spills}")
+        for field in ("tensor", "async_copies"):
+            if getattr(before, field) and not getattr(now, field):
+                found.append(f"{name}: a main loop lost its {field.replace('_', ' ')} instructions")
+    return found
+
+
+def violations(job: Job, result: Assessment | Exception) -> list[str]:
+    """What a shipped configuration does that it must not: fail to compile, spill, exceed the chip, miss the
+    tensor cores."""
+    if isinstance(result, Exception):
+        return [f"{name_of(job)}: {job.config} does not compile: {result!r}"]
+    code, limit = result.code, CHIPS[job.arch].smem_program
+    found = []
+    if code.spills or code.stack:
+        found.append(f"{code.spills} spill instructions, {code.stack} bytes of stack")
+    if code.shared > limit:
+        found.append(f"{code.shared} bytes of shared memory; the chip allows {limit}")
+    if job.key.dtype != "fp32" and not all(loop.tensor for loop in code.loops):
+        found.append("a loop without matrix instructions")
+    if not math.isfinite(result.clocks):
+        found.append("no program fits on the chip")
+    return [f"{name_of(job)}: {job.config}: {'; '.join(found)}"] if found else []

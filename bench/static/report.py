@@ -1,0 +1,112 @@
+"""The jobs that are measured, and their figures as a table."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dca_triton import tuning
+from dca_triton.static.assess import Assessment, Job
+from dca_triton.static.chips import CHIPS
+
+BASELINE = Path(__file__).parent / "baseline.json"
+LENGTHS = (197, 785)
+HEAD_DIM = 64
+# Self-attention alone is another specialisation of the forward and of both backward kernels.
+ALONE = ("forward", "dkdv", "dq")
+
+
+def default_jobs(archs: tuple[str, ...] = tuple(CHIPS)) -> list[Job]:
+    """D=64 in fp16 and bf16 at the lengths of a ViT at 224 and 448 pixels, with the shipped
+    configurations."""
+    jobs = []
+    for n in LENGTHS:  # the longer length second: it finds the shorter one's code in Triton's cache
+        for arch in archs:
+            for op, directions in tuning.DIRECTIONS.items():
+                for direction in directions:
+                    for dtype in ("fp16", "bf16") if n == LENGTHS[0] else ("fp16",):
+                        key = tuning.Key(op, direction, HEAD_DIM, dtype)
+                        config = shipped(key, n, arch)
+                        jobs.append(Job(key, n, arch, config))
+                        if op == "pair_attention" and direction in ALONE:
+                            jobs.append(Job(key, n, arch, config, pairs=False))
+    return jobs
+
+
+def matrix_jobs(archs: tuple[str, ...] = tuple(CHIPS)) -> Iterator[Job]:
+    """Every shipped configuration of every kernel, head dimension, dtype and chip."""
+    for arch in archs:
+        for key, by_length in tuning.read(tuning.CONFIGS / f"{arch}.json").items():
+            for n, config in by_length.items():
+                yield Job(key, n, arch, config)
+
+
+def shipped(key: tuning.Key, n: int, arch: str) -> tuning.Config:
+    """The configuration that a GPU of this architecture launches where nothing was measured on it."""
+    return tuning.nearest(tuning.read(tuning.CONFIGS / f"{arch}.json")[key], n)
+
+
+def name_of(job: Job) -> str:
+    """A job as the key of its figures."""
+    key = job.key
+    op = f"{key.op} (alone)" if not job.pairs else key.op
+    return f"{job.arch} {op} {key.direction} D={key.head_dim} {key.dtype} N={job.n}"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is printed and kept in the baseline for a job.
+
+    registers: per thread. spills: instructions. shared: bytes of a program. resident: programs a
+    multiprocessor holds. tensor, async_copies: instructions in one pass of every main loop, the fewest.
+    per_score, floor: thread-instructions of the costliest main loop, and the least that its tiles allow.
+    executed: scores computed per score needed. limiter, peak: the busiest pipe, and the share of the matrix
+    peak that it allows. moved: bytes per byte that must be moved. clocks: the model's time of the launch.
+    """
+
+    registers: int
+    spills: int
+    shared: int
+    resident: int
+    tensor: int
+    async_copies: int
+    per_score: float
+    floor: float
+    executed: float
+    limiter: str
+    peak: float
+    moved: float
+    clocks: float
+
+
+def figures_of(assessment: Assessment) -> Figures:
+    """The figures of an assessed job."""
+    code, work, bound = assessment.code, assessment.work, assessment.bound
+    return Figures(
+        registers=code.registers,
+        spills=code.spills,
+        shared=code.shared,
+        resident=assessment.resident,
+        tensor=min(loop.tensor for loop in assessment.main),
+        async_copies=min(loop.async_copies for loop in assessment.main),
+        per_score=round(assessment.per_score, 3),
+        floor=round(assessment.floor, 3),
+        executed=round(work.executed / work.useful, 4),
+        limiter=bound.limiter,
+        peak=round(bound.peak, 3),
+        moved=round(work.moved_bytes / work.least_bytes, 3),
+        clocks=round(assessment.clocks, 0),
+    )
+
+
+def table(figures: dict[str, Figures]) -> str:
+    """The figures as text, a line for each job."""
+    width = max(map(len, figures), default=0)
+    head = "regs spill   smem /SM mma async ins/score floor exec/need limiter peak moved   kclocks"
+    lines = [f"{'':<{width}}  {head}"]
+    for name, f in figures.items():
+        lines.append(
+            f"{name:<{width}}  {f.registers:>4} {f.spills:>5} {f.shared:>6} {f.resident:>3} {f.tensor:>3} "
+            f"{f.async_copies:>5} {f.per_score:>9.2f} {f.floor:>5.2f} {f.executed:>9.3f} {f.limiter:>7} "
+            f"{f.peak:>4.2f} {f.moved:>5.2f} {f.clocks / 1000:>9.1f}"
+        )
+    return "\n".join(lines)

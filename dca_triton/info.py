@@ -1,0 +1,42 @@
+"""What runs where: versions, devices, backends and launch choices, for `dca-triton info` and for bug
+reports."""
+
+import platform
+
+import torch
+
+from . import tuning
+from .ops import reasons_against_triton
+
+
+def info(head_dim: int = 64, dtype: torch.dtype = torch.float16, n: int = 197) -> str:
+    """Versions, then for each device the backend that `auto` takes with every reason, and its launch choices.
+
+    The choices shown are those for this head dimension, dtype and length.
+    """
+    lines = [
+        f"python {platform.python_version()}, torch {torch.__version__}, triton {tuning.triton_version()}",
+        f"CUDA {torch.version.cuda or '-'}, ROCm {torch.version.hip or '-'}",
+    ]
+    for i in range(torch.cuda.device_count()):
+        device = torch.device("cuda", i)
+        gpu = tuning.gpu_of(device)
+        reasons = reasons_against_triton(torch.empty(1, head_dim, dtype=dtype, device=device))
+        lines.append(f"{device}: {torch.cuda.get_device_name(device)} ({gpu.arch})")
+        lines.append(f"  backend: {'torch, because ' + '; '.join(reasons) if reasons else 'triton'}")
+        if not reasons:
+            lines += [f"  {line}" for line in _choices(gpu, device, head_dim, dtype, n)]
+    reasons = reasons_against_triton(torch.empty(1, head_dim, dtype=dtype))
+    lines.append(f"cpu: backend: torch{', because ' + '; '.join(reasons) if reasons else ''}")
+    return "\n".join(lines)
+
+
+def _choices(gpu: tuning.Gpu, device: torch.device, head_dim: int, dtype: torch.dtype, n: int) -> list[str]:
+    own = tuning.CONFIGS / f"{gpu.name}.json"
+    origin = "measured on this GPU" if own.exists() else f"the static model's; `{tuning.COMMAND}` measures"
+    lines = [f"launch choices for D={head_dim}, {tuning.dtype_name(dtype)}, N={n} ({origin}):"]
+    for op, directions in tuning.DIRECTIONS.items():
+        for direction in directions:
+            config = tuning.choose(op, direction, head_dim, dtype, n, device)
+            lines.append(f"  {op} {direction}: {config}")
+    return lines

@@ -1,0 +1,184 @@
+"""Choosing launch configurations: measured on the GPU at hand (`tune`), or ranked by the static model
+(`rank`)."""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton.testing
+from tqdm import tqdm
+
+from . import tuning
+from .static.assess import Assessment, Job, assess_all
+from .static.chips import CHIPS
+from .static.problems import problem
+
+MEASURED = 6  # candidates per choice that are timed, the model's best
+
+BLOCKS = (32, 64, 128)
+CANDIDATES = tuple(tuning.Config(*choice) for choice in itertools.product(BLOCKS, BLOCKS, (4, 8), (1, 2, 3)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A configuration chosen for a length. milliseconds: the median of its launches; default: of the table's
+    choice."""
+
+    key: tuning.Key
+    n: int
+    config: tuning.Config
+    milliseconds: float
+    default: float
+
+
+def keys(ops: Iterable[str], head_dims: Iterable[int], dtypes: Iterable[str]) -> list[tuning.Key]:
+    """Every direction of the operations for every head dimension and dtype; raises ValueError for unknown
+    names."""
+    ops, head_dims, dtypes = list(ops), list(head_dims), list(dtypes)
+    faults = [
+        f"ops has {op!r}; allowed are {', '.join(tuning.DIRECTIONS)}"
+        for op in ops
+        if op not in tuning.DIRECTIONS
+    ]
+    faults += [
+        f"head_dims has {d}; allowed are {tuning.HEAD_DIMS}" for d in head_dims if d not in tuning.HEAD_DIMS
+    ]
+    faults += [
+        f"dtypes has {d!r}; allowed are {', '.join(tuning.DTYPES)}" for d in dtypes if d not in tuning.DTYPES
+    ]
+    if faults:
+        raise ValueError("; ".join(faults))
+    return [
+        tuning.Key(op, direction, head_dim, dtype)
+        for op in ops
+        for direction in tuning.DIRECTIONS[op]
+        for head_dim in head_dims
+        for dtype in dtypes
+    ]
+
+
+def rank(
+    target: str,
+    ops: Sequence[str] = tuple(tuning.DIRECTIONS),
+    head_dims: Sequence[int] = (64,),
+    dtypes: Sequence[str] = ("fp16",),
+    lengths: Sequence[int] = (197,),
+    candidates: Sequence[tuning.Config] = CANDIDATES,
+    progress: bool = True,
+) -> dict[tuple[tuning.Key, int], list[Assessment]]:
+    """What the static model thinks of the candidates on target, an architecture such as `sm_90`; needs no
+    GPU.
+
+    For each choice the candidates that fit and do not spill, best first. Raises ValueError for an unknown
+    target or name, and RuntimeError where not one candidate of a choice compiles.
+    """
+    if target not in CHIPS:
+        raise ValueError(f"target is {target!r}; allowed are {', '.join(CHIPS)}")
+    jobs = [
+        Job(key, n, target, config)
+        for key in keys(ops, head_dims, dtypes)
+        for n in lengths
+        for config in candidates
+    ]
+    ranking: dict[tuple[tuning.Key, int], list[Assessment]] = {(job.key, job.n): [] for job in jobs}
+    errors: dict[tuple[tuning.Key, int], Exception] = {}
+    for job, result in tqdm(assess_all(jobs), "compile", len(jobs), disable=not progress):
+        if isinstance(result, Exception):
+            errors[job.key, job.n] = result
+        elif math.isfinite(result.clocks):
+            ranking[job.key, job.n].append(result)
+    for (key, n), found in ranking.items():
+        if not found:
+            reason = errors.get((key, n), "all spill or exceed the shared memory")
+            raise RuntimeError(f"no candidate for {key} with {n} tokens runs on {target}: {reason}")
+        found.sort(key=lambda assessment: assessment.clocks)
+    return ranking
+
+
+def tune(
+    device: torch.device | None = None,
+    ops: Sequence[str] = tuple(tuning.DIRECTIONS),
+    head_dims: Sequence[int] = (64,),
+    dtypes: Sequence[str] = ("fp16", "bf16"),
+    lengths: Sequence[int] = (197, 785),
+    output: Path | None = None,
+    progress: bool = True,
+) -> list[Choice]:
+    """Time the model's best candidates on a GPU and write the fastest, for each operation, dtype and length.
+
+    device: a CUDA or ROCm device, by default the current one. output: the file, by default the one that the
+    device is looked up by. An interrupted run is continued: what it finished is in `<output>.unfinished`.
+    Raises RuntimeError without a GPU.
+    """
+    if not torch.cuda.is_available():
+        raise RuntimeError("there is no GPU to tune on; `rank` (--target) shows the static model's choice")
+    device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
+    gpu = tuning.gpu_of(device)
+    output = tuning.CONFIGS / f"{gpu.name}.json" if output is None else output
+    unfinished = output.with_suffix(".unfinished")
+    done = tuning.read(unfinished) if unfinished.exists() else {}
+    todo = [(key, n) for key in keys(ops, head_dims, dtypes) for n in lengths if n not in done.get(key, {})]
+    choices = []
+    for key, n in tqdm(todo, "tune", disable=not progress):
+        arch = tuning.nearest_arch(gpu.arch)
+        ranking = rank(arch, [key.op], [key.head_dim], [key.dtype], [n], progress=False)
+        choice = _fastest(key, n, device, [a.job.config for a in ranking[key, n][:MEASURED]])
+        choices.append(choice)
+        done.setdefault(key, {})[n] = choice.config
+        tuning.write(unfinished, f"measured on {gpu.name}", done)
+    known = tuning.read(output) if output.exists() else {}
+    for key, by_length in done.items():
+        known[key] = known.get(key, {}) | by_length
+    tuning.write(output, f"measured on {gpu.name}", known)
+    unfinished.unlink(missing_ok=True)
+    return choices
+
+
+def _fastest(key: tuning.Key, n: int, device: torch.device, candidates: list[tuning.Config]) -> Choice:
+    dtype = tuning.DTYPES[key.dtype]
+    default = {
+        (key.op, direction): tuning.choose(key.op, direction, key.head_dim, dtype, n, device)
+        for direction in tuning.DIRECTIONS[key.op]
+    }
+    launch = problem(key.op, key.head_dim, dtype, n, device, backward=key.direction in ("dkdv", "dq"))
+    times = {}
+    for config in dict.fromkeys([default[key.op, key.direction], *candidates]):
+        with tuning.forced(default | {(key.op, key.direction): config}):
+            times[config] = float(triton.testing.do_bench(launch, return_mode="median"))
+    best = min(times, key=times.__getitem__)
+    return Choice(key, n, best, times[best], times[default[key.op, key.direction]])
+
+
+def table(choices: Sequence[Choice]) -> str:
+    """The measured choices as text, a line each; the time of dkdv or dq is that of the whole backward
+    pass."""
+    lines = [f"{HEAD} {'ms':>8} {'before':>8}"]
+    for c in choices:
+        lines.append(f"{_row(c.key, c.n, c.config)} {c.milliseconds:>8.4f} {c.default:>8.4f}")
+    return "\n".join(lines)
+
+
+def ranking_table(ranking: dict[tuple[tuning.Key, int], list[Assessment]], best: int = 3) -> str:
+    """The best few of each ranking as text: predicted clocks, instructions per score, registers,
+    residents."""
+    lines = [f"{HEAD} {'clocks':>9} {'ins/score':>9} {'registers':>9} {'resident':>8}"]
+    for (key, n), found in ranking.items():
+        for a in found[:best]:
+            figures = f"{a.clocks:>9.0f} {a.per_score:>9.2f} {a.code.registers:>9} {a.resident:>8}"
+            lines.append(f"{_row(key, n, a.job.config)} {figures}")
+    return "\n".join(lines)
+
+
+HEAD = f"{'operation':<16} {'direction':<9} {'D':>4} {'dtype':<5} {'N':>5}  {'m/n/warps/stages':<17}"
+
+
+def _row(key: tuning.Key, n: int, config: tuning.Config) -> str:
+    return f"{key.op:<16} {key.direction:<9} {key.head_dim:>4} {key.dtype:<5} {n:>5}  {spell(config):<17}"
+
+
+def spell(config: tuning.Config) -> str:
+    """A configuration in short: block_m/block_n/num_warps/num_stages."""
+    return f"{config.block_m}/{config.block_n}/{config.num_warps}/{config.num_stages}"
