@@ -56,9 +56,8 @@ def matrix(jobs: list[Job]) -> str | None:
         for violation in gate.violations(job, result):
             tqdm.write(violation)
             found.append(violation)
-    print(
-        f"{len(jobs)} shipped configurations compiled for {len({job.arch for job in jobs})} chips, {len(found)} bad"
-    )
+    chips = len({job.arch for job in jobs})
+    print(f"{len(jobs)} shipped configurations compiled for {chips} chips, {len(found)} bad")
     return f"{len(found)} of {len(jobs)} are bad" if found or not jobs else None
 
 

@@ -1,0 +1,39 @@
+"""rollout_row on a real GPU: what the interpreter proves, in every dtype."""
+
+import pytest
+import rollout_cases
+import torch
+
+from dca_triton import tuning
+from dca_triton.tuner import CANDIDATES
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = pytest.mark.parametrize("dtype", tuning.DTYPES.values(), ids=str)
+
+
+@DTYPES
+@pytest.mark.parametrize("case", rollout_cases.CASES, ids=str)
+def test_error_is_that_of_the_dtype(case: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
+    rollout_cases.error_is_that_of_the_dtype(case, dtype, "cuda")
+
+
+@DTYPES
+def test_start_row_and_scale_count(dtype: torch.dtype) -> None:
+    rollout_cases.start_row_and_scale_count(dtype, "cuda")
+
+
+@DTYPES
+def test_runs_are_bit_equal_and_leave_inputs_alone(dtype: torch.dtype) -> None:
+    rollout_cases.runs_are_bit_equal_and_leave_inputs_alone(dtype, "cuda")
+
+
+@DTYPES
+def test_transposed_inputs_are_taken(dtype: torch.dtype) -> None:
+    rollout_cases.transposed_inputs_are_taken(dtype, "cuda")
+
+
+@pytest.mark.parametrize("config", CANDIDATES[::5], ids=str)
+def test_configurations_agree(config: tuning.Config) -> None:
+    with tuning.forced({("rollout_row", "step"): config}):
+        rollout_cases.error_is_that_of_the_dtype((2, 197, 3, 64, 2), torch.float16, "cuda")
