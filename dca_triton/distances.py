@@ -1,6 +1,10 @@
-"""Distances to rank a gallery by, in blocks of queries."""
+"""Distances to rank a gallery by, in blocks of queries: plain ones, and k-reciprocal re-ranking.
+
+Both may be given to `dca_triton.metrics.reid_metrics`.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +28,54 @@ def squared_distances(query: Tensor, gallery: Tensor, chunk_size: int) -> Iterat
     Yields:
         (<= chunk_size, G) float64, at least 0.
     """
-    query, gallery = _exact_rows(query), _exact_rows(gallery)
-    gallery_norms = torch.einsum("gc,gc->g", gallery, gallery)
-    for rows in query.split(chunk_size):
-        norms = torch.einsum("qc,qc->q", rows, rows)
-        yield (rows @ gallery.T).mul_(-2).add_(gallery_norms).add_(norms[:, None]).clamp_(min=0)
+    return _blocks(_exact_rows(query), _exact_rows(gallery), chunk_size)
+
+
+def k_reciprocal_rerank(
+    query: Tensor,
+    gallery: Tensor,
+    chunk_size: int,
+    k1: int = 20,
+    k2: int = 6,
+    original_weight: float = 0.3,
+) -> Iterator[Tensor]:
+    """Re-ranked distances of Zhong et al. (CVPR 2017), in the form of the authors' code.
+
+    Two photos are near when their k-reciprocal neighbours are the same. Among all S = Q + G photos, R(i, k)
+    are those of the k nearest of i that have i among their own k nearest (eq. 3), i itself coming first.
+    R*(i) adds to R(i, k1) each R(j, k1/2) of a j in R(i, k1) of which more than 2/3 lie in R(i, k1) (eq. 4,
+    its >= a >). Row i of V is exp(-d(i, j)) for j in R*(i) and 0 elsewhere, where d is the squared distance
+    divided by the largest of its row (eq. 7). It is divided by its sum, then averaged over the k2 nearest of
+    i (eq. 11). The Jaccard distance is 1 - m / (2 - m), with m = sum_j min(V_ij, V_gj) (eq. 10), and the
+    answer (1 - w) * Jaccard + w * d (eq. 12), w being the `original_weight`.
+
+    The work is S^2 C multiplications, but nothing S x S is held: V is sparse, and blocks are made one by one.
+    Photos at one distance come in the order that torch.topk gives them.
+
+    Args:
+        query: (Q, C) float32, finite.
+        gallery: (G, C) float32, finite.
+        chunk_size: photos of a block.
+        k1: neighbours, at least 1.
+        k2: neighbours averaged over, in 1..k1+1; 1 averages nothing.
+        original_weight: in 0..1.
+
+    Yields:
+        (<= chunk_size, G) float64, in 0..1.
+
+    Raises:
+        ValueError: when k1, k2 or original_weight is out of range.
+    """
+    problems = []
+    if k1 < 1:
+        problems.append(f"k1 must be at least 1, is {k1}")
+    if not 1 <= k2 <= k1 + 1:
+        problems.append(f"k2 must lie in 1..k1+1, is {k2}")
+    if not 0 <= original_weight <= 1:
+        problems.append(f"original_weight must lie in 0..1, is {original_weight}")
+    if problems:
+        raise ValueError(f"k_reciprocal_rerank: {'; '.join(problems)}")
+    return _reranked(query, gallery, chunk_size, k1, k2, original_weight)
 
 
 def _exact_rows(x: Tensor) -> Tensor:
@@ -42,3 +89,110 @@ def _exact_rows(x: Tensor) -> Tensor:
     largest.clamp_(min=torch.finfo(torch.float32).tiny)
     step = largest / torch.frexp(largest).mantissa * 2.0**-bits
     return exact.div_(step).round_().mul_(step)
+
+
+def _blocks(query: Tensor, gallery: Tensor, chunk_size: int) -> Iterator[Tensor]:
+    gallery_norms = torch.einsum("gc,gc->g", gallery, gallery)
+    for rows in query.split(chunk_size):
+        norms = torch.einsum("qc,qc->q", rows, rows)
+        yield (rows @ gallery.T).mul_(-2).add_(gallery_norms).add_(norms[:, None]).clamp_(min=0)
+
+
+class _Sparse(NamedTuple):
+    """Rows of a sparse matrix: those of row i lie at start[i] .. start[i] + length[i] in column and value."""
+
+    start: Tensor
+    length: Tensor
+    column: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(cls, rows: int, row: Tensor, column: Tensor, value: Tensor) -> "_Sparse":
+        """Of entries in ascending order of `row`."""
+        length = torch.bincount(row, minlength=rows)
+        return cls(length.cumsum(0) - length, length, column, value)
+
+    def entries(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All entries of the given rows (n,), in their order: place in `rows` (0..n-1), column, value."""
+        length = self.length[rows]
+        owner = torch.arange(len(rows), device=rows.device).repeat_interleave(length)
+        first = self.start[rows] - (length.cumsum(0) - length)
+        place = torch.arange(len(owner), device=rows.device) + first[owner]
+        return owner, self.column[place], self.value[place]
+
+
+def _reranked(
+    query: Tensor, gallery: Tensor, chunk_size: int, k1: int, k2: int, original_weight: float
+) -> Iterator[Tensor]:
+    photos = _exact_rows(torch.cat([query, gallery]))
+    found = [
+        (block.topk(min(k1 + 1, len(photos)), largest=False).indices, block.amax(1))
+        for block in _blocks(photos, photos, chunk_size)
+    ]
+    nearest = torch.cat(
+        [indices for indices, _ in found]
+    )  # (S, k1 + 1), of photo i: i itself, then the others
+    furthest = torch.cat([distances for _, distances in found]).clamp_(min=torch.finfo(torch.float64).tiny)
+
+    encoding = _encoding(photos, nearest, furthest, round(k1 / 2), chunk_size)
+    encoding = _averaged(encoding, nearest[:, :k2], chunk_size)
+    shared = _shared_weight(encoding, len(query), chunk_size)
+    original = _blocks(photos[: len(query)], photos[len(query) :], chunk_size)
+    for m, d, largest in zip(shared, original, furthest[: len(query)].split(chunk_size), strict=True):
+        yield (1 - m / (2 - m)) * (1 - original_weight) + d / largest[:, None] * original_weight
+
+
+def _reciprocal(nearest: Tensor, chunk_size: int) -> Tensor:
+    """(S, k) bool: whether photo i is among the k nearest of its neighbour nearest[i, a]."""
+    photo = torch.arange(len(nearest), device=nearest.device)
+    chunks = zip(nearest.split(chunk_size), photo.split(chunk_size), strict=True)
+    return torch.cat([(nearest[n] == i[:, None, None]).any(-1) for n, i in chunks])
+
+
+def _encoding(photos: Tensor, nearest: Tensor, furthest: Tensor, half: int, chunk_size: int) -> _Sparse:
+    """V (S, S) of eq. 7: which photos are in R*(i), and with what weight."""
+    mutual, near = _reciprocal(nearest, chunk_size), nearest[:, : half + 1]
+    near_mutual = _reciprocal(near, chunk_size)
+    parts = []
+    for row in torch.arange(len(photos), device=photos.device).split(chunk_size):
+        n, own = nearest[row], mutual[row]  # (n, k1 + 1): R(i, k1) is n[own]
+        sets, valid = near[n], near_mutual[n]  # (n, k1 + 1, k1/2 + 1): R(j, k1/2) for each neighbour j
+        inside = valid & ((sets[..., None] == n[:, None, None]) & own[:, None, None]).any(-1)
+        joined = own & (3 * inside.sum(-1) > 2 * valid.sum(-1))
+        first = row * len(photos)
+        keys = (n + first[:, None])[own], (sets + first[:, None, None])[valid & joined[..., None]]
+        members = torch.cat(keys).unique()
+        i, j = members // len(photos), members % len(photos)
+        weight = torch.exp(-(photos[i] - photos[j]).square().sum(1) / furthest[i])
+        total = weight.new_zeros(len(row)).index_add_(0, i - row[0], weight)
+        parts.append((i, j, weight / total[i - row[0]]))
+    return _Sparse.of(len(photos), *(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _averaged(encoding: _Sparse, nearest: Tensor, chunk_size: int) -> _Sparse:
+    """Local query expansion (eq. 11): row i becomes the mean of the rows nearest[i]; nearest is (S, k2)."""
+    size, k2 = nearest.shape
+    parts = []
+    for row in torch.arange(size, device=nearest.device).split(chunk_size):
+        owner, column, value = encoding.entries(nearest[row].flatten())
+        members, place = ((row[0] + owner // k2) * size + column).unique(return_inverse=True)
+        mean = value.new_zeros(len(members)).index_add_(0, place, value / k2)
+        parts.append((members // size, members % size, mean))
+    return _Sparse.of(size, *(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _shared_weight(encoding: _Sparse, queries: int, chunk_size: int) -> Iterator[Tensor]:
+    """Blocks (<= chunk_size, G) of sum_j min(V_ij, V_gj), i a query and g a photo of the gallery behind them.
+
+    By an inverted index: V_ij meets the gallery's entries of column j only, the others would add 0.
+    """
+    size = len(encoding.length)
+    photo, column, value = encoding.entries(torch.arange(queries, size, device=encoding.column.device))
+    order = column.argsort(stable=True)
+    inverted = _Sparse.of(size, column[order], photo[order], value[order])
+    for chunk in torch.arange(queries, device=column.device).split(chunk_size):
+        i, j, v = encoding.entries(chunk)
+        entry, photo, value = inverted.entries(j)
+        shared = value.new_zeros(len(chunk) * (size - queries))
+        shared.index_add_(0, i[entry] * (size - queries) + photo, torch.minimum(v[entry], value))
+        yield shared.view(len(chunk), size - queries)

@@ -83,7 +83,7 @@ def reid_metrics(
 
     Ties never favour the model: of two photos at one distance the wrong one is ranked first. Without ties it
     is the usual protocol. Two photos with the same features always tie (see `squared_distances`), and neither
-    `chunk_size` nor the order of the photos changes any digit.
+    `chunk_size` nor, without `rerank`, the order of the photos changes any digit.
 
     Args:
         query_features: (Q, C), any floating dtype, finite as float32; not zero when metric is cosine.
@@ -94,7 +94,7 @@ def reid_metrics(
         gallery_cameras: (G,) integers.
         metric: cosine divides each feature by its length first.
         chunk_size: queries ranked at once; each takes about 40 G bytes, besides 8 C (Q + G) for the features.
-        rerank: distances to rank by instead, such as `dca_triton.reranking.k_reciprocal_rerank`.
+        rerank: distances to rank by instead, such as `dca_triton.distances.k_reciprocal_rerank`.
 
     Raises:
         ValueError: on other shapes, dtypes, devices or options, on features that are not finite, when a side
