@@ -84,7 +84,7 @@ def _exact_rows(x: Tensor) -> Tensor:
     The product of two such rows sums C integers up to 2^(2 b): with 2 b + log2 C <= 53, nothing is rounded.
     """
     bits = (53 - (x.shape[1] - 1).bit_length()) // 2
-    exact = x.double()
+    exact = x.to(torch.float64, copy=True)
     largest = torch.linalg.vector_norm(exact, ord=torch.inf, dim=1, keepdim=True)
     largest.clamp_(min=torch.finfo(torch.float32).tiny)
     step = largest / torch.frexp(largest).mantissa * 2.0**-bits
@@ -129,9 +129,7 @@ def _reranked(
         (block.topk(min(k1 + 1, len(photos)), largest=False).indices, block.amax(1))
         for block in _blocks(photos, photos, chunk_size)
     ]
-    nearest = torch.cat(
-        [indices for indices, _ in found]
-    )  # (S, k1 + 1), of photo i: i itself, then the others
+    nearest = torch.cat([indices for indices, _ in found])  # (S, k1 + 1), photo i itself is its first
     furthest = torch.cat([distances for _, distances in found]).clamp_(min=torch.finfo(torch.float64).tiny)
 
     encoding = _encoding(photos, nearest, furthest, round(k1 / 2), chunk_size)

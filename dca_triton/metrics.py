@@ -124,10 +124,10 @@ def reid_metrics(
         prepare(query_features.detach()), prepare(gallery_features.detach()[known]), chunk_size
     )
     ranks: list[list[int]] = []
-    for distances in blocks:
-        chunk = slice(len(ranks), len(ranks) + len(distances))
-        same_id = query_ids[chunk, None] == gallery_ids
-        same_camera = query_cameras[chunk, None] == gallery_cameras
+    asked = zip(query_ids.split(chunk_size), query_cameras.split(chunk_size), strict=True)
+    for distances, (ids, cameras) in zip(blocks, asked, strict=True):
+        same_id = ids[:, None] == gallery_ids
+        same_camera = cameras[:, None] == gallery_cameras
         ranks += _ranks_of_right(distances, right=same_id & ~same_camera, wrong=~same_id)
 
     answered = [r for r in ranks if r]
@@ -170,7 +170,7 @@ def _ranks_of_right(distances: Tensor, right: Tensor, wrong: Tensor) -> list[lis
 def _unit_rows(x: Tensor) -> Tensor:
     # In chunks, for a float64 copy of the whole would double the memory.
     return torch.cat(
-        [(r := rows.double()).div_(r.norm(dim=1, keepdim=True)).float() for rows in x.split(4096)]
+        [(r / r.norm(dim=1, keepdim=True)).float() for r in map(torch.Tensor.double, x.split(4096))]
     )
 
 

@@ -95,6 +95,15 @@ def test_rerank_in_chunks_is_the_same_to_the_bit() -> None:
         assert torch.equal(torch.cat(blocks), whole)
 
 
+def test_distances_leave_their_arguments_alone() -> None:
+    (q, _), (g, _) = people(4, 16, 0), people(5, 16, 1)
+    for distances in (squared_distances, k_reciprocal_rerank):
+        given_q, given_g = q.double(), g.double()
+        list(distances(given_q, given_g, 2))
+        assert torch.equal(given_q, q.double())
+        assert torch.equal(given_g, g.double())
+
+
 def test_rerank_of_copies_is_finite() -> None:
     # More copies than k1 + 1: a photo need not be among its own nearest, and its row of V may be empty.
     photo = torch.ones(1, 5)
@@ -134,6 +143,8 @@ def test_squared_distances_are_exact(seed: int, queries: int, gallery: int, widt
     copies = torch.cat(list(squared_distances(q, g[:1].repeat(17, 1), 3)))
     assert torch.equal(copies, whole[:, :1].expand(-1, 17))
     assert torch.cat(list(squared_distances(q, q, 4))).diagonal().eq(0).all()
+    close = q + q * 2.0**-20 * torch.randint(-1, 2, q.shape, generator=rng)
+    assert (torch.cat(list(squared_distances(q, close, 4))) >= 0).all()
     expected = torch.cdist(q.double(), g.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
     norms = q.double().square().sum(1)[:, None] + g.double().square().sum(1)
     assert ((whole - expected).abs() <= 1e-6 * norms).all()

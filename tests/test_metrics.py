@@ -154,10 +154,14 @@ def test_a_collapsed_model_gets_the_worst_score(metric: str) -> None:
     assert found.cmc == {1: 0.0, 5: 0.0, 10: 0.0}
 
 
-def test_leaves_its_arguments_alone_and_takes_features_with_gradients() -> None:
-    query, gallery = wild_photos(1)
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_leaves_its_arguments_alone_and_takes_features_with_gradients(
+    metric: str, dtype: torch.dtype
+) -> None:
+    query, gallery = wild_photos(1, dtype)
     features = [query[0].clone().requires_grad_(), gallery[0].clone().requires_grad_()]
-    reid_metrics(features[0], *query[1:], features[1], *gallery[1:], metric="cosine")
+    reid_metrics(features[0], *query[1:], features[1], *gallery[1:], metric=metric)
     assert torch.equal(features[0], query[0])
     assert torch.equal(features[1], gallery[0])
 
