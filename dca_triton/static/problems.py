@@ -28,8 +28,8 @@ def problem(
     *,
     backward: bool = False,
     pairs: bool = True,
-    batch: int = 32,
-    heads: int = 6,
+    batch: int = 64,
+    heads: int = 12,
 ) -> Callable[[], object]:
     """Make the tensors of an operation over n tokens and return what launches it on them.
 

@@ -1,0 +1,54 @@
+"""What the shipped kernels may cost on sm_80 and sm_90: D=64, fp16 and bf16, lengths that no tile divides."""
+
+import functools
+
+import pytest
+
+from bench.static import report
+from dca_triton import tuning
+from dca_triton.static.assess import Assessment, Job, assess
+
+SHORT, LONG = 197, 785
+LIMITS = {  # thread-instructions per score of every main loop
+    ("pair_attention", ("forward",)): {"sm_80": 9.3, "sm_90": 7.2},
+    ("pair_attention", ("dkdv", "dq")): {"sm_80": 22.5, "sm_90": 16.0},
+    ("local_attention", ("forward",)): {"sm_80": 11.0, "sm_90": 8.7},
+    ("rollout_row", ("step",)): {"sm_80": 6.9, "sm_90": 5.2},
+}
+EXECUTED = {SHORT: 1.4, LONG: 1.2}  # scores computed per score needed
+CHIPS = ("sm_80", "sm_90")
+
+
+@functools.cache
+def assessed(op: str, direction: str, dtype: str, arch: str, n: int, pairs: bool) -> Assessment:
+    key = tuning.Key(op, direction, 64, dtype)
+    return assess(Job(key, n, arch, report.shipped(key, n, arch), pairs))
+
+
+@pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "alone"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("arch", CHIPS)
+@pytest.mark.parametrize(("op", "directions"), LIMITS, ids=str)
+def test_instructions_per_score(
+    op: str, directions: tuple[str, ...], arch: str, dtype: str, pairs: bool
+) -> None:
+    parts = [assessed(op, direction, dtype, arch, LONG, pairs) for direction in directions]
+    total = sum(part.per_score for part in parts)
+    assert total <= LIMITS[op, directions][arch], [(part.job.config, part.per_score) for part in parts]
+    for part in parts:
+        assert part.code.spills == part.code.stack == 0
+        assert all(loop.async_copies for loop in part.main)
+        assert all(loop.tensor for loop in part.code.loops)
+
+
+@pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "alone"])
+@pytest.mark.parametrize("n", EXECUTED)
+@pytest.mark.parametrize("arch", CHIPS)
+@pytest.mark.parametrize(
+    ("op", "direction"),
+    [("pair_attention", direction) for direction in ("forward", "dkdv", "dq")] + [("rollout_row", "step")],
+)
+def test_scores_executed_per_score_needed(op: str, direction: str, arch: str, n: int, pairs: bool) -> None:
+    work = assessed(op, direction, "fp16", arch, n, pairs).work
+    assert work.useful > 0
+    assert work.executed / work.useful <= EXECUTED[n]
