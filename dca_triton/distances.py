@@ -26,7 +26,7 @@ def squared_distances(query: Tensor, gallery: Tensor, chunk_size: int) -> Iterat
         chunk_size: queries of a block.
 
     Yields:
-        (<= chunk_size, G) float64, at least 0.
+        (<= chunk_size, G) float64, exactly 0 between equal features.
     """
     return _blocks(_exact_rows(query), _exact_rows(gallery), chunk_size)
 
@@ -95,7 +95,7 @@ def _blocks(query: Tensor, gallery: Tensor, chunk_size: int) -> Iterator[Tensor]
     gallery_norms = torch.einsum("gc,gc->g", gallery, gallery)
     for rows in query.split(chunk_size):
         norms = torch.einsum("qc,qc->q", rows, rows)
-        yield (rows @ gallery.T).mul_(-2).add_(gallery_norms).add_(norms[:, None]).clamp_(min=0)
+        yield (rows @ gallery.T).mul_(-2).add_(gallery_norms).add_(norms[:, None])
 
 
 class _Sparse(NamedTuple):

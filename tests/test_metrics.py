@@ -177,6 +177,8 @@ def test_ranks_by_the_distances_it_is_given() -> None:
     away = reid_metrics(-query[0], *query[1:], gallery[0], *gallery[1:], rerank=reversed_distances)
     near = reid_metrics(query[0], *query[1:], gallery[0], *gallery[1:])
     assert away.mAP != near.mAP
+    with pytest.raises(ValueError, match="zip"):  # distances that leave queries out must not shorten the mean
+        reid_metrics(*query, *gallery, rerank=lambda q, g, n: [torch.cdist(q[:n], g)], chunk_size=20)
 
 
 def test_reid_errors_name_every_reason() -> None:
