@@ -13,28 +13,31 @@ from .primitives import LOG2E, TAIL, load_rows, matrix, row, source, store_rows
 
 @triton.jit
 def descend_queries(
-    dq, q, dout, lse2, delta, p_k, s_k, p_v, s_v, start, stop, c,
+    dq, q, dout, lse2, minus_delta, p_k, s_k, p_v, s_v, start, stop, c,
     D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the keys [start, stop) to dq / scale."""
+    p_k, p_v = row(p_k, start, s_k), row(p_v, start, s_v)
     for i_n in range(start, stop, BN):
         o_n = tl.arange(0, BN)
-        k = load_rows(row(p_k, i_n, s_k), o_n, s_k, stop - i_n, D, DP, MASKED)
-        v = load_rows(row(p_v, i_n, s_v), o_n, s_v, stop - i_n, D, DP, MASKED)
+        k = load_rows(p_k, o_n, s_k, stop - i_n, D, DP, MASKED)
+        v = load_rows(p_v, o_n, s_v, stop - i_n, D, DP, MASKED)
         # [BM, BN]
         s = tl.dot(q, k.T, input_precision=PRECISION)
         p = tl.exp2(s * c - lse2[:, None])
         if MASKED:
             p = tl.where((o_n < stop - i_n)[None, :], p, 0.0)
         dp = tl.dot(dout, v.T, input_precision=PRECISION)
-        ds = p * (dp - delta[:, None])
+        ds = p * (dp + minus_delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+        p_k += BN * s_k
+        p_v += BN * s_v
     return dq
 
 
 @triton.jit
 def attention_dq(
-    p_q, p_k, p_v, p_k2, p_v2, p_partner, p_out, p_dout, p_lse, p_dq, p_lse2, p_delta, scale,
+    p_q, p_k, p_v, p_k2, p_v2, p_partner, p_out, p_dout, p_lse, p_dq, p_lse2, p_minus_delta, scale,
     s_qb, s_qm, s_qh, s_kb, s_kn, s_kh, s_vb, s_vn, s_vh, s_k2b, s_k2n, s_k2h, s_v2b, s_v2n, s_v2h,
     M, N, N2, H,
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -47,18 +50,19 @@ def attention_dq(
     i_m = tl.program_id(0) % tiles * BM
     o_m = tl.arange(0, BM)
     m_m = o_m < M - i_m
-    c = scale * LOG2E
+    o_q = tl.minimum(o_m, M - i_m - 1)
+    o_row = tl.cast(i_bh, tl.int64) * M + i_m
     o_out = ((tl.cast(i_b, tl.int64) * M + i_m) * H + i_h) * D
-    o_row = tl.cast(i_bh, tl.int64) * M + i_m + o_m
+    c = scale * LOG2E
     # [BM, DP]
-    q = load_rows(row(matrix(p_q, i_b, s_qb, i_h, s_qh), i_m, s_qm), o_m, s_qm, M - i_m, D, DP, True)
-    out = load_rows(p_out + o_out, o_m, H * D, M - i_m, D, DP, True)
-    dout = load_rows(p_dout + o_out, o_m, H * D, M - i_m, D, DP, True)
+    q = load_rows(row(matrix(p_q, i_b, s_qb, i_h, s_qh), i_m, s_qm), o_q, s_qm, M, D, DP, False)
+    out = load_rows(p_out + o_out, o_q, H * D, M, D, DP, False)
+    dout = load_rows(p_dout + o_out, o_q, H * D, M, D, DP, False)
     # [BM]
-    delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-    lse2 = tl.load(p_lse + o_row, mask=m_m, other=float("inf")) * LOG2E
-    tl.store(p_delta + o_row, delta, mask=m_m)
-    tl.store(p_lse2 + o_row, lse2, mask=m_m)
+    minus_delta = -tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
+    lse2 = tl.load(p_lse + o_row + o_q) * LOG2E
+    tl.store(p_minus_delta + o_row + o_m, minus_delta, mask=m_m)
+    tl.store(p_lse2 + o_row + o_m, lse2, mask=m_m)
 
     partner, sources = i_b, 1
     if p_partner is not None:
@@ -70,17 +74,17 @@ def attention_dq(
         p_vs, s_v, n = source(i_s, p_v, s_vb, s_vn, s_vh, N, p_v2, s_v2b, s_v2n, s_v2h, N2, i_b, partner, i_h)
         whole = n // BN * BN
         dq = descend_queries(
-            dq, q, dout, lse2, delta, p_ks, s_k, p_vs, s_v, 0, whole, c, D, DP, BN, False, PRECISION
+            dq, q, dout, lse2, minus_delta, p_ks, s_k, p_vs, s_v, whole, n, c, D, DP, TAIL, True, PRECISION
         )
         dq = descend_queries(
-            dq, q, dout, lse2, delta, p_ks, s_k, p_vs, s_v, whole, n, c, D, DP, TAIL, True, PRECISION
+            dq, q, dout, lse2, minus_delta, p_ks, s_k, p_vs, s_v, 0, whole, c, D, DP, BN, False, PRECISION
         )
     store_rows(p_dq + o_out, dq * scale, o_m, H * D, M - i_m, D, DP)
 
 
 @triton.jit
 def descend_keys(
-    dk, dv, k, v, p_q, s_q, p_dout, s_dout, p_lse2, p_delta, start, stop, c,
+    dk, dv, k, v, p_q, s_q, p_dout, s_dout, p_lse2, p_minus_delta, start, stop, c,
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the queries [start, stop) to dk / scale and to dv."""
@@ -90,23 +94,23 @@ def descend_keys(
         dout = load_rows(row(p_dout, i_m, s_dout), o_m, s_dout, stop - i_m, D, DP, MASKED)
         if MASKED:  # lse = inf makes P, and with it every product, zero
             lse2 = tl.load(p_lse2 + i_m + o_m, mask=o_m < stop - i_m, other=float("inf"))
-            delta = tl.load(p_delta + i_m + o_m, mask=o_m < stop - i_m, other=0.0)
+            minus_delta = tl.load(p_minus_delta + i_m + o_m, mask=o_m < stop - i_m, other=0.0)
         else:
             lse2 = tl.load(p_lse2 + i_m + o_m)
-            delta = tl.load(p_delta + i_m + o_m)
+            minus_delta = tl.load(p_minus_delta + i_m + o_m)
         # [BN, BM]
         s = tl.dot(k, q.T, input_precision=PRECISION)
         p = tl.exp2(s * c - lse2[None, :])
-        dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
         dp = tl.dot(v, dout.T, input_precision=PRECISION)
-        ds = p * (dp - delta[None, :])
+        ds = p * (dp + minus_delta[None, :])
+        dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
 
 
 @triton.jit
 def attention_dkdv(
-    p_q, p_k, p_v, p_reader, p_first, p_dout, p_lse2, p_delta, p_dk, p_dv, scale,
+    p_q, p_k, p_v, p_reader, p_first, p_dout, p_lse2, p_minus_delta, p_dk, p_dv, scale,
     s_qb, s_qm, s_qh, s_kb, s_kn, s_kh, s_vb, s_vn, s_vh,
     M, N, H,
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -121,10 +125,11 @@ def attention_dkdv(
     i_b, i_h = i_bh // H, i_bh % H
     i_n = tl.program_id(0) % tiles * BN
     o_n = tl.arange(0, BN)
+    o_k = i_n + tl.minimum(o_n, N - i_n - 1).to(tl.int64)
     c = scale * LOG2E
     # [BN, DP]
-    k = load_rows(row(matrix(p_k, i_b, s_kb, i_h, s_kh), i_n, s_kn), o_n, s_kn, N - i_n, D, DP, True)
-    v = load_rows(row(matrix(p_v, i_b, s_vb, i_h, s_vh), i_n, s_vn), o_n, s_vn, N - i_n, D, DP, True)
+    k = load_rows(matrix(p_k, i_b, s_kb, i_h, s_kh), o_k, s_kn, N, D, DP, False)
+    v = load_rows(matrix(p_v, i_b, s_vb, i_h, s_vh), o_k, s_vn, N, D, DP, False)
     dk = tl.zeros([BN, DP], tl.float32)
     dv = tl.zeros([BN, DP], tl.float32)
 
@@ -140,10 +145,12 @@ def attention_dkdv(
         o_row = (tl.cast(i_q, tl.int64) * H + i_h) * M
         whole = M // BM * BM
         dk, dv = descend_keys(
-            dk, dv, k, v, p_qs, s_qm, p_ds, H * D, p_lse2 + o_row, p_delta + o_row, 0, whole, c, D, DP, BM, False, PRECISION
+            dk, dv, k, v, p_qs, s_qm, p_ds, H * D, p_lse2 + o_row, p_minus_delta + o_row, whole, M, c,
+            D, DP, TAIL, True, PRECISION,
         )  # fmt: skip
         dk, dv = descend_keys(
-            dk, dv, k, v, p_qs, s_qm, p_ds, H * D, p_lse2 + o_row, p_delta + o_row, whole, M, c, D, DP, TAIL, True, PRECISION
+            dk, dv, k, v, p_qs, s_qm, p_ds, H * D, p_lse2 + o_row, p_minus_delta + o_row, 0, whole, c,
+            D, DP, BM, False, PRECISION,
         )  # fmt: skip
     o_out = ((tl.cast(i_b, tl.int64) * N + i_n) * H + i_h) * D
     store_rows(p_dk + o_out, dk * scale, o_n, H * D, N - i_n, D, DP)

@@ -1,4 +1,4 @@
-"""Forward of pair and local attention: out = softmax(scale Q [K; K']^T) [V; V'], one softmax over all keys."""
+"""Forward of both attentions: out = softmax(scale Q [K; K']^T) [V; V'], one softmax over all keys."""
 
 import triton
 import triton.language as tl
@@ -15,9 +15,11 @@ def attend(
 
     The tensor cores take the row sums along as P times ones: every column of total holds the sum.
     """
+    ones = tl.full([BN, total.shape[1]], 1.0, q.dtype)
+    p_k, p_v = row(p_k, start, s_k), row(p_v, start, s_v)
     for i_n in range(start, stop, BN):
         o_n = tl.arange(0, BN)
-        k = load_rows(row(p_k, i_n, s_k), o_n, s_k, stop - i_n, D, DP, MASKED)
+        k = load_rows(p_k, o_n, s_k, stop - i_n, D, DP, MASKED)
         # [BM, BN]
         s = tl.dot(q, k.T, input_precision=PRECISION)
         if MASKED:
@@ -25,12 +27,12 @@ def attend(
         new_top = tl.maximum(top, tl.max(s, 1) * c)
         p = tl.exp2(s * c - new_top[:, None]).to(q.dtype)
         shrink = tl.exp2(top - new_top)[:, None]
-        v = load_rows(row(p_v, i_n, s_v), o_n, s_v, stop - i_n, D, DP, MASKED)
+        v = load_rows(p_v, o_n, s_v, stop - i_n, D, DP, MASKED)
         acc = tl.dot(p, v, acc * shrink, input_precision=PRECISION)
-        total = tl.dot(
-            p, tl.full([BN, total.shape[1]], 1.0, q.dtype), total * shrink, input_precision=PRECISION
-        )
+        total = tl.dot(p, ones, total * shrink, input_precision=PRECISION)
         top = new_top
+        p_k += BN * s_k
+        p_v += BN * s_v
     return acc, top, total
 
 
@@ -52,14 +54,12 @@ def attention_forward(
     i_b, i_h = i_bh // H, i_bh % H
     i_m = tl.program_id(0) % tiles * BM
     o_m = tl.arange(0, BM)
-    c = scale * LOG2E
+    o_q = i_m + tl.minimum(o_m, M - i_m - 1)
+    if p_index is not None:
+        o_q = tl.load(row(p_index, i_b, M) + o_q)
     # [BM, DP]
-    p_qs = matrix(p_q, i_b, s_qb, i_h, s_qh)
-    if p_index is None:
-        q = load_rows(row(p_qs, i_m, s_qm), o_m, s_qm, M - i_m, D, DP, True)
-    else:
-        o_q = tl.load(row(p_index, i_b, M) + i_m + o_m, mask=o_m < M - i_m, other=0)
-        q = load_rows(p_qs, o_q.to(tl.int64), s_qm, 0, D, DP, False)
+    q = load_rows(matrix(p_q, i_b, s_qb, i_h, s_qh), o_q.to(tl.int64), s_qm, M, D, DP, False)
+    c = scale * LOG2E
     acc = tl.zeros([BM, DP], tl.float32)
     top = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM, 8], tl.float32)
@@ -73,10 +73,10 @@ def attention_forward(
         p_vs, s_v, n = source(i_s, p_v, s_vb, s_vn, s_vh, N, p_v2, s_v2b, s_v2n, s_v2h, N2, i_b, partner, i_h)
         whole = n // BN * BN
         acc, top, total = attend(
-            acc, top, total, q, p_ks, s_k, p_vs, s_v, 0, whole, c, D, DP, BN, False, PRECISION
+            acc, top, total, q, p_ks, s_k, p_vs, s_v, whole, n, c, D, DP, TAIL, True, PRECISION
         )
         acc, top, total = attend(
-            acc, top, total, q, p_ks, s_k, p_vs, s_v, whole, n, c, D, DP, TAIL, True, PRECISION
+            acc, top, total, q, p_ks, s_k, p_vs, s_v, 0, whole, c, D, DP, BN, False, PRECISION
         )
 
     # [BM]

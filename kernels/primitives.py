@@ -1,8 +1,8 @@
 """The pieces that the attention kernels are made of: where a tile lies, how it is read and written.
 
-Names: p_ pointer, s_ stride, b_ block (tile), o_ offsets, m_ mask, i_ index. A matrix is one image's one head: n rows
-of D elements, rows s_r elements apart, elements of a row adjacent. DP is D rounded up to a power of two. Image, head
-and first row of a tile enter an address in 64 bits; only offsets inside a tile are 32 bits wide.
+Names: p_ pointer, s_ stride, b_ block (tile), o_ offsets, m_ mask, i_ index. A matrix is one head of one image:
+n rows of D elements, rows s_r elements apart, elements of a row adjacent; DP is D rounded up to a power of 2.
+Image, head and first row of a tile enter an address in 64 bits; only offsets inside a tile are 32 bits wide.
 """
 
 import triton
@@ -27,10 +27,15 @@ def row(p, i_r, s_r):
 
 @triton.jit
 def source(i_s, p, s_b, s_n, s_h, n, p2, s_b2, s_n2, s_h2, n2, i_b, partner, i_h):
-    """Matrix, row stride and rows of source i_s of keys or values: 0 is the image itself, 1 its partner."""
+    """Matrix, row stride and rows of source i_s of keys or values: 0 is the image itself, 1 its partner.
+
+    Partners lie in p2, or among the images themselves when p2 is None.
+    """
     p_s, s_s, n_s = matrix(p, i_b, s_b, i_h, s_h), s_n, n
-    if p2 is not None:  # noqa: SIM102, known at compile time
-        if i_s == 1:
+    if i_s == 1:
+        if p2 is None:
+            p_s = matrix(p, partner, s_b, i_h, s_h)
+        else:
             p_s, s_s, n_s = matrix(p2, partner, s_b2, i_h, s_h2), s_n2, n2
     return p_s, s_s, n_s
 

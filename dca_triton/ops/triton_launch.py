@@ -1,4 +1,4 @@
-"""Launches the attention kernels on checked tensors: layouts, launch choices, the inverse of the partner index."""
+"""Launches the attention kernels on checked tensors: layouts, tile sizes, who reads which image."""
 
 from typing import Any
 
@@ -24,12 +24,12 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Attention of q, or of its rows `index` (B, R), over the own and the partner's keys (DCAL, eq. 3 and 5).
 
-    op: the name under which launches are tuned. q (B, M, H, D); k, v (B, N, H, D); partner_k, partner_v (B', N', H, D),
-    by default k and v; partner_index (B,), -1 for no partner. Returns (B, M, H, D), contiguous, and the natural
-    log-sum-exp (B, H, M), fp32.
+    op: the name under which launches are tuned. q (B, M, H, D); k, v (B, N, H, D); partner_k, partner_v
+    (B', N', H, D), by default k and v; partner_index (B,), -1 for no partner. Returns (B, M, H, D), contiguous,
+    and the natural log-sum-exp (B, H, M), fp32.
     """
     q, k, v = _rows(q), _rows(k), _rows(v)
-    pk, pv = k if partner_k is None else _rows(partner_k), v if partner_v is None else _rows(partner_v)
+    pk, pv = (None, None) if partner_k is None or partner_v is None else (_rows(partner_k), _rows(partner_v))
     index = None if index is None else index.contiguous()
     B, M, H, D = q.shape if index is None else (*index.shape, *q.shape[2:])
     out = q.new_empty(B, M, H, D)
@@ -37,8 +37,9 @@ def forward(
     config = tuning.choose(op, "forward", D, q.dtype, k.shape[1], q.device)
     with torch.cuda.device_of(q):
         attention_forward[(triton.cdiv(M, config.block_m) * B * H,)](
-            q, k, v, *_unless_unpaired(partner_index, pk, pv), partner_index, index, out, lse, scale,
-            *_strides(q, k, v, pk, pv), M, k.shape[1], pk.shape[1], H, **_constants(q, config),
+            q, k, v, pk, pv, partner_index, index, out, lse, scale,
+            *_strides(q, k, v, pk, pv), M, k.shape[1], (k if pk is None else pk).shape[1], H,
+            **_constants(q, config),
         )  # fmt: skip
     return out, lse
 
@@ -65,7 +66,7 @@ def backward(
     if index is not None:
         q = torch.take_along_dim(q, index.long()[:, :, None, None], 1)
     q, k, v = _rows(q), _rows(k), _rows(v)
-    pk, pv = k if partner_k is None else _rows(partner_k), v if partner_v is None else _rows(partner_v)
+    pk, pv = (None, None) if partner_k is None or partner_v is None else (_rows(partner_k), _rows(partner_v))
     dout = dout.contiguous()
     B, M, H, D = q.shape
     dq = torch.empty_like(out)
@@ -73,13 +74,14 @@ def backward(
     config = tuning.choose(op, "dq", D, q.dtype, k.shape[1], q.device)
     with torch.cuda.device_of(q):
         attention_dq[(triton.cdiv(M, config.block_m) * B * H,)](
-            q, k, v, *_unless_unpaired(partner_index, pk, pv), partner_index, out, dout, lse, dq, lse2, delta, scale,
-            *_strides(q, k, v, pk, pv), M, k.shape[1], pk.shape[1], H, **_constants(q, config),
+            q, k, v, pk, pv, partner_index, out, dout, lse, dq, lse2, delta, scale,
+            *_strides(q, k, v, pk, pv), M, k.shape[1], (k if pk is None else pk).shape[1], H,
+            **_constants(q, config),
         )  # fmt: skip
     queries = q, dout, lse2, delta
     if partner_index is None:
         gradients = _dkdv(op, k, v, None, *queries, scale)
-    elif partner_k is None:
+    elif pk is None or pv is None:
         image = torch.cat([torch.arange(B, device=q.device), partner_index])
         gradients = _dkdv(op, k, v, _readers(image, B, B), *queries, scale)
     else:
@@ -115,7 +117,7 @@ def _dkdv(
 
 
 def _readers(image: Tensor, B: int, images: int) -> tuple[Tensor, Tensor]:
-    """The rows that read image j, reader[first[j]:first[j + 1]]: those i mod B with image[i] = j, in order of i.
+    """The rows that read image j, reader[first[j]:first[j + 1]]: i mod B where image[i] = j, i ascending.
 
     Entries of -1 sort in front of first[0].
     """
@@ -130,12 +132,9 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _unless_unpaired(partner_index: Tensor | None, *partners: Tensor) -> tuple[Tensor | None, ...]:
-    return (None,) * len(partners) if partner_index is None else partners
-
-
-def _strides(*tensors: Tensor) -> list[int]:
-    return [stride for x in tensors for stride in x.stride()[:3]]
+def _strides(*tensors: Tensor | None) -> list[int]:
+    """Strides of images, rows and heads; zeros for a tensor that is not there."""
+    return [stride for x in tensors for stride in ((0, 0, 0) if x is None else x.stride()[:3])]
 
 
 def _constants(x: Tensor, config: tuning.Config) -> dict[str, Any]:
@@ -152,7 +151,7 @@ def _constants(x: Tensor, config: tuning.Config) -> dict[str, Any]:
 
 
 def _precision(x: Tensor) -> str:
-    """How products of float32 are taken: in float32, or in TF32 where PyTorch's matmul may and the chip can."""
+    """Products of float32 are taken in float32, or in TF32 where PyTorch's matmul may and the chip can."""
     matmul = torch.backends.cuda.matmul
     before_2_9 = not hasattr(matmul, "fp32_precision")
     allowed = matmul.allow_tf32 if before_2_9 else matmul.fp32_precision == "tf32"
