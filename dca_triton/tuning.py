@@ -150,13 +150,10 @@ def tables(gpu: Gpu) -> tuple[Table, ...]:
 
 
 def nearest_arch(arch: str) -> str:
-    """The architecture with a table that is nearest to this one: of the same vendor, then by number, older
-    first."""
-    known = sorted(
-        path.stem for path in CONFIGS.glob("*.json") if re.fullmatch(r"(sm_|gfx)[0-9a-f]+", path.stem)
-    )
-    vendor = "gfx" if arch.startswith("gfx") else "sm_"
-    return min((k for k in known if k.startswith(vendor)), key=lambda k: abs(_number(k) - _number(arch)))
+    """The architecture whose table serves this one: its vendor's newest that is no newer, else its oldest."""
+    known = [p.stem for p in CONFIGS.glob("*.json") if re.fullmatch(r"(sm_|gfx)[0-9a-f]+", p.stem)]
+    of_vendor = sorted((k for k in known if k[:3] == arch[:3]), key=_number)
+    return max((k for k in of_vendor if _number(k) <= _number(arch)), key=_number, default=of_vendor[0])
 
 
 def _number(arch: str) -> int:

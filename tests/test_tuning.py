@@ -1,0 +1,214 @@
+"""Launch tables, their lookup, and the tuner with its measuring replaced."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dca_triton import info, tuner, tuning
+from dca_triton.static.chips import CHIPS
+from dca_triton.tuning import Config, Gpu, Key
+
+CPU = torch.device("cpu")
+KEY = Key("rollout_row", "step", 64, "fp16")
+A, B, C = Config(16, 16, 4, 1), Config(32, 32, 4, 1), Config(64, 64, 8, 2)
+
+
+@pytest.fixture
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of tables of its own, and nothing remembered from another."""
+
+    remembered = (tuning.gpu_of, tuning.tables, tuning._look_up)
+
+    def forget() -> None:
+        for function in remembered:
+            function.cache_clear()
+
+    monkeypatch.setattr(tuning, "CONFIGS", tmp_path)
+    forget()
+    tuning.write(tmp_path / "sm_80.json", "static model", {KEY: {197: A}})
+    tuning.write(tmp_path / "sm_90.json", "static model", {KEY: {197: B}})
+    tuning.write(tmp_path / "gfx942.json", "static model", {KEY: {197: C}})
+    yield tmp_path
+    forget()
+
+
+def on(monkeypatch: pytest.MonkeyPatch, name: str, arch: str) -> torch.device:
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(tuning, "gpu_of", lambda _: Gpu(name, arch))
+    return device
+
+
+@pytest.mark.parametrize("arch", CHIPS)
+def test_every_chip_has_a_choice_for_everything(arch: str) -> None:
+    table = tuning.read(tuning.CONFIGS / f"{arch}.json")
+    directions = [(op, d) for op, all_directions in tuning.DIRECTIONS.items() for d in all_directions]
+    wanted = itertools.product(directions, tuning.HEAD_DIMS, tuning.DTYPES)
+    assert set(table) == {Key(*direction, *rest) for direction, *rest in wanted}
+    for config in itertools.chain.from_iterable(lengths.values() for lengths in table.values()):
+        for extent in (config.block_m, config.block_n):
+            assert extent in (16, 32, 64, 128, 256)
+        assert config.num_warps in (1, 2, 4, 8, 16)
+        assert 1 <= config.num_stages <= 5
+
+
+def test_tables_say_where_they_come_from() -> None:
+    for path in tuning.CONFIGS.glob("*.json"):
+        assert '"source": "static model"' in path.read_text() or '"source": "measured on ' in path.read_text()
+
+
+def test_the_nearest_length_by_ratio_decides() -> None:
+    lengths = {100: A, 400: B}
+    assert tuning.nearest(lengths, 1) == tuning.nearest(lengths, 199) == A
+    assert tuning.nearest(lengths, 201) == tuning.nearest(lengths, 10**6) == B
+
+
+def test_the_devices_own_table_comes_first_and_the_archs_fills_in(
+    configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = KEY._replace(head_dim=32)
+    tuning.write(configs / "sm_90.json", "static model", {KEY: {197: B}, other: {197: B}})
+    tuning.write(configs / "NVIDIA_H100.json", "measured on NVIDIA_H100", {KEY: {197: C, 785: A}})
+    device = on(monkeypatch, "NVIDIA_H100", "sm_90")
+    assert tuning.choose("rollout_row", "step", 64, torch.float16, 200, device) == C
+    assert tuning.choose("rollout_row", "step", 64, torch.float16, 700, device) == A
+    assert tuning.choose("rollout_row", "step", 32, torch.float16, 700, device) == B
+
+
+def test_an_unmeasured_device_is_told_once_how_to_tune(
+    configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = on(monkeypatch, "NVIDIA_H100", "sm_90")
+    with pytest.warns(UserWarning, match="`dca-triton tune` measures them") as caught:
+        for n in (197, 785):
+            assert tuning.choose("rollout_row", "step", 64, torch.float16, n, device) == B
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("arch", "nearest"),
+    [
+        ("sm_86", "sm_80"),
+        ("sm_103", "sm_90"),
+        ("sm_75", "sm_80"),
+        ("gfx90a", "gfx942"),
+        ("gfx1201", "gfx942"),
+    ],
+)
+def test_an_unknown_architecture_takes_the_nearest_of_its_vendor_and_says_so(
+    configs: Path, monkeypatch: pytest.MonkeyPatch, arch: str, nearest: str
+) -> None:
+    device = on(monkeypatch, "New", arch)
+    with pytest.warns(UserWarning, match=f"{arch} is unknown; {nearest} is the nearest"):
+        config = tuning.choose("rollout_row", "step", 64, torch.float16, 197, device)
+    assert config == {"sm_80": A, "sm_90": B, "gfx942": C}[nearest]
+
+
+def test_the_interpreter_takes_a_choice_without_a_warning(configs: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tuning.choose("rollout_row", "step", 64, torch.float16, 197, CPU) == A
+
+
+def test_what_no_table_holds_is_an_error_that_names_what_is_allowed() -> None:
+    for op, head_dim, dtype in [("nothing", 64, torch.float16), ("rollout_row", 7, torch.float64)]:
+        with pytest.raises(ValueError, match=r"no launch is known for .* allowed: .*rollout_row.*128.*bf16"):
+            tuning.choose(op, "step", head_dim, dtype, 197, CPU)
+
+
+def test_devices_are_named_and_their_architecture_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning.gpu_of.cache_clear()
+    hopper = SimpleNamespace(major=9, minor=0, gcnArchName="gfx942:sramecc+:xnack-")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: hopper)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3 (PCIe)")
+    assert tuning.gpu_of(torch.device("cuda", 0)) == Gpu("NVIDIA_H100_80GB_HBM3_PCIe", "sm_90")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert tuning.gpu_of(torch.device("cuda", 1)).arch == "gfx942"
+    tuning.gpu_of.cache_clear()
+
+
+def test_forced_configurations_hold_within_and_not_after(configs: Path) -> None:
+    choose = ("rollout_row", "step", 64, torch.float16, 197, CPU)
+    with pytest.raises(KeyError), tuning.forced({("rollout_row", "step"): C}):
+        assert tuning.choose(*choose) == C
+        tuning.choose("pair_attention", "forward", 64, torch.float16, 197, CPU)
+    assert tuning.choose(*choose) == A
+
+
+def test_tables_are_read_as_written_and_never_half(tmp_path: Path) -> None:
+    table = {KEY: {197: A, 785: B}, KEY._replace(dtype="bf16"): {64: C}}
+    tuning.write(tmp_path / "x.json", "measured on X", table)
+    assert tuning.read(tmp_path / "x.json") == table
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_the_model_ranks_without_a_gpu_and_leaves_out_what_spills() -> None:
+    good, bad = Config(64, 128, 4, 2), Config(128, 256, 4, 2)
+    ranking = tuner.rank("sm_90", ["rollout_row"], candidates=[bad, good], progress=False)
+    ((choice, found),) = ranking.items()
+    assert choice == (KEY, 197)
+    assert [assessment.job.config for assessment in found] == [good]
+    assert math.isfinite(found[0].clocks)
+    assert "64/128/4/2" in tuner.ranking_table(ranking)
+    with pytest.raises(RuntimeError, match=r"no candidate for .* runs on sm_90: all spill"):
+        tuner.rank("sm_90", ["rollout_row"], candidates=[bad], progress=False)
+
+
+def test_unknown_names_are_all_told() -> None:
+    with pytest.raises(ValueError, match="target is 'sm_1'; allowed are sm_80"):
+        tuner.rank("sm_1")
+    with pytest.raises(ValueError, match=r"ops has 'x'.*head_dims has 7.*dtypes has 'fp8'"):
+        tuner.keys(["x"], [7], ["fp8"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tuning_without_a_gpu_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match="no GPU to tune on; `rank`"):
+        tuner.tune()
+
+
+def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
+    configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = on(monkeypatch, "Fake", "sm_90")
+    asked: list[int] = []
+
+    def rank(target: str, ops: list, head_dims: list, dtypes: list, lengths: list, progress: bool) -> dict:
+        assert target == "sm_90"
+        asked.append(lengths[0])
+        if lengths[0] == 785 and len(asked) == 2:
+            raise KeyboardInterrupt
+        ranked = [SimpleNamespace(job=SimpleNamespace(config=config)) for config in (A, C)]
+        return {(Key(ops[0], "step", head_dims[0], dtypes[0]), lengths[0]): ranked}
+
+    def do_bench(launch: object, return_mode: str) -> float:
+        assert return_mode == "median"
+        chosen = tuning.choose("rollout_row", "step", 64, torch.float16, 197, device)
+        return {A: 3.0, B: 2.0, C: 1.0}[chosen]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tuner, "rank", rank)
+    monkeypatch.setattr(tuner, "problem", lambda *_, **__: None)
+    monkeypatch.setattr(tuner.triton.testing, "do_bench", do_bench)
+    run = dict(device=device, ops=["rollout_row"], dtypes=["fp16"], lengths=[197, 785], progress=False)
+    with pytest.warns(UserWarning, match="no measured launch"), pytest.raises(KeyboardInterrupt):
+        tuner.tune(**run)  # type: ignore[arg-type]
+    assert not (configs / "Fake.json").exists()
+    (choice,) = tuner.tune(**run)  # type: ignore[arg-type]
+    assert asked == [197, 785, 785]
+    assert choice == tuner.Choice(KEY, 785, C, 1.0, 2.0)
+    assert tuning.read(configs / "Fake.json") == {KEY: {197: C, 785: C}}
+    assert '"measured on Fake"' in (configs / "Fake.json").read_text()
+    assert not (configs / "Fake.unfinished").exists()
+    assert "64/64/8/2" in tuner.table([choice])
+
+
+def test_info_tells_versions_and_every_reason() -> None:
+    text = info.info()
+    for part in (torch.__version__, tuning.triton_version(), "cpu: backend: torch"):
+        assert part in text
