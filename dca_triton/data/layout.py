@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from os.path import normpath
+from os.path import join, normpath
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -61,10 +61,10 @@ class Layout:
 
     def inside(self, file: str, relative: str) -> Path:
         """The path that the list `file` names; ValueError when it leads out of the root."""
-        path = Path(normpath(self.root / relative))
-        if not path.is_relative_to(normpath(self.root)):
+        path = normpath(join(self.root, relative))
+        if not path.startswith(join(normpath(self.root), "")):
             raise self.damaged(file, f"{relative!r} leads out of the dataset's folder")
-        return path
+        return Path(path)
 
     def rows(self, file: str, fields: int) -> Iterator[list[str]]:
         """The lines of a list but for blank ones, each split at white space into exactly `fields` texts."""

@@ -51,7 +51,7 @@ def msmt17(root: Path) -> Listing:
     def listed(file: str, folder: str) -> list[ImageRecord]:
         records = []
         for name, identity in layout.rows(file, 2):
-            fields = Path(name).name.split("_")
+            fields = name.rpartition("/")[2].split("_")
             if len(fields) < 3 or not _is_number(fields[2]) or not _is_number(identity):
                 raise layout.damaged(file, f"{name!r} {identity!r} is no photo's name and identity")
             records.append(

@@ -79,7 +79,8 @@ def test_duke_names(tree):
 
 
 MSMT = {
-    "list_train.txt": "0000/0000_000_01_0303morning_0008_0.jpg 0\n0003/0003_019_05_0303morning_0040_0.jpg 3\n",
+    "list_train.txt": "0000/0000_000_01_0303morning_0008_0.jpg 0\n"
+    "0003/0003_019_05_0303morning_0040_0.jpg 3\n",
     "list_val.txt": "0000/0000_001_14_0303morning_0009_0.jpg 0\n",
     "list_query.txt": "0000/0000_008_01_0303morning_0019_2.jpg 0\n",
     "list_gallery.txt": "0000/0000_000_07_0113noon_0015_0.jpg 0\n0012/0012_000_15_0303noon_0015_0.jpg 12\n",
@@ -121,6 +122,8 @@ def test_msmt_both_versions(tree, folders):
     [
         ("0000/0000_000_01_0303morning_0008_0.jpg", "line 1 has 1 fields, not 2"),
         ("0000/0000_000_01_0303morning_0008_0.jpg zero", "is no photo's name and identity"),
+        (f"0000/0000_000_01_x.jpg {'9' * 5000}", "is no photo's name and identity"),
+        ("0000/0000_000_01_x.jpg \u0663", "is no photo's name and identity"),
         ("0000/photo.jpg 0", "is no photo's name and identity"),
         ("../../0000_000_01_x.jpg 0", "leads out of the dataset's folder"),
     ],

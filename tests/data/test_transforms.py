@@ -119,6 +119,22 @@ def test_affine_scales_and_shifts_within_bounds():
     assert moved.mean(0).abs().max() < 0.8
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 96)])
+def test_affine_composes_without_shear(height, width):
+    points = [(10.0, 0.0), (0.0, 10.0), (0.0, 0.0)]
+    amounts = {"rotation": 40.0, "scale": 0.2, "shift": 0.05, "flip": True}
+    found = centres(affine(blobs(300, points, height, width), **amounts))
+    x, y = found[:, 0] - found[:, 2], found[:, 1] - found[:, 2]
+    torch.testing.assert_close(x.norm(dim=-1), y.norm(dim=-1), atol=0.15, rtol=0)
+    assert (x * y).sum(-1).abs().max() < 2.5
+    scaled = centres(
+        affine(blobs(300, points, height, width), scale=0.2)
+    )  # the same factors, by the same seed
+    torch.testing.assert_close(x.norm(dim=-1), (scaled[:, 0] - scaled[:, 2]).norm(dim=-1), atol=0.15, rtol=0)
+    turn = x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0]
+    assert 0.4 < (turn < 0).float().mean() < 0.6  # the mirrored ones
+
+
 def test_affine_follows_its_generator_and_keeps_dtype():
     images = torch.rand(4, 3, 9, 9)
     generator = torch.Generator().manual_seed(1)
