@@ -73,7 +73,7 @@ class Layout:
         except UnicodeDecodeError as error:
             raise self.damaged(file, f"it is no UTF-8 text: {error}") from error
         for number, line in enumerate(lines, start=1):
-            row = line.split(maxsplit=fields - 1)
+            row = line.strip().split(maxsplit=fields - 1)
             if row and len(row) != fields:
                 raise self.damaged(file, f"line {number} has {len(row)} fields, not {fields}: {line[:80]!r}")
             if row:

@@ -45,10 +45,10 @@ def test_cub_counts_from_one(cub):
     assert splits.train[0]["image"].shape == (3, 8, 6)
 
 
-def test_cub_reads_windows_line_ends_and_blank_lines(cub):
+def test_cub_reads_windows_line_ends_and_stray_blanks(cub):
     expected = load_dataset("cub", cub).train.records
     for file in cub.glob("*.txt"):
-        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+        file.write_bytes(file.read_bytes().replace(b"\n", b" \t\r\n") + b" \r\n")
     assert load_dataset("cub", cub).train.records == expected
 
 
