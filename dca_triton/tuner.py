@@ -16,10 +16,12 @@ from .static.assess import Assessment, Job, assess_all
 from .static.chips import CHIPS
 from .static.problems import problem
 
+Ranking = dict[tuple[tuning.Key, int], list[Assessment]]
+
 MEASURED = 6  # candidates per choice that are timed, the model's best
 
-BLOCKS = (32, 64, 128)
-CANDIDATES = tuple(tuning.Config(*choice) for choice in itertools.product(BLOCKS, BLOCKS, (4, 8), (1, 2, 3)))
+HALF_TILES = ((128, 64), (128, 32), (64, 128), (64, 64), (64, 32), (32, 64), (32, 32))
+FULL_TILES = ((64, 64), (64, 32), (32, 64), (32, 32), (32, 16), (16, 32), (16, 16))  # fp32 fills registers
 
 
 @dataclass(frozen=True)
@@ -60,40 +62,44 @@ def keys(ops: Iterable[str], head_dims: Iterable[int], dtypes: Iterable[str]) ->
     ]
 
 
+def candidates(dtype: str) -> list[tuning.Config]:
+    """The configurations that are tried for a dtype, before anything is known of the kernel and the chip."""
+    tiles, stages = (FULL_TILES, (1,)) if dtype == "fp32" else (HALF_TILES, (1, 2))
+    return [tuning.Config(*tile, *rest) for tile, *rest in itertools.product(tiles, (4, 8), stages)]
+
+
 def rank(
     target: str,
     ops: Sequence[str] = tuple(tuning.DIRECTIONS),
     head_dims: Sequence[int] = (64,),
     dtypes: Sequence[str] = ("fp16",),
     lengths: Sequence[int] = (197,),
-    candidates: Sequence[tuning.Config] = CANDIDATES,
     progress: bool = True,
-) -> dict[tuple[tuning.Key, int], list[Assessment]]:
+) -> Ranking:
     """What the static model thinks of the candidates on target, an architecture such as `sm_90`; needs no
     GPU.
 
     For each choice the candidates that fit and do not spill, best first. Raises ValueError for an unknown
-    target or name, and RuntimeError where not one candidate of a choice compiles.
+    target or name, and RuntimeError where not one candidate of a choice remains.
     """
     if target not in CHIPS:
         raise ValueError(f"target is {target!r}; allowed are {', '.join(CHIPS)}")
-    jobs = [
-        Job(key, n, target, config)
-        for key in keys(ops, head_dims, dtypes)
-        for n in lengths
-        for config in candidates
-    ]
-    ranking: dict[tuple[tuning.Key, int], list[Assessment]] = {(job.key, job.n): [] for job in jobs}
-    errors: dict[tuple[tuning.Key, int], Exception] = {}
+    wanted = list(itertools.product(keys(ops, head_dims, dtypes), lengths))
+    ranking = _ranked(target, wanted, progress)
+    if missing := [f"{key} with {n} tokens" for (key, n), found in ranking.items() if not found]:
+        raise RuntimeError(
+            f"no candidate compiles, fits and keeps from spilling on {target} for {'; '.join(missing)}"
+        )
+    return ranking
+
+
+def _ranked(target: str, wanted: Sequence[tuple[tuning.Key, int]], progress: bool) -> Ranking:
+    jobs = [Job(key, n, target, config) for key, n in wanted for config in candidates(key.dtype)]
+    ranking: Ranking = {choice: [] for choice in wanted}
     for job, result in tqdm(assess_all(jobs), "compile", len(jobs), disable=not progress):
-        if isinstance(result, Exception):
-            errors[job.key, job.n] = result
-        elif math.isfinite(result.clocks):
+        if isinstance(result, Assessment) and math.isfinite(result.clocks):
             ranking[job.key, job.n].append(result)
-    for (key, n), found in ranking.items():
-        if not found:
-            reason = errors.get((key, n), "all spill or exceed the shared memory")
-            raise RuntimeError(f"no candidate for {key} with {n} tokens runs on {target}: {reason}")
+    for found in ranking.values():
         found.sort(key=lambda assessment: assessment.clocks)
     return ranking
 
@@ -120,12 +126,13 @@ def tune(
     output = tuning.CONFIGS / f"{gpu.name}.json" if output is None else output
     unfinished = output.with_suffix(".unfinished")
     done = tuning.read(unfinished) if unfinished.exists() else {}
-    todo = [(key, n) for key in keys(ops, head_dims, dtypes) for n in lengths if n not in done.get(key, {})]
+    wanted = itertools.product(keys(ops, head_dims, dtypes), lengths)
+    ranking = _ranked(
+        tuning.nearest_arch(gpu.arch), [(key, n) for key, n in wanted if n not in done.get(key, {})], progress
+    )
     choices = []
-    for key, n in tqdm(todo, "tune", disable=not progress):
-        arch = tuning.nearest_arch(gpu.arch)
-        ranking = rank(arch, [key.op], [key.head_dim], [key.dtype], [n], progress=False)
-        choice = _fastest(key, n, device, [a.job.config for a in ranking[key, n][:MEASURED]])
+    for (key, n), found in tqdm(ranking.items(), "measure", disable=not progress):
+        choice = _fastest(key, n, device, [assessment.job.config for assessment in found[:MEASURED]])
         choices.append(choice)
         done.setdefault(key, {})[n] = choice.config
         tuning.write(unfinished, f"measured on {gpu.name}", done)
@@ -137,7 +144,7 @@ def tune(
     return choices
 
 
-def _fastest(key: tuning.Key, n: int, device: torch.device, candidates: list[tuning.Config]) -> Choice:
+def _fastest(key: tuning.Key, n: int, device: torch.device, ranked: list[tuning.Config]) -> Choice:
     dtype = tuning.DTYPES[key.dtype]
     default = {
         (key.op, direction): tuning.choose(key.op, direction, key.head_dim, dtype, n, device)
@@ -145,7 +152,7 @@ def _fastest(key: tuning.Key, n: int, device: torch.device, candidates: list[tun
     }
     launch = problem(key.op, key.head_dim, dtype, n, device, backward=key.direction in ("dkdv", "dq"))
     times = {}
-    for config in dict.fromkeys([default[key.op, key.direction], *candidates]):
+    for config in dict.fromkeys([default[key.op, key.direction], *ranked]):
         with tuning.forced(default | {(key.op, key.direction): config}):
             times[config] = float(triton.testing.do_bench(launch, return_mode="median"))
     best = min(times, key=times.__getitem__)
@@ -161,7 +168,7 @@ def table(choices: Sequence[Choice]) -> str:
     return "\n".join(lines)
 
 
-def ranking_table(ranking: dict[tuple[tuning.Key, int], list[Assessment]], best: int = 3) -> str:
+def ranking_table(ranking: Ranking, best: int = 3) -> str:
     """The best few of each ranking as text: predicted clocks, instructions per score, registers,
     residents."""
     lines = [f"{HEAD} {'clocks':>9} {'ins/score':>9} {'registers':>9} {'resident':>8}"]

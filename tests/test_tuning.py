@@ -147,16 +147,24 @@ def test_tables_are_read_as_written_and_never_half(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_the_model_ranks_without_a_gpu_and_leaves_out_what_spills() -> None:
+def test_the_model_ranks_without_a_gpu_and_leaves_out_what_spills(monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad = Config(64, 128, 4, 2), Config(128, 256, 4, 2)
-    ranking = tuner.rank("sm_90", ["rollout_row"], candidates=[bad, good], progress=False)
+    monkeypatch.setattr(tuner, "candidates", lambda dtype: [bad, good])
+    ranking = tuner.rank("sm_90", ["rollout_row"], progress=False)
     ((choice, found),) = ranking.items()
     assert choice == (KEY, 197)
     assert [assessment.job.config for assessment in found] == [good]
     assert math.isfinite(found[0].clocks)
     assert "64/128/4/2" in tuner.ranking_table(ranking)
-    with pytest.raises(RuntimeError, match=r"no candidate for .* runs on sm_90: all spill"):
-        tuner.rank("sm_90", ["rollout_row"], candidates=[bad], progress=False)
+    monkeypatch.setattr(tuner, "candidates", lambda dtype: [bad])
+    with pytest.raises(RuntimeError, match=r"no candidate .* on sm_90 for .*rollout_row.* with 197 tokens"):
+        tuner.rank("sm_90", ["rollout_row"], progress=False)
+
+
+@pytest.mark.parametrize("dtype", tuning.DTYPES)
+def test_candidates_are_distinct(dtype: str) -> None:
+    tried = tuner.candidates(dtype)
+    assert len(set(tried)) == len(tried) >= 10
 
 
 def test_unknown_names_are_all_told() -> None:
@@ -176,23 +184,26 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
     configs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = on(monkeypatch, "Fake", "sm_90")
-    asked: list[int] = []
+    measured: list[Config] = []
 
-    def rank(target: str, ops: list, head_dims: list, dtypes: list, lengths: list, progress: bool) -> dict:
+    def ranked(target: str, wanted: list[tuple[Key, int]], progress: bool) -> dict:
         assert target == "sm_90"
-        asked.append(lengths[0])
-        if lengths[0] == 785 and len(asked) == 2:
-            raise KeyboardInterrupt
-        ranked = [SimpleNamespace(job=SimpleNamespace(config=config)) for config in (A, C)]
-        return {(Key(ops[0], "step", head_dims[0], dtypes[0]), lengths[0]): ranked}
+        assert len(wanted) == (1 if measured else 2)
+        return {
+            choice: [SimpleNamespace(job=SimpleNamespace(config=config)) for config in (A, C)]
+            for choice in wanted
+        }
 
     def do_bench(launch: object, return_mode: str) -> float:
         assert return_mode == "median"
         chosen = tuning.choose("rollout_row", "step", 64, torch.float16, 197, device)
+        measured.append(chosen)
+        if len(measured) == 5:  # in the middle of the second length
+            raise KeyboardInterrupt
         return {A: 3.0, B: 2.0, C: 1.0}[chosen]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(tuner, "rank", rank)
+    monkeypatch.setattr(tuner, "_ranked", ranked)
     monkeypatch.setattr(tuner, "problem", lambda *_, **__: None)
     monkeypatch.setattr(tuner.triton.testing, "do_bench", do_bench)
     run = dict(device=device, ops=["rollout_row"], dtypes=["fp16"], lengths=[197, 785], progress=False)
@@ -200,7 +211,7 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
         tuner.tune(**run)  # type: ignore[arg-type]
     assert not (configs / "Fake.json").exists()
     (choice,) = tuner.tune(**run)  # type: ignore[arg-type]
-    assert asked == [197, 785, 785]
+    assert measured == [B, A, C, B, A, B, A, C]
     assert choice == tuner.Choice(KEY, 785, C, 1.0, 2.0)
     assert tuning.read(configs / "Fake.json") == {KEY: {197: C, 785: C}}
     assert '"measured on Fake"' in (configs / "Fake.json").read_text()

@@ -5,7 +5,7 @@ import rollout_cases
 import torch
 
 from dca_triton import tuning
-from dca_triton.tuner import CANDIDATES
+from dca_triton.tuner import candidates
 
 pytestmark = pytest.mark.gpu
 
@@ -33,7 +33,7 @@ def test_transposed_inputs_are_taken(dtype: torch.dtype) -> None:
     rollout_cases.transposed_inputs_are_taken(dtype, "cuda")
 
 
-@pytest.mark.parametrize("config", CANDIDATES[::5], ids=str)
+@pytest.mark.parametrize("config", candidates("fp16"), ids=str)
 def test_configurations_agree(config: tuning.Config) -> None:
     with tuning.forced({("rollout_row", "step"): config}):
         rollout_cases.error_is_that_of_the_dtype((2, 197, 3, 64, 2), torch.float16, "cuda")
