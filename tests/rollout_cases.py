@@ -82,6 +82,9 @@ def runs_are_bit_equal_and_leave_inputs_alone(dtype: torch.dtype, device: str) -
     first = triton_rollout.rollout_row(qs, ks, lses, 0.2, row)
     assert torch.equal(first, triton_rollout.rollout_row(qs, ks, lses, 0.2, row))
     assert torch.equal(row, kept)
+    wide = triton_rollout.rollout_row(qs, ks, [lse.double() for lse in lses], 0.2, row.double())
+    assert wide.dtype == torch.float32
+    assert torch.equal(first, wide)
     dense = [x.contiguous() for x in qs]
     assert torch.equal(first, triton_rollout.rollout_row(dense, ks, lses, 0.2, row))
 

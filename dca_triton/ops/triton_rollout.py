@@ -34,7 +34,7 @@ def _rollout_row(
 
 @_rollout_row.register_fake
 def _(qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None) -> Tensor:
-    return lses[0].new_empty(ks[0].shape[:2])
+    return lses[0].new_empty(ks[0].shape[:2], dtype=torch.float32)
 
 
 def launch(
@@ -49,18 +49,19 @@ def launch(
         weighted = 1
         row = torch.zeros(B, N, dtype=torch.float32, device=device)
         row[:, 0] = 1
-    row = row.contiguous()
+    row = row.float().contiguous()
+    lses = [lse.float().contiguous() for lse in lses]
     tokens = triton.cdiv(N, TOKENS), B
     config = tuning.choose("rollout_row", "step", D, ks[0].dtype, N, device)
     with torch.cuda.device_of(row):
-        rollout.mix[tokens](row, None, lses[-1].contiguous(), None, offsets, N, H, BN=TOKENS)
+        rollout.mix[tokens](row, None, lses[-1], None, offsets, N, H, BN=TOKENS)
         for layer in reversed(range(len(qs))):
             q, k = _rows(qs[layer]), _rows(ks[layer])
             rollout.columns[(triton.cdiv(N, config.block_n), H, B)](
                 q, k, offsets, sums, *q.stride()[:3], *k.stride()[:3], weighted, N, scale,
                 **_constants(q, config),
             )  # fmt: skip
-            lse = lses[layer - 1].contiguous() if layer else None
+            lse = lses[layer - 1] if layer else None
             new = torch.empty_like(row)
             rollout.mix[tokens](row, sums, lse, new, offsets, N, H, BN=TOKENS)
             row, weighted = new, N
