@@ -1,7 +1,7 @@
 """The pieces that the attention kernels are made of: where a tile lies, how it is read and written.
 
-Names: p_ pointer, s_ stride, b_ block (tile), o_ offsets, m_ mask, i_ index. A matrix is one head of one image:
-n rows of D elements, rows s_r elements apart, elements of a row adjacent; DP is D rounded up to a power of 2.
+Names: p_ pointer, s_ stride, b_ block (tile), o_ offsets, m_ mask, i_ index. A matrix is a head of an image,
+n rows of D elements: rows s_r elements apart, elements of a row adjacent; DP is D rounded up to a power of 2.
 Image, head and first row of a tile enter an address in 64 bits; only offsets inside a tile are 32 bits wide.
 """
 

@@ -40,7 +40,8 @@ def reasons_against(*tensors: Tensor) -> list[str]:
         if device.type == "cuda" and torch.version.hip is None:
             capability = torch.cuda.get_device_capability(device)
             if capability < (8, 0):
-                reasons.append(f"{device} has compute capability {capability}; allowed is 8.0 or newer")
+                have = ".".join(map(str, capability))
+                reasons.append(f"{device} has compute capability {have}; allowed is 8.0 or newer")
         elif device.type == "cpu" and not triton.knobs.runtime.interpret:
             reasons.append("a tensor is on the CPU; there Triton only interprets, with TRITON_INTERPRET=1")
         elif device.type not in ("cuda", "cpu"):

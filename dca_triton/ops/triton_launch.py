@@ -24,9 +24,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Attention of q, or of its rows `index` (B, R), over the own and the partner's keys (DCAL, eq. 3 and 5).
 
-    op: the name under which launches are tuned. q (B, M, H, D); k, v (B, N, H, D); partner_k, partner_v
-    (B', N', H, D), by default k and v; partner_index (B,), -1 for no partner. Returns (B, M, H, D), contiguous,
-    and the natural log-sum-exp (B, H, M), fp32.
+    op: the name under which tiles are tuned. q (B, M, H, D); k, v (B, N, H, D); partner_k, partner_v
+    (B', N', H, D), by default k and v; partner_index (B,), -1 for none. Returns (B, M, H, D), contiguous, and
+    the natural log-sum-exp (B, H, M), fp32.
     """
     q, k, v = _rows(q), _rows(k), _rows(v)
     pk, pv = (None, None) if partner_k is None or partner_v is None else (_rows(partner_k), _rows(partner_v))

@@ -1,0 +1,94 @@
+"""Both attentions, forward and backward, interpreted on a CPU.
+
+bfloat16 is left to the GPU: its tl.dot is wrong in the interpreter.
+"""
+
+import mmap
+from types import ModuleType
+
+import attention_cases
+import pytest
+import torch
+from attention_cases import LOCAL, PAIRS, Local, Pairs
+from torch import Tensor
+
+from dca_triton import reference
+from dca_triton.ops import triton_backend
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+BOTH = pytest.mark.parametrize("case", [Pairs(2, 33, 1, 16, (1, 1)), Local(2, 33, 1, 16, R=9, repeats=True)])
+
+
+@DTYPES
+@pytest.mark.parametrize("case", [*PAIRS, *LOCAL], ids=str)
+def test_errors_are_those_of_the_dtype(case: Pairs | Local, dtype: torch.dtype) -> None:
+    attention_cases.errors_are_those_of_the_dtype(case, dtype, "cpu")
+
+
+@BOTH
+def test_backward_is_bit_equal(case: Pairs | Local) -> None:
+    attention_cases.backward_is_bit_equal(case, torch.float16, "cpu")
+
+
+@BOTH
+def test_expanded_gradient_is_taken(case: Pairs | Local) -> None:
+    attention_cases.expanded_gradient_is_taken(case, torch.float32, "cpu")
+
+
+def test_layout_does_not_count() -> None:
+    attention_cases.layout_does_not_count(Pairs(2, 17, 2, 16, (1, 0)), torch.float16, "cpu")
+
+
+def test_lse_has_no_gradient() -> None:
+    attention_cases.lse_has_no_gradient("cpu")
+
+
+def test_directional_derivatives_agree() -> None:
+    attention_cases.directional_derivatives_agree("cpu")
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((2, 2, 1, 16), (2**31 + 64, 16, 16, 1)), ((1, 130, 1, 16), (1, 2**24, 16, 1))],
+    ids=["images", "rows"],
+)
+def test_addresses_pass_32_bits(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    """Offsets of 2^31 elements and more, in memory that is mapped and, but for the rows, never touched."""
+    elements = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    assert elements > 2**31
+    mapped = mmap.mmap(-1, 2 * elements, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    x = torch.frombuffer(mapped, dtype=torch.float16).as_strided(shape, strides)
+    x.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    dense, partner = x.clone(memory_format=torch.contiguous_format), torch.arange(shape[0]).flip(0)
+    results = []
+    for leaf in (x, dense):
+        leaf.requires_grad_()
+        out, lse = triton_backend.pair_attention(leaf, leaf, leaf, None, None, partner, 0.25)
+        results.append((out, lse, *torch.autograd.grad(out, leaf, torch.ones_like(out))))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch's own check asks
+def test_operators_pass_opcheck() -> None:
+    q, k, v, k2, v2 = (torch.randn(2, 9, 1, 16, requires_grad=True) for _ in range(5))
+    partner, index = torch.tensor([1, 0]), torch.tensor([[1, 3], [0, 8]])
+    operator = torch.ops.dca_triton.attention.default
+    torch.library.opcheck(operator, ("pair_attention", q, k, v, None, None, partner, None, 0.25))
+    torch.library.opcheck(operator, ("pair_attention", q, k, v, k2, v2, partner, None, 0.25))
+    torch.library.opcheck(operator, ("local_attention", q, k, v, None, None, None, index, 0.25))
+
+
+def test_compiles_to_one_graph() -> None:
+    q, k, v = (torch.randn(2, 9, 1, 16, requires_grad=True) for _ in range(3))
+    partner, index = torch.tensor([1, 0]), torch.tensor([[1, 3], [0, 8]])
+
+    def loss(backend: ModuleType) -> Tensor:
+        out, _ = backend.pair_attention(q, k, v, None, None, partner, 0.25)
+        return out.square().sum() + backend.local_attention(q, k, v, index, 0.25).sum()
+
+    value = torch.compile(lambda: loss(triton_backend), fullgraph=True, backend="aot_eager")()
+    expected = loss(reference)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, [q, k, v]) for x in (value, expected)))
