@@ -24,9 +24,9 @@ def descend_queries(
         v = load_rows(p_v, o_n, s_v, stop - i_n, D, DP, MASKED)
         # [BM, BN]
         s = tl.dot(q, k.T, input_precision=PRECISION)
-        p = tl.exp2(s * c - lse2[:, None])
         if MASKED:
-            p = tl.where((o_n < stop - i_n)[None, :], p, 0.0)
+            s = tl.where((o_n < stop - i_n)[None, :], s, float("-inf"))
+        p = tl.exp2(s * c - lse2[:, None])
         dp = tl.dot(dout, v.T, input_precision=PRECISION)
         ds = p * (dp + minus_delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
@@ -92,8 +92,8 @@ def descend_keys(
         o_m = tl.arange(0, BM)
         q = load_rows(row(p_q, i_m, s_q), o_m, s_q, stop - i_m, D, DP, MASKED)
         dout = load_rows(row(p_dout, i_m, s_dout), o_m, s_dout, stop - i_m, D, DP, MASKED)
-        if MASKED:  # lse = inf makes P, and with it every product, zero
-            lse2 = tl.load(p_lse2 + i_m + o_m, mask=o_m < stop - i_m, other=float("inf"))
+        if MASKED:  # rows past the end are zero, and so is all that they add
+            lse2 = tl.load(p_lse2 + i_m + o_m, mask=o_m < stop - i_m, other=0.0)
             minus_delta = tl.load(p_minus_delta + i_m + o_m, mask=o_m < stop - i_m, other=0.0)
         else:
             lse2 = tl.load(p_lse2 + i_m + o_m)

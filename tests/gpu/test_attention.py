@@ -29,6 +29,11 @@ def test_backward_is_bit_equal(case: Pairs | Local, dtype: torch.dtype) -> None:
     attention_cases.backward_is_bit_equal(case, dtype, "cuda")
 
 
+@BOTH
+def test_scores_far_below_zero(case: Pairs | Local) -> None:
+    attention_cases.errors_are_those_of_the_dtype(case, torch.float16, "cuda", apart=6.0)
+
+
 @DTYPES
 @BOTH
 def test_expanded_gradient_is_taken(case: Pairs | Local, dtype: torch.dtype) -> None:

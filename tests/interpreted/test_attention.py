@@ -31,6 +31,11 @@ def test_backward_is_bit_equal(case: Pairs | Local) -> None:
 
 
 @BOTH
+def test_scores_far_below_zero(case: Pairs | Local) -> None:
+    attention_cases.errors_are_those_of_the_dtype(case, torch.float16, "cpu", apart=6.0)
+
+
+@BOTH
 def test_expanded_gradient_is_taken(case: Pairs | Local) -> None:
     attention_cases.expanded_gradient_is_taken(case, torch.float32, "cpu")
 
