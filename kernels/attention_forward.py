@@ -42,12 +42,13 @@ def attention_forward(
     s_qb, s_qm, s_qh, s_kb, s_kn, s_kh, s_vb, s_vn, s_vh, s_k2b, s_k2n, s_k2h, s_v2b, s_v2n, s_v2h,
     M, N, N2, H,
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    ONES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one image's one head; with p_index these are rows index[i_b] of q.
 
-    Keys run in two loops for the image and, unless partner[i_b] < 0, again for its partner: whole tiles of BN
-    without a mask, then the rest in masked tiles of TAIL.
+    Keys run in two loops for the image and, unless partner[i_b] < 0, again for its partner: the rest of N in masked
+    tiles of TAIL, then whole tiles of BN without a mask. The rest comes first because ptxas serialises the WGMMAs
+    of a main loop that other code follows. ONES is the least width of a tensor core product.
     """
     tiles = tl.cdiv(M, BM)
     i_bh = tl.program_id(0) // tiles
@@ -62,7 +63,7 @@ def attention_forward(
     c = scale * LOG2E
     acc = tl.zeros([BM, DP], tl.float32)
     top = tl.full([BM], float("-inf"), tl.float32)
-    total = tl.zeros([BM, 8], tl.float32)
+    total = tl.zeros([BM, ONES], tl.float32)
 
     partner, sources = i_b, 1
     if p_partner is not None:

@@ -39,7 +39,7 @@ def forward(
         attention_forward[(triton.cdiv(M, config.block_m) * B * H,)](
             q, k, v, pk, pv, partner_index, index, out, lse, scale,
             *_strides(q, k, v, pk, pv), M, k.shape[1], (k if pk is None else pk).shape[1], H,
-            **_constants(q, config),
+            ONES=8 if torch.version.hip is None else 32, **_constants(q, config),
         )  # fmt: skip
     return out, lse
 
