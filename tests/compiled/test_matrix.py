@@ -18,6 +18,15 @@ KERNELS = [(op, direction) for op, directions in tuning.DIRECTIONS.items() for d
 DTYPES = list(tuning.DTYPES)
 
 
+def case(job: Job) -> object:
+    """A test case; where spilling is known to be unavoidable the test must fail, and says so when it no
+    longer does."""
+    known = pytest.mark.xfail(
+        strict=True, reason="spills with every tile", condition=gate.spills_by_necessity(job)
+    )
+    return pytest.param(job, id=report.name_of(job), marks=known)
+
+
 def pairwise_jobs() -> list[Job]:
     jobs = []
     for (a, arch), (d, head_dim) in itertools.product(enumerate(CHIPS), enumerate(tuning.HEAD_DIMS)):
@@ -40,7 +49,7 @@ def test_every_pair_of_kernel_head_dim_dtype_and_chip_is_compiled() -> None:
     assert {value[1:] for value in values} <= set(itertools.product(tuning.HEAD_DIMS, tuning.DTYPES, CHIPS))
 
 
-@pytest.mark.parametrize("job", JOBS, ids=report.name_of)
+@pytest.mark.parametrize("job", map(case, JOBS))
 def test_compiles_without_spills_within_the_chip_on_the_tensor_cores(job: Job) -> None:
     assessment = assess(job)
     assert assessment.code.instructions > 0
