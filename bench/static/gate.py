@@ -53,11 +53,11 @@ def spills_by_necessity(job: Job) -> bool:
     """Whether every tile of a kernel was found to spill on a chip: known, and told by the matrix all the
     same.
 
-    RDNA 3's matrix instructions take their operands twice over, so two owned tiles and their sums over more
-    than 64 columns exceed the 256 registers of a thread.
+    RDNA 3 takes the operands of a matrix instruction twice over and has none for fp32, so that in the
+    backward pass two owned tiles and their sums exceed the 256 registers of a thread beyond so many columns.
     """
-    backward = job.key.direction in ("dkdv", "dq")
-    return job.arch == "gfx1100" and backward and job.key.head_dim > 64 and job.key.dtype != "fp32"
+    columns = 32 if job.key.dtype == "fp32" else 64
+    return job.arch == "gfx1100" and job.key.direction in ("dkdv", "dq") and job.key.head_dim > columns
 
 
 def violations(job: Job, result: Assessment | Exception) -> list[str]:
