@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import triton
 import triton.language as tl
 
+from bench.static import __main__ as command
 from bench.static import gate, report
 from dca_triton import tuning
 from dca_triton.static.assess import Assessment, Job, assess, assess_all
@@ -172,7 +174,7 @@ def test_the_gate_names_what_got_worse(assessment: Assessment) -> None:
     assert "no baseline" in gate.regressions(baseline | {"c": figures}, baseline)[0]
 
 
-def test_baselines_are_read_as_written(assessment: Assessment, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_baselines_are_read_as_written(assessment: Assessment, tmp_path: Path) -> None:
     figures = {"a": report.figures_of(assessment)}
     gate.write(tmp_path / "baseline.json", figures, {"triton": "0"})
     assert gate.read(tmp_path / "baseline.json") == figures
@@ -186,3 +188,39 @@ def test_violations_are_all_named(assessment: Assessment) -> None:
     for reason in ("3 spill instructions", "1048576 bytes", "no program fits"):
         assert reason in sentence
     assert "does not compile" in gate.violations(JOB, ValueError("why"))[0]
+
+
+def test_the_command_fails_on_a_planted_regression(
+    assessment: Assessment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    figures = {report.name_of(JOB): report.figures_of(assessment)}
+    gate.write(tmp_path / "baseline.json", figures, {})
+    now = dict(figures)
+    monkeypatch.setattr(command, "measure", lambda jobs: now)
+    monkeypatch.setattr(
+        "sys.argv", ["static", "--arch", "sm_80", "--baseline", str(tmp_path / "baseline.json")]
+    )
+    command.main()
+    assert "1 figures within 3 %" in capsys.readouterr().out
+    for name, figure in figures.items():
+        now[name] = dataclasses.replace(figure, per_score=1.1 * figure.per_score)
+    with pytest.raises(SystemExit, match=r"first of 1 regressions: .* per_score rose .*10.0%"):
+        command.main()
+
+
+def test_the_matrix_fails_on_a_violation_and_on_nothing(
+    assessment: Assessment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results: list[tuple[Job, Assessment | Exception]] = [(JOB, assessment)]
+    monkeypatch.setattr(command, "assess_all", lambda jobs: results)
+    assert command.matrix([JOB]) is None
+    assert command.matrix([]) == "0 of 0 are bad"
+    results[:] = [(JOB, RuntimeError("out of registers"))]
+    assert command.matrix([JOB]) == "1 of 1 are bad"
+
+
+def test_the_committed_baseline_is_of_the_jobs_that_are_measured() -> None:
+    assert gate.read(report.BASELINE).keys() == set(map(report.name_of, report.default_jobs()))

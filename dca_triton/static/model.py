@@ -110,20 +110,25 @@ def floor(work: Work, warps: int, arch: str) -> float:
     """The least thread-instructions per score of an exact kernel with these tiles, without masks.
 
     Elementwise: forward FFMA, maximum, exp2, sum and half a conversion; dkdv FFMA, exp2, subtraction, product
-    and two half conversions; dq the same with one; rollout FFMA, exp2, sum. Then matrix instructions (4096
-    FLOP of a warp, 32768 on sm_90), the loads of operands from shared memory by a warp that owns its rows,
-    16-byte copies, some 20 instructions of a loop per iteration, and in the forward pass the rescaling and
-    the statistics of the rows.
+    and two half conversions; dq the same with one; rollout FFMA, exp2, sum. Then matrix instructions, the
+    loads of operands from shared memory by a warp that owns its rows (not where the matrix unit reads them
+    itself), 16-byte copies, some 20 instructions of a loop per iteration, and in the forward pass the
+    rescaling and the row statistics.
     """
     kind = FLOORS[work.kind]
     scores = work.block_m * work.block_n
     owned, streamed = (work.block_n, work.block_m) if work.kind == "dkdv" else (work.block_m, work.block_n)
-    matrix = 32 * 2 * work.matmuls * work.head_dim / (32768 if arch == "sm_90" else 4096)
-    operands = 0 if arch == "sm_90" else work.matmuls * work.head_dim * 2 / 512 * 32 / (owned / warps)
+    matrix = 2 * work.matmuls * work.head_dim / MATRIX_FLOP.get(arch, 128)
+    read_by_unit = arch in ("sm_90", "sm_100")
+    operands = 0 if read_by_unit else work.matmuls * work.head_dim * 2 / 512 * 32 / (owned / warps)
     copies = kind.copied * work.head_dim * 2 / 16 / owned
     loop = 20 * warps * 32 / scores
     rows = (work.head_dim + 40) / streamed if work.kind == "forward" else 0
     return kind.elementwise + matrix + operands + copies + loop + rows
+
+
+# FLOP of a matrix instruction per lane that issues it; 128 is a warp's 16 x 8 x 16 product.
+MATRIX_FLOP = {"sm_90": 1024, "sm_100": 1024, "gfx942": 256, "gfx1100": 256}
 
 
 @dataclass(frozen=True)
