@@ -48,7 +48,7 @@ def attention_forward(
 
     Keys run in two loops for the image and, unless partner[i_b] < 0, again for its partner: the rest in masked
     tiles of TAIL, then whole tiles of BN without a mask. The rest is first because ptxas serialises the WGMMAs
-    of a main loop that other code follows. ONES is the least width of a tensor core product.
+    of a main loop that more code follows. ONES is the least width of a tensor product.
     """
     tiles = tl.cdiv(M, BM)
     i_bh = tl.program_id(0) // tiles
