@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,8 @@ def test_natural_loops_nested_and_out_of_line() -> None:
 
 
 def code(registers: int = 128, shared: int = 16384, spills: int = 0, arch: str = "sm_80") -> Code:
-    loop = Loop(200, {"HMMA": 32}, {"tensor": 32, "special": 32, "fma": 64, "imad": 0, "alu": 8})  # type: ignore[arg-type]
+    pipes = Counter({"tensor": 32, "special": 32, "fma": 64, "alu": 8})
+    loop = Loop(200, Counter({"HMMA": 32}), pipes)
     loop.flops["fp16"] = 32 * 4096
     return Code(arch, 4, 32, registers, 0, spills, shared, 600, [loop])
 
@@ -145,6 +147,9 @@ def test_prediction_grows_with_work_and_refuses_what_cannot_run(assessment: Asse
     time = predict(code(), work)
     assert 0 < time < predict(code(), longer) < math.inf
     assert predict(code(), work) <= predict(code(registers=250), work)
+    ahead = code()
+    ahead.loops[0].opcodes["LDGSTS"] = 4
+    assert predict(ahead, work) < predict(code(), work)
     assert predict(code(spills=1), work) == math.inf
     assert predict(code(shared=1 << 20), work) == math.inf
 

@@ -15,6 +15,7 @@ from .work import Work
 
 CLOCKS_PER_INSTRUCTION = 2.0  # of one warp alone, between two instructions: half of a dependent one's four
 ITERATION_LATENCY = 200.0  # of the barriers and copies in one iteration [clocks]
+EXPOSED_LATENCY = 800.0  # of global memory, in an iteration of a loop that copies nothing ahead [clocks]
 PROGRAM_LATENCY = 1500.0  # from a program's start to its first product, and for its stores [clocks]
 
 
@@ -90,7 +91,10 @@ def predict(code: Code, work: Work) -> float:
     latency = PROGRAM_LATENCY + straight * CLOCKS_PER_INSTRUCTION
     for loop, count in trips:
         throughput += count * max(clocks(loop, code).values())
-        latency += count * (loop.instructions * CLOCKS_PER_INSTRUCTION + ITERATION_LATENCY)
+        # AMD's loops fetch ahead through registers, which cannot be told from fetching late.
+        waits = code.arch.startswith("sm_") and not loop.async_copies
+        waiting = EXPOSED_LATENCY if waits else ITERATION_LATENCY
+        latency += count * (loop.instructions * CLOCKS_PER_INSTRUCTION + waiting)
     on_busiest = math.ceil(work.programs / CHIPS[code.arch].units)
     rounds, rest = divmod(on_busiest, resident)
     time = rounds * max(resident * throughput, latency)
