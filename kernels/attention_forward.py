@@ -46,9 +46,9 @@ def attention_forward(
 ):  # fmt: skip
     """One tile of queries of one image's one head; with p_index these are rows index[i_b] of q.
 
-    Keys run in two loops for the image and, unless partner[i_b] < 0, again for its partner: the rest in masked
-    tiles of TAIL, then whole tiles of BN without a mask. The rest is first because ptxas serialises the WGMMAs
-    of a main loop that more code follows. ONES is the least width of a tensor product.
+    Keys run in two loops for the image and, unless partner[i_b] < 0, again for its partner: the rest in
+    masked tiles of TAIL, then whole tiles of BN without a mask. The rest is first because ptxas serialises
+    the WGMMAs of a main loop that more code follows. ONES is the least width of a tensor product.
     """
     tiles = tl.cdiv(M, BM)
     i_bh = tl.program_id(0) // tiles
