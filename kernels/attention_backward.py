@@ -2,7 +2,8 @@
 
 With P = exp(scale Q K^T - lse), dP = dO V^T and delta = rowsum(dO * O):
 dS = P * (dP - delta), dQ = scale dS K, dK = scale dS^T Q, dV = P^T dO.
-Both kernels recompute P; attention_dq runs first and leaves lse and delta as attention_dkdv reads them.
+Both kernels recompute P; attention_dq runs first and leaves lse log2(e) and -delta for attention_dkdv. Added
+to a product, -delta is what the product's accumulator starts from, which costs nothing.
 """
 
 import triton
@@ -43,7 +44,7 @@ def attention_dq(
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ of one tile of queries; also writes its rows of lse * log2(e) and of delta."""
+    """dQ of one tile of queries; also writes its rows of lse log2(e) and of -delta."""
     tiles = tl.cdiv(M, BM)
     i_bh = tl.program_id(0) // tiles
     i_b, i_h = i_bh // H, i_bh % H

@@ -30,7 +30,7 @@ def forward(
     """
     q, k, v = _rows(q), _rows(k), _rows(v)
     pk, pv = (None, None) if partner_k is None or partner_v is None else (_rows(partner_k), _rows(partner_v))
-    index = None if index is None else index.contiguous()
+    partner_index, index = (None if x is None else x.contiguous() for x in (partner_index, index))
     B, M, H, D = q.shape if index is None else (*index.shape, *q.shape[2:])
     out = q.new_empty(B, M, H, D)
     lse = q.new_empty(B, H, M, dtype=torch.float32)
@@ -67,18 +67,19 @@ def backward(
         q = torch.take_along_dim(q, index.long()[:, :, None, None], 1)
     q, k, v = _rows(q), _rows(k), _rows(v)
     pk, pv = (None, None) if partner_k is None or partner_v is None else (_rows(partner_k), _rows(partner_v))
-    dout = dout.contiguous()
+    partner_index = None if partner_index is None else partner_index.contiguous()
+    out, dout, lse = out.contiguous(), dout.contiguous(), lse.contiguous()
     B, M, H, D = q.shape
     dq = torch.empty_like(out)
-    lse2, delta = torch.empty_like(lse), torch.empty_like(lse)
+    lse2, minus_delta = torch.empty_like(lse), torch.empty_like(lse)
     config = tuning.choose(op, "dq", D, q.dtype, k.shape[1], q.device)
     with torch.cuda.device_of(q):
         attention_dq[(triton.cdiv(M, config.block_m) * B * H,)](
-            q, k, v, pk, pv, partner_index, out, dout, lse, dq, lse2, delta, scale,
+            q, k, v, pk, pv, partner_index, out, dout, lse, dq, lse2, minus_delta, scale,
             *_strides(q, k, v, pk, pv), M, k.shape[1], (k if pk is None else pk).shape[1], H,
             **_constants(q, config),
         )  # fmt: skip
-    queries = q, dout, lse2, delta
+    queries = q, dout, lse2, minus_delta
     if partner_index is None:
         gradients = _dkdv(op, k, v, None, *queries, scale)
     elif pk is None or pv is None:
@@ -101,7 +102,7 @@ def _dkdv(
     q: Tensor,
     dout: Tensor,
     lse2: Tensor,
-    delta: Tensor,
+    minus_delta: Tensor,
     scale: float,
 ) -> list[Tensor]:
     B, N, H, D = k.shape
@@ -110,7 +111,7 @@ def _dkdv(
     config = tuning.choose(op, "dkdv", D, k.dtype, N, k.device)
     with torch.cuda.device_of(k):
         attention_dkdv[(triton.cdiv(N, config.block_n) * B * H,)](
-            q, k, v, *(readers or (None, None)), dout, lse2, delta, dk, dv, scale,
+            q, k, v, *(readers or (None, None)), dout, lse2, minus_delta, dk, dv, scale,
             *_strides(q, k, v), M, N, H, **_constants(k, config),
         )  # fmt: skip
     return [dk, dv]
