@@ -90,7 +90,13 @@ def leaves_of(case: Pairs | Local, dtype: torch.dtype, device: str) -> list[Tens
 
 def indices_of(case: Pairs | Local, device: str) -> Tensor | None:
     if isinstance(case, Pairs):
-        return None if case.partner is None else strided(torch.tensor(case.partner), device)
+        return (
+            None
+            if case.partner is None
+            else strided(
+                torch.tensor(case.partner, dtype=torch.int32 if case.others else torch.int64), device
+            )
+        )
     if case.R is None:
         return None
     generator = torch.Generator().manual_seed(2)
@@ -100,7 +106,7 @@ def indices_of(case: Pairs | Local, device: str) -> Tensor | None:
 
 def strided(x: Tensor, device: str) -> Tensor:
     """The same values, every other element of memory, with indices between them that no kernel may follow."""
-    return torch.stack([x, torch.full_like(x, 2**40)], -1).to(device)[..., 0]
+    return torch.stack([x, torch.full_like(x, 2**30)], -1).to(device)[..., 0]
 
 
 def attend(backend: ModuleType, case: Pairs | Local, leaves: list[Tensor], scale: float) -> list[Tensor]:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -90,11 +92,20 @@ def test_launches_of_one_step(partners: str) -> None:
     assert [x.name for x in launches] == kernels + ["attention_dkdv"] * (partners == "others")
 
 
-def test_readers_of_an_image_in_order() -> None:
-    image = torch.cat([torch.arange(4), torch.tensor([2, -1, 0, 2])])
-    reader, first = triton_launch._readers(image, 4, 4)
-    walks = [reader[first[j] : first[j + 1]].tolist() for j in range(4)]
-    assert walks == [[0, 2], [1], [2, 0, 3], [3]]
+@given(
+    st.lists(st.integers(-1, 3), min_size=1, max_size=12),
+    st.booleans(),
+    st.sampled_from([torch.int32, torch.int64]),
+)
+def test_readers_of_an_image_in_order(partners: list[int], own: bool, dtype: torch.dtype) -> None:
+    rows = len(partners)
+    images = max(4, rows)
+    image = torch.tensor(partners, dtype=dtype)
+    image = torch.cat([torch.arange(rows), image]) if own else image
+    reader, first = triton_launch._readers(image, rows, images)
+    for j in range(images):
+        expected = [j] * (own and j < rows) + [i for i, partner in enumerate(partners) if partner == j]
+        assert reader[first[j] : first[j + 1]].tolist() == expected
 
 
 def test_every_reason_at_once() -> None:
