@@ -56,8 +56,12 @@ def spills_by_necessity(job: Job) -> bool:
     RDNA 3 takes the operands of a matrix instruction twice over and has none for fp32, so that in the
     backward pass two owned tiles and their sums exceed the 256 registers of a thread beyond so many columns.
     """
-    columns = 32 if job.key.dtype == "fp32" else 64
-    return job.arch == "gfx1100" and job.key.direction in ("dkdv", "dq") and job.key.head_dim > columns
+    key = job.key
+    if job.arch != "gfx1100" or key.direction not in ("dkdv", "dq"):
+        return False
+    if key.dtype == "fp32" and key.op == "local_attention" and key.head_dim <= 64:
+        return key.direction == "dkdv" and key.head_dim == 48
+    return key.head_dim > (32 if key.dtype == "fp32" else 64)
 
 
 def violations(job: Job, result: Assessment | Exception) -> list[str]:
