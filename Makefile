@@ -6,5 +6,6 @@ PY := .venv/bin/python
 demo: .venv/ready ; $(PY) -m dca_triton.cli demo
 test: .venv/ready ; $(PY) -m pytest --numprocesses 2 && TRITON_INTERPRET=1 $(PY) -m pytest --numprocesses 2 tests/interpreted
 lint: .venv/ready ; .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
+static: .venv/ready ; $(PY) -m bench.static --baseline bench/static/baseline.json
 
 .PHONY: demo test lint bench static tune gpu

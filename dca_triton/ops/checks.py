@@ -138,9 +138,9 @@ def _tensor_faults(
 
 
 def _scale_faults(scale: float | None) -> list[str]:
-    if scale is None or (isinstance(scale, int | float) and math.isfinite(scale)):
+    if scale is None or (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 0):
         return []
-    return [f"scale is {scale!r}; allowed is a finite number"]
+    return [f"scale is {scale!r}; allowed is a finite number of at least 0"]
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

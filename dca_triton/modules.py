@@ -1,0 +1,197 @@
+"""Transformer blocks whose attention goes through the public operations.
+
+Both layouts are made of timm's own `Block` (pre-norm, LayerScale, qk-norm and stochastic depth included); this module
+runs such a block on several streams at once and adds the reference's GLCA block.
+"""
+
+import functools
+import warnings
+from typing import NamedTuple
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from .ops import Backend, local_attention, pair_attention, torch_backend
+
+
+class Heads(NamedTuple):
+    """Queries, keys and values (B, N, H, D)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    def rows(self, first: int, last: int | None = None) -> "Heads":
+        """The heads of the images first..last-1 of the batch."""
+        return Heads(self.q[first:last], self.k[first:last], self.v[first:last])
+
+
+class Attended(NamedTuple):
+    """What a block leaves for rollout: queries, keys (B, N, H, D) and log-sum-exp (B, H, N)."""
+
+    q: Tensor
+    k: Tensor
+    lse: Tensor
+
+
+def project_heads(attn: nn.Module, x: Tensor) -> Heads:
+    """The packed qkv projection of timm's `Attention` as views (B, N, H, D), normalised where it has qk-norm."""
+    B, N, _ = x.shape
+    q, k, v = attn.qkv(x).view(B, N, 3, attn.num_heads, attn.head_dim).unbind(2)
+    return Heads(attn.q_norm(q), attn.k_norm(k), v)
+
+
+def project_output(attn: nn.Module, x: Tensor) -> Tensor:
+    """Merge the heads (B, M, H, D) -> (B, M, C) and apply timm's output norm, projection and dropout."""
+    return attn.proj_drop(attn.proj(attn.norm(x.flatten(2))))
+
+
+def attend(
+    heads: Heads,
+    partner: Heads | None,
+    partner_index: Tensor | None,
+    dropout: float,
+    scale: float,
+    backend: Backend,
+) -> tuple[Tensor, Tensor]:
+    """`pair_attention` of the heads; with dropout on the probabilities it runs on PyTorch, and says so."""
+    partner_k, partner_v = (None, None) if partner is None else (partner.k, partner.v)
+    if dropout == 0:
+        return pair_attention(
+            heads.q, heads.k, heads.v, partner_k, partner_v, partner_index, scale, backend=backend
+        )
+    _say_dropout_needs_torch(backend)
+    return torch_backend.pair_attention(*heads, partner_k, partner_v, partner_index, scale, dropout)
+
+
+def _say_dropout_needs_torch(backend: Backend) -> None:
+    message = "drop_rate > 0 drops attention probabilities in training, which only the torch backend does"
+    if backend == "triton":
+        raise RuntimeError(f"backend='triton' cannot run here: {message}; set drop_rate=0 or backend='auto'")
+    if backend == "auto" and torch.cuda.is_available() and not torch.compiler.is_compiling():
+        _warn_once(message)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+def residuals(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+    """The rest of a pre-norm block after its attention: x + attention, then x + MLP(norm(x))."""
+    x = x + block.drop_path1(block.ls1(project_output(block.attn, attended)))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def run_block(
+    block: nn.Module,
+    x: Tensor,
+    partner: Heads | None = None,
+    partner_index: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Attended]:
+    """One timm `Block` on x (B, N, C), each image attending to itself and to its partner (see `pair_attention`)."""
+    attn = block.attn
+    heads = project_heads(attn, block.norm1(x))
+    out, lse = attend(heads, partner, partner_index, _dropout(attn), attn.scale, backend)
+    return residuals(block, x, out), Attended(heads.q, heads.k, lse)
+
+
+def run_last_block(
+    block: nn.Module,
+    x: Tensor,
+    partner: Heads | None = None,
+    partner_index: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """`run_block` for the class token alone -> (B, 1, C): full keys, one query row."""
+    attn = block.attn
+    heads = project_heads(attn, block.norm1(x))
+    heads = heads._replace(q=heads.q[:, :1])
+    out, _ = attend(heads, partner, partner_index, _dropout(attn), attn.scale, backend)
+    return residuals(block, x[:, :1], out)
+
+
+def run_local_block(block: nn.Module, x: Tensor, index: Tensor, *, backend: Backend = "auto") -> Tensor:
+    """GLCA as a whole timm `Block`: the rows `index` (B, R) of x attend to all of x -> (B, R, C)."""
+    attn = block.attn
+    heads = project_heads(attn, block.norm1(x))
+    if _dropout(attn):
+        _say_dropout_needs_torch(backend)
+        q = torch.take_along_dim(heads.q, index[:, :, None, None], 1)
+        out, _ = torch_backend.attention_with_lse(
+            q, heads.k, heads.v, attn.scale, dropout=attn.attn_drop.p
+        )
+    else:
+        out = local_attention(*heads, index, attn.scale, backend=backend)
+    return residuals(block, torch.take_along_dim(x, index[:, :, None], 1), out)
+
+
+def _dropout(attn: nn.Module) -> float:
+    return attn.attn_drop.p if attn.training else 0.0
+
+
+class GlobalLocalAttention(nn.Module):
+    """GLCA of the reference: selected rows are replaced by their attention over all rows, then all are projected."""
+
+    def __init__(self, dim: int, num_heads: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.k_proj = nn.Linear(dim, dim, bias=False)
+        self.v_proj = nn.Linear(dim, dim, bias=False)
+        self.attn_drop = nn.Dropout(drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor, index: Tensor, backend: Backend = "auto") -> Tensor:
+        """Attention of the rows `index` (B, R) of x (B, N, C) over all N rows -> (B, R, C), before `proj`."""
+        selected = torch.take_along_dim(x, index[:, :, None], 1)
+        q, k, v = (self._heads(y) for y in (self.q_proj(selected), self.k_proj(x), self.v_proj(x)))
+        if _dropout(self):
+            _say_dropout_needs_torch(backend)
+            out, _ = torch_backend.attention_with_lse(
+                q, k, v, self.head_dim**-0.5, dropout=self.attn_drop.p
+            )
+        else:
+            out = local_attention(q, k, v, backend=backend)
+        return out.flatten(2)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.num_heads, self.head_dim)
+
+
+class GLCABlock(nn.Module):
+    """Pre-norm residual block around `GlobalLocalAttention`, without an MLP."""
+
+    def __init__(self, dim: int, num_heads: int, drop: float = 0.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.glca = GlobalLocalAttention(dim, num_heads, drop)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, index: Tensor, backend: Backend = "auto") -> Tensor:
+        """x (B, N, C), index (B, R) -> (B, N, C): every row gains `proj` of its normed or attended self."""
+        normed = self.norm(x)
+        attended = self.glca(normed, index, backend).to(normed.dtype)
+        mixed = normed.scatter(1, index[:, :, None].expand_as(attended), attended)
+        return x + self.drop_path(self.glca.proj_drop(self.glca.proj(mixed)))
+
+    def class_token(self, x: Tensor, backend: Backend = "auto") -> Tensor:
+        """The class token's row of `forward` (B, 1, C), which no other selected row can influence."""
+        first = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
+        attended = self.glca(self.norm(x), first, backend)
+        return x[:, :1] + self.drop_path(self.glca.proj_drop(self.glca.proj(attended)))
+
+
+def init_linears(module: nn.Module) -> None:
+    """Linear weights from a truncated normal of std 0.02, biases 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
