@@ -22,10 +22,6 @@ class Heads(NamedTuple):
     k: Tensor
     v: Tensor
 
-    def rows(self, first: int, last: int | None = None) -> "Heads":
-        """The heads of the images first..last-1 of the batch."""
-        return Heads(self.q[first:last], self.k[first:last], self.v[first:last])
-
 
 class Attended(NamedTuple):
     """What a block leaves for rollout: queries, keys (B, N, H, D) and log-sum-exp (B, H, N)."""
@@ -42,6 +38,16 @@ def project_heads(attn: nn.Module, x: Tensor) -> Heads:
     return Heads(attn.q_norm(q), attn.k_norm(k), v)
 
 
+def project_keys(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (B, N, H, D) alone: the last two thirds of the packed projection."""
+    B, N, _ = x.shape
+    own = attn.num_heads * attn.head_dim
+    bias = None if attn.qkv.bias is None else attn.qkv.bias[own:]
+    packed = nn.functional.linear(x, attn.qkv.weight[own:], bias)
+    k, v = packed.view(B, N, 2, attn.num_heads, attn.head_dim).unbind(2)
+    return attn.k_norm(k), v
+
+
 def project_output(attn: nn.Module, x: Tensor) -> Tensor:
     """Merge the heads (B, M, H, D) -> (B, M, C) and apply timm's output norm, projection and dropout."""
     return attn.proj_drop(attn.proj(attn.norm(x.flatten(2))))
@@ -49,14 +55,14 @@ def project_output(attn: nn.Module, x: Tensor) -> Tensor:
 
 def attend(
     heads: Heads,
-    partner: Heads | None,
+    partner: tuple[Tensor, Tensor] | None,
     partner_index: Tensor | None,
     dropout: float,
     scale: float,
     backend: Backend,
 ) -> tuple[Tensor, Tensor]:
     """`pair_attention` of the heads; with dropout on the probabilities it runs on PyTorch, and says so."""
-    partner_k, partner_v = (None, None) if partner is None else (partner.k, partner.v)
+    partner_k, partner_v = (None, None) if partner is None else partner
     if dropout == 0:
         return pair_attention(
             heads.q, heads.k, heads.v, partner_k, partner_v, partner_index, scale, backend=backend
@@ -87,12 +93,15 @@ def residuals(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
 def run_block(
     block: nn.Module,
     x: Tensor,
-    partner: Heads | None = None,
+    partner: tuple[Tensor, Tensor] | None = None,
     partner_index: Tensor | None = None,
     *,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Attended]:
-    """One timm `Block` on x (B, N, C), each image attending to itself and to its partner (see `pair_attention`)."""
+    """One timm `Block` on x (B, N, C), each image attending to itself and to its partner.
+
+    `partner` holds keys and values (B', N', H, D), x's own by default; `partner_index` as in `pair_attention`.
+    """
     attn = block.attn
     heads = project_heads(attn, block.norm1(x))
     out, lse = attend(heads, partner, partner_index, _dropout(attn), attn.scale, backend)
@@ -102,7 +111,7 @@ def run_block(
 def run_last_block(
     block: nn.Module,
     x: Tensor,
-    partner: Heads | None = None,
+    partner: tuple[Tensor, Tensor] | None = None,
     partner_index: Tensor | None = None,
     *,
     backend: Backend = "auto",
@@ -122,9 +131,7 @@ def run_local_block(block: nn.Module, x: Tensor, index: Tensor, *, backend: Back
     if _dropout(attn):
         _say_dropout_needs_torch(backend)
         q = torch.take_along_dim(heads.q, index[:, :, None, None], 1)
-        out, _ = torch_backend.attention_with_lse(
-            q, heads.k, heads.v, attn.scale, dropout=attn.attn_drop.p
-        )
+        out, _ = torch_backend.attention_with_lse(q, heads.k, heads.v, attn.scale, dropout=attn.attn_drop.p)
     else:
         out = local_attention(*heads, index, attn.scale, backend=backend)
     return residuals(block, torch.take_along_dim(x, index[:, :, None], 1), out)
@@ -154,9 +161,7 @@ class GlobalLocalAttention(nn.Module):
         q, k, v = (self._heads(y) for y in (self.q_proj(selected), self.k_proj(x), self.v_proj(x)))
         if _dropout(self):
             _say_dropout_needs_torch(backend)
-            out, _ = torch_backend.attention_with_lse(
-                q, k, v, self.head_dim**-0.5, dropout=self.attn_drop.p
-            )
+            out, _ = torch_backend.attention_with_lse(q, k, v, self.head_dim**-0.5, dropout=self.attn_drop.p)
         else:
             out = local_attention(q, k, v, backend=backend)
         return out.flatten(2)

@@ -47,7 +47,9 @@ def pair_attention(
         ValueError: Shapes, dtypes, devices or index values that do not fit, every reason at once.
         RuntimeError: backend="triton" cannot run, with every reason.
     """
-    q, k, v, partner_k, partner_v = _autocast(q, k, v, partner_k, partner_v)
+    q, k, v = _autocast(q), _autocast(k), _autocast(v)
+    partner_k = None if partner_k is None else _autocast(partner_k)
+    partner_v = None if partner_v is None else _autocast(partner_v)
     checks.pair_attention(q, k, v, partner_k, partner_v, partner_index, scale)
     chosen = _choose(backend, q, k, v)
     return chosen.pair_attention(q, k, v, partner_k, partner_v, partner_index, _scale(scale, q))
@@ -79,7 +81,7 @@ def local_attention(
         ValueError: Shapes, dtypes, devices or index values that do not fit, every reason at once.
         RuntimeError: backend="triton" cannot run, with every reason.
     """
-    q, k, v = _autocast(q, k, v)
+    q, k, v = _autocast(q), _autocast(k), _autocast(v)
     checks.local_attention(q, k, v, index, scale)
     chosen = _choose(backend, q, k, v)
     return chosen.local_attention(q, k, v, index, _scale(scale, q))
@@ -117,7 +119,7 @@ def rollout_row(
     """
     checks.rollout_row(qs, ks, lses, scale, row)
     chosen = _choose(backend, qs[0], ks[0])
-    return chosen.rollout_row(qs, ks, lses, _scale(scale, qs[0]), row)
+    return chosen.rollout_row(list(qs), list(ks), list(lses), _scale(scale, qs[0]), row)
 
 
 def reasons_against_triton(*tensors: Tensor) -> list[str]:
@@ -150,10 +152,9 @@ def _scale(scale: float | None, q: Tensor) -> float:
     return q.shape[-1] ** -0.5 if scale is None else float(scale)
 
 
-def _autocast(*tensors: Tensor | None) -> list:
+def _autocast(x: Tensor) -> Tensor:
     """Under autocast, attention runs in the lower precision, as PyTorch's own does."""
-    device = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return x
+    return x.to(torch.get_autocast_dtype(device))

@@ -1,0 +1,245 @@
+"""The dual cross-attention model: a timm ViT with SA, GLCA and (in training) PWCA branches and their heads."""
+
+from collections.abc import Hashable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .layouts import Branches, Call, paper_blocks, paper_branches, reference_blocks, reference_branches
+from .modules import Attended, init_linears
+from .ops import Backend, checks
+from .rollout import RolloutCache, rollout_of, weights_version
+
+
+class DualAttentionModel(nn.Module):
+    """Dual cross-attention learning (Zhu et al., CVPR 2022) on a timm vision transformer.
+
+    Args:
+        backbone_name: A timm vision transformer, e.g. "deit_tiny_patch16_224".
+        num_classes: Classes of each head, at least 1.
+        task_type: "fgvc" (linear heads) or "reid" (Linear-BatchNorm1d-ReLU-Linear heads, combined features).
+        num_sa_blocks: SA blocks on top of the backbone; layout="reference" only.
+        num_glca_blocks: GLCA blocks; layout="paper" has exactly 1.
+        num_pwca_blocks: Accepted as in the reference; PWCA runs all SA blocks with their weights.
+        embed_dim: Accepted as in the reference; C is the backbone's.
+        num_heads: Heads of the own blocks, a divisor of C; layout="reference" only.
+        top_k_ratio: GLCA's share of patch tokens in (0, 1]: 0.1 for FGVC, 0.3 for Re-ID.
+        drop_rate: Dropout of attention probabilities, projections and MLPs in [0, 1).
+        drop_path_rate: Stochastic depth of the last block in [0, 1), rising linearly from 0.
+        img_size: Pixels, a side or (height, width).
+        cache_attention_rollout: Keep rollout rows of images seen in evaluation (see `RolloutCache`).
+        layout: "reference" computes what the reference implementation does, and loads its checkpoints; "paper" has
+            the paper's cost: the backbone's own blocks carry SA and PWCA.
+        pretrained: Load timm's pretrained backbone weights.
+        backend: "auto", "triton" or "torch" for the attentions (see `pair_attention`).
+        **kwargs: Passed to `timm.create_model`.
+
+    Raises:
+        ValueError: Arguments that do not fit, or a backbone that cannot serve the layout, with every reason.
+        RuntimeError: Pretrained weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        backbone_name: str,
+        num_classes: int,
+        task_type: Literal["fgvc", "reid"] = "fgvc",
+        num_sa_blocks: int = 12,
+        num_glca_blocks: int = 1,
+        num_pwca_blocks: int = 12,
+        embed_dim: int | None = None,
+        num_heads: int = 12,
+        top_k_ratio: float = 0.1,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        img_size: int | tuple[int, int] = 224,
+        cache_attention_rollout: bool = True,
+        *,
+        layout: Literal["reference", "paper"] = "reference",
+        pretrained: bool = True,
+        backend: Backend = "auto",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        faults = _faults(locals())
+        if faults:
+            raise ValueError("; ".join(faults))
+        self.task_type = task_type
+        self.num_classes = num_classes
+        self.top_k_ratio = top_k_ratio
+        self.layout = layout
+        self.backend: Backend = backend
+        self.cache = RolloutCache() if cache_attention_rollout else None
+        if layout == "paper":
+            rates = dict(proj_drop_rate=drop_rate, attn_drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+            self.backbone = Backbone(backbone_name, layout, pretrained, img_size, **rates, **kwargs)
+            self.glca_blocks = paper_blocks(self.backbone)
+        else:
+            self.backbone = Backbone(backbone_name, layout, pretrained, img_size, **kwargs)
+            if self.backbone.embed_dim % num_heads:
+                raise ValueError(
+                    f"num_heads is {num_heads}; allowed are divisors of the backbone's width, {self.backbone.embed_dim}"
+                )
+            self.sa_blocks, self.glca_blocks = reference_blocks(
+                self.backbone.embed_dim, num_heads, num_sa_blocks, num_glca_blocks, drop_rate, drop_path_rate
+            )
+        self.embed_dim = self.backbone.embed_dim
+        self.sa_head, self.glca_head, self.pwca_head = (self._head() for _ in range(3))
+
+    def _head(self) -> nn.Module:
+        dim = self.embed_dim
+        head: nn.Module = nn.Linear(dim, self.num_classes)
+        if self.task_type == "reid":
+            head = nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.ReLU(), head)
+        init_linears(head)
+        return head
+
+    def forward(
+        self,
+        x: Tensor,
+        x_pair: Tensor | None = None,
+        *,
+        partner_index: Tensor | None = None,
+        class_tokens_only: bool = False,
+    ) -> dict[str, Tensor]:
+        """Logits and features of every branch.
+
+        Args:
+            x: Images (B, 3, h, w), floating point.
+            x_pair: The distractor of each image, shaped as x. Used in training only, as in the reference.
+            partner_index: Instead of `x_pair`, the row of x that is each image's distractor (B,), -1 = none; nothing
+                of it is computed again. Used in training only.
+            class_tokens_only: Features hold the class token alone (B, 1, C); the last block then computes one query
+                row, and with one GLCA block no rollout is needed, since no selected patch reaches the class token.
+                The logits are the same.
+
+        Returns:
+            sa_logits, glca_logits (B, K); sa_features (B, N, C); glca_features (B, N, C), in layout="paper" its
+            selected rows (B, 1 + R, C), class token first; in training with a pair pwca_logits and pwca_features;
+            for reid combined_features (B, 2C), the class tokens of SA and GLCA.
+
+        Raises:
+            ValueError: Inputs that do not fit, every reason at once.
+        """
+        self._check(x, x_pair, partner_index)
+        if not self.training:
+            x_pair = partner_index = None
+        branches = self._branches(Call(x, x_pair, partner_index, class_tokens_only, self.backend))
+        outputs = {
+            "sa_logits": self.sa_head(branches.sa[:, 0]),
+            "glca_logits": self.glca_head(branches.glca[:, 0]),
+            "sa_features": branches.sa,
+            "glca_features": branches.glca,
+        }
+        if branches.pwca is not None:
+            outputs["pwca_logits"] = self.pwca_head(branches.pwca[:, 0])
+            outputs["pwca_features"] = branches.pwca
+        if self.task_type == "reid":
+            outputs["combined_features"] = torch.cat([branches.sa[:, 0], branches.glca[:, 0]], 1)
+        return outputs
+
+    def _branches(self, call: Call) -> Branches:
+        def rows(attended: list[Attended]) -> Tensor:
+            return self._rollout(call.images, attended)
+
+        if self.layout == "paper":
+            return paper_branches(self.backbone, self.glca_blocks, self.top_k_ratio, call, rows)
+        return reference_branches(
+            self.backbone, self.sa_blocks, self.glca_blocks, self.top_k_ratio, call, rows
+        )
+
+    def _rollout(self, images: Tensor, attended: list[Attended]) -> Tensor:
+        scale = self._sa_blocks[0].attn.scale
+        if self.cache is None or self.training or torch.compiler.is_compiling():
+            return rollout_of(attended, scale, self.backend)
+
+        def missing(index: Tensor) -> Tensor:
+            return rollout_of([Attended(*(t[index] for t in left)) for left in attended], scale, self.backend)
+
+        return self.cache.lookup(images, self._version(images), missing)
+
+    @property
+    def _sa_blocks(self) -> nn.ModuleList:
+        return self.backbone.model.blocks if self.layout == "paper" else self.sa_blocks
+
+    def _version(self, images: Tensor) -> Hashable:
+        """Everything besides the images that a rollout row depends on."""
+        kind = images.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        weights = [*self.backbone.parameters(), *self._sa_blocks.parameters()]
+        return weights_version(weights), autocast, torch.get_float32_matmul_precision(), self.backend
+
+    def _check(self, x: Tensor, x_pair: Tensor | None, partner_index: Tensor | None) -> None:
+        faults = []
+        for name, images in (("x", x), ("x_pair", x_pair)):
+            if images is None:
+                continue
+            if images.dim() != 4 or 0 in images.shape:
+                faults.append(f"{name} has shape {tuple(images.shape)}; allowed is (B, 3, h, w) with B >= 1")
+            if not images.is_floating_point():
+                faults.append(f"{name} is {images.dtype}; allowed are floating-point images")
+        if x_pair is not None and x_pair.shape != x.shape:
+            faults.append(f"x_pair has shape {tuple(x_pair.shape)}; allowed is x's, {tuple(x.shape)}")
+        if x_pair is not None and partner_index is not None:
+            faults.append("x_pair and partner_index are both given; allowed is one of them")
+        if partner_index is not None and (
+            partner_index.shape != x.shape[:1] or partner_index.dtype not in checks.INTEGERS
+        ):
+            faults.append(
+                f"partner_index is {tuple(partner_index.shape)} {partner_index.dtype}; "
+                f"allowed is (B,) = ({x.shape[0]},) in int32 or int64"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        if partner_index is not None:
+            checks.check_range("partner_index", partner_index, -1, len(x))
+
+    def get_cache_stats(self) -> dict[str, float]:
+        """Per image: cache_hits, cache_misses, hit_rate in [0, 1] and cache_size in entries."""
+        return (self.cache or RolloutCache()).stats()
+
+    def clear_attention_cache(self) -> None:
+        """Forget every cached rollout row and reset the statistics."""
+        if self.cache is not None:
+            self.cache.clear()
+
+    @torch.no_grad()
+    def extract_features(self, x: Tensor) -> Tensor:
+        """Embeddings of images (B, 3, h, w): combined features (B, 2C) for reid, SA class tokens (B, C) for fgvc."""
+        outputs = self(x, class_tokens_only=True)
+        return outputs["combined_features"] if self.task_type == "reid" else outputs["sa_features"][:, 0]
+
+    def freeze_backbone(self, freeze: bool = True) -> None:
+        """Stop (or resume) gradients of the backbone's parameters."""
+        self.backbone.requires_grad_(not freeze)
+
+    def get_parameter_groups(self, lr_backbone: float, lr_attention: float) -> list[dict[str, Any]]:
+        """Optimizer groups: the backbone, and everything on top of it, each parameter once."""
+        backbone = list(self.backbone.parameters())
+        own = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
+        return [{"params": backbone, "lr": lr_backbone}, {"params": own, "lr": lr_attention}]
+
+
+def _faults(arguments: dict[str, Any]) -> list[str]:
+    allowed = {
+        "num_classes": (lambda v: v >= 1, "at least 1"),
+        "task_type": (lambda v: v in ("fgvc", "reid"), "'fgvc' and 'reid'"),
+        "layout": (lambda v: v in ("reference", "paper"), "'reference' and 'paper'"),
+        "backend": (lambda v: v in ("auto", "triton", "torch"), "'auto', 'triton' and 'torch'"),
+        "num_sa_blocks": (lambda v: v >= 1, "at least 1"),
+        "num_glca_blocks": (lambda v: v >= 1, "at least 1"),
+        "num_heads": (lambda v: v >= 1, "at least 1"),
+        "top_k_ratio": (lambda v: 0 < v <= 1, "in (0, 1]"),
+        "drop_rate": (lambda v: 0 <= v < 1, "in [0, 1)"),
+        "drop_path_rate": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    }
+    faults = [
+        f"{name} is {arguments[name]!r}; allowed is {text}"
+        for name, (fits, text) in allowed.items()
+        if not fits(arguments[name])
+    ]
+    if arguments["layout"] == "paper" and arguments["num_glca_blocks"] > 1:
+        faults.append(f"num_glca_blocks is {arguments['num_glca_blocks']}; allowed is 1 with layout='paper'")
+    return faults
