@@ -26,7 +26,7 @@ class WeightedLosses(TypedDict):
 
 
 class UncertaintyWeightedLoss(nn.Module):
-    """1/2 sum_i (exp(-w_i) L_i + w_i) over the branches i (Kendall et al., CVPR 2018; DCAL, section 3.4).
+    """1/2 sum_i (exp(-w_i) L_i + w_i) over the branches i (Kendall et al., CVPR 2018, as in DCAL).
 
     `log_vars` (3,) float32 holds w of SA, GLCA and PWCA in this order. It is a parameter, starts at 0 and has
     to be given to the optimizer.

@@ -1,4 +1,4 @@
-"""Who distracts whom: partners within a batch for pair-wise cross-attention (DCAL, section 3.3)."""
+"""Who distracts whom: partners within a batch for pair-wise cross-attention (PWCA of DCAL)."""
 
 from typing import Literal, get_args
 

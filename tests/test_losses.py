@@ -1,0 +1,204 @@
+"""Branch losses and their weighting, against numbers by hand and slow loops."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dca_triton.losses import BRANCHES, BranchLoss, UncertaintyWeightedLoss
+
+
+def scalars(**losses: float) -> dict[str, Tensor]:
+    return {name: torch.tensor(value) for name, value in losses.items()}
+
+
+def weighting(*log_vars: float) -> UncertaintyWeightedLoss:
+    loss = UncertaintyWeightedLoss()
+    loss.load_state_dict({"log_vars": torch.tensor(log_vars)})
+    return loss
+
+
+def test_weighting_by_hand() -> None:
+    # exp(-log 2) = 1/2 and exp(log 4) = 4: (1/2 * 3 + log 2) / 2 + (1 * 5 + 0) / 2 + (4 * 7 - log 4) / 2
+    loss = weighting(math.log(2), 0.0, -math.log(4))
+    answer = loss(scalars(sa_loss=3.0, glca_loss=5.0, pwca_loss=7.0))
+    assert answer["total_loss"].item() == pytest.approx(17.25 - math.log(2) / 2)
+    assert answer["weighted_losses"]["sa"].item() == pytest.approx(0.75 + math.log(2) / 2)
+    assert {i: w.item() for i, w in answer["weights"].items()} == pytest.approx(
+        {"sa": 0.5, "glca": 1.0, "pwca": 4.0}
+    )
+    assert not any(w.requires_grad for w in answer["weights"].values())
+    assert loss.get_current_weights() == pytest.approx(
+        {
+            "sa_loss_weight": 0.5,
+            "sa_loss_log_var": math.log(2),
+            "glca_loss_weight": 1.0,
+            "glca_loss_log_var": 0.0,
+            "pwca_loss_weight": 4.0,
+            "pwca_loss_log_var": -math.log(4),
+        }
+    )
+
+
+def test_log_vars_start_at_zero_and_are_the_whole_state() -> None:
+    state = UncertaintyWeightedLoss().state_dict()
+    assert list(state) == ["log_vars"] and state["log_vars"].tolist() == [0.0, 0.0, 0.0]
+
+
+@given(
+    names=st.lists(st.sampled_from(BRANCHES), min_size=1, unique=True),
+    suffix=st.sampled_from(["", "_loss"]),
+    log_vars=st.lists(st.floats(-3, 3, width=32), min_size=3, max_size=3),
+    values=st.lists(st.floats(0, 100, width=32), min_size=3, max_size=3),
+)
+@settings(deadline=None)
+def test_any_subset_in_any_order(
+    names: list[str], suffix: str, log_vars: list[float], values: list[float]
+) -> None:
+    loss = weighting(*log_vars)
+    given_losses = {
+        i + suffix: torch.tensor(x, requires_grad=True) for i, x in zip(names, values, strict=False)
+    }
+    answer = loss(given_losses)
+    answer["total_loss"].backward()
+    total, slopes = 0.0, [0.0] * 3
+    for name, value in zip(names, values, strict=False):
+        w = log_vars[BRANCHES.index(name)]
+        total += (math.exp(-w) * value + w) / 2
+        slopes[BRANCHES.index(name)] = (1 - math.exp(-w) * value) / 2
+        grad = given_losses[name + suffix].grad
+        assert grad is not None and grad.item() == pytest.approx(math.exp(-w) / 2, rel=1e-5)
+    assert set(answer["weights"]) == set(answer["weighted_losses"]) == set(names)
+    assert answer["total_loss"].item() == pytest.approx(total, rel=1e-4, abs=1e-4)
+    assert loss.log_vars.grad is not None
+    assert loss.log_vars.grad.tolist() == pytest.approx(slopes, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("losses", "sentence"),
+    [
+        ({}, "losses is empty"),
+        (scalars(cls_loss=1.0), "'cls_loss'; allowed are"),
+        (scalars(sa=1.0, sa_loss=1.0), "'sa' twice"),
+        ({"sa": torch.ones(1)}, r"losses\['sa'\] is \(1,\); allowed is a scalar"),
+        ({"sa": 1.0}, r"losses\['sa'\] is float; allowed is a scalar"),
+        ({"x": torch.ones(2)}, r"'x'; allowed are .*; losses\['x'\] is \(2,\)"),
+    ],
+)
+def test_weighting_refuses(losses: dict[str, Tensor], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        UncertaintyWeightedLoss()(losses)
+
+
+def branch_outputs(B: int, K: int, seed: int = 0, names: tuple[str, ...] = BRANCHES) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    outputs = {}
+    for name in names:
+        outputs[f"{name}_logits"] = torch.randn(B, K, generator=draw, dtype=torch.float64)
+        outputs[f"{name}_features"] = torch.randn(B, 3, 4, generator=draw, dtype=torch.float64)
+    return outputs
+
+
+def slow_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> float:
+    total = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        normaliser = math.log(sum(math.exp(x) for x in row))
+        for k, x in enumerate(row):
+            total += ((1 - smoothing) * (k == label) + smoothing / len(row)) * (normaliser - x)
+    return total / len(labels)
+
+
+def slow_triplet(cls: Tensor, labels: Tensor, margin: float) -> float:
+    points, names, violations = cls.tolist(), labels.tolist(), []
+    for a, point in enumerate(points):
+        positives = [
+            math.dist(point, points[j]) for j in range(len(points)) if names[j] == names[a] and j != a
+        ]
+        negatives = [math.dist(point, points[j]) for j in range(len(points)) if names[j] != names[a]]
+        if positives and negatives:
+            violations.append(max(0.0, max(positives) - min(negatives) + margin))
+    violations = [x for x in violations if x > 0]
+    return sum(violations) / len(violations) if violations else 0.0
+
+
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=1, max_size=9),
+    seed=st.integers(0, 2**20),
+    smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    margin=st.sampled_from([0.0, 0.3, 5.0]),
+    task=st.sampled_from(["fgvc", "reid"]),
+    names=st.sampled_from([BRANCHES, ("sa", "glca")]),
+)
+@settings(deadline=None)
+def test_branches_against_loops(
+    labels: list[int], seed: int, smoothing: float, margin: float, task: str, names: tuple[str, ...]
+) -> None:
+    target = torch.tensor(labels)
+    outputs = branch_outputs(len(labels), 4, seed, names)
+    losses = BranchLoss(task, smoothing, margin)(outputs, target)  # type: ignore[arg-type]
+    assert list(losses) == list(names)
+    for name, loss in losses.items():
+        wanted = slow_cross_entropy(outputs[f"{name}_logits"], target, smoothing)
+        if task == "reid":
+            wanted += slow_triplet(outputs[f"{name}_features"][:, 0], target, margin)
+        assert loss.item() == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+
+
+def test_triplet_by_hand() -> None:
+    # On a line: 0 and 3 are one person, 4 another. Anchor 0: 3 - 4 + 0.3 < 0, anchor 3: 3 - 1 + 0.3 = 2.3;
+    # 4 has no positive. The logits are all equal: cross entropy is log 2.
+    features = torch.tensor([[[0.0], [9.0]], [[3.0], [9.0]], [[4.0], [9.0]]], requires_grad=True)
+    outputs = {f"{i}_logits": torch.zeros(3, 2) for i in ("sa", "glca")}
+    outputs |= {f"{i}_features": features for i in ("sa", "glca")}
+    loss = BranchLoss("reid")(outputs, torch.tensor([0, 0, 1]))["sa"]
+    assert loss.item() == pytest.approx(math.log(2) + 2.3)
+    loss.backward()
+    assert features.grad is not None
+    assert features.grad[:, 0, 0].tolist() == [-1.0, 2.0, -1.0] and not features.grad[:, 1].any()
+
+
+def test_half_precision_features_do_not_overflow() -> None:
+    outputs = {f"{i}_logits": torch.zeros(3, 2) for i in ("sa", "glca")}
+    far = torch.tensor([0.0, 60000.0, -60000.0], dtype=torch.float16).reshape(3, 1, 1)
+    outputs |= {f"{i}_features": far for i in ("sa", "glca")}
+    loss = BranchLoss("reid")(outputs, torch.tensor([0, 1, 1]))["sa"]
+    assert loss.item() == pytest.approx(math.log(2) + 120000 - 60000 + 0.3, rel=1e-3)
+
+
+@pytest.mark.parametrize("label", [-1, 4, -100])
+def test_labels_out_of_range(label: int) -> None:
+    with pytest.raises(ValueError, match=r"labels holds values from .* allowed are 0 to 3"):
+        BranchLoss()(branch_outputs(2, 4), torch.tensor([1, label]))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"glca_logits": torch.zeros(3, 4)}, r"outputs\['glca_logits'\] is \(3, 4\); allowed is \(B, K\)"),
+        ({"pwca_logits": torch.zeros(2, 5)}, r"outputs\['pwca_logits'\] is \(2, 5\); .* one K"),
+        ({"sa_features": torch.zeros(2, 4)}, r"outputs\['sa_features'\] is \(2, 4\); allowed is \(B, N, C\)"),
+        ({"sa_features": torch.zeros(2, 0, 4)}, r"outputs\['sa_features'\] is \(2, 0, 4\)"),
+        ({"sa_logits": torch.zeros(2, 4, device="meta")}, r"outputs\['sa_logits'\] is on meta"),
+    ],
+)
+def test_wrong_outputs(change: dict[str, Tensor], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        BranchLoss("reid")(branch_outputs(2, 4) | change, torch.tensor([0, 1]))
+
+
+def test_missing_outputs_and_wrong_labels() -> None:
+    outputs = branch_outputs(2, 4)
+    del outputs["pwca_features"], outputs["glca_logits"]
+    with pytest.raises(ValueError, match=r"missing for 'reid' are \['glca_logits', 'pwca_features'\]"):
+        BranchLoss("reid")(outputs, torch.tensor([0, 1]))
+    for labels in (torch.tensor([0.0, 1.0]), torch.tensor([[0, 1]]), torch.tensor(0)):
+        with pytest.raises(ValueError, match=r"labels is .*; allowed is \(B,\) int64"):
+            BranchLoss()(branch_outputs(2, 4), labels)
+
+
+def test_arguments_are_refused_together() -> None:
+    with pytest.raises(ValueError, match=r"task_type is 'x'.*label_smoothing is 2.*triplet_margin is nan"):
+        BranchLoss("x", 2, math.nan)  # type: ignore[arg-type]
