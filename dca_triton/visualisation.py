@@ -30,9 +30,9 @@ def training_curves(metrics: Sequence[Mapping[str, object]], path: str | Path) -
 
     Args:
         metrics: One record per epoch with the number "epoch". `sa_loss`, `glca_loss`, `pwca_loss` and
-            `total_loss` are losses, `*_loss_weight` weights, and every other number a score, but for `lr`, `seconds` and
-            `*_log_var` (the weights say the same). A record may lack any of them, as when evaluation is rarer
-            than training. A panel without a curve is left out.
+            `total_loss` are losses, `*_loss_weight` weights, and every other number a score, but for `lr`,
+            `seconds` and `*_loss_log_var` (the weights say the same). A record may lack any of them, as when
+            evaluation is rarer than training. A panel without a curve is left out.
         path: The PNG, 120 dots per inch, 576 pixels wide per panel and 456 high.
 
     Raises:

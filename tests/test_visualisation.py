@@ -71,8 +71,8 @@ def test_every_curve_is_on_its_panel(tmp_path: Path, figures: list[Figure]) -> N
     assert [line.get_label() for line in losses] == ["sa: 0.75", "glca: 0.5", "pwca: 1", "total: -1"]
     assert [line.get_label() for line in weights] == ["sa: 1"]
     assert [line.get_label() for line in scores] == ["sa_top1: 0.75", "mAP: 0.25"]
-    assert losses[0].get_xydata().tolist() == [[1, 3], [2, 1.5], [3, 1], [4, 0.75]]
-    assert scores[0].get_xydata().tolist() == [[2, 0.5], [4, 0.75]]
+    assert np.asarray(losses[0].get_xydata()).tolist() == [[1, 3], [2, 1.5], [3, 1], [4, 0.75]]
+    assert np.asarray(scores[0].get_xydata()).tolist() == [[2, 0.5], [4, 0.75]]
     assert losses[0].get_color() == weights[0].get_color() == scores[0].get_color()
 
 
@@ -111,7 +111,7 @@ def test_overlays_show_photo_heat_and_patches(tmp_path: Path, figures: list[Figu
     bright[16:24, 40:50] = bright[0:8, 10:20] = True  # tokens 16 and 3: patches (2, 4) and (0, 1)
     expected = torch.where(bright, photos[1], photos[1] * 0.3).float()
     torch.testing.assert_close(dark, expected)
-    boxes = [patch.get_bbox().extents.tolist() for patch in local.patches if isinstance(patch, Rectangle)]
+    boxes = [list(patch.get_bbox().extents) for patch in local.patches if isinstance(patch, Rectangle)]
     assert boxes == [[40, 16, 50, 24], [10, 0, 20, 8]]
     assert torch.equal(given["images"], photos)
 
