@@ -63,7 +63,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, no checkpoint, or asks for objects that could execute code.
+        ValueError: The file cannot be read, is no checkpoint, or asks for objects that could execute code.
     """
     path = Path(path)
     if not path.is_file():
@@ -73,12 +73,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         state = _read(path)
     except Exception as error:  # damaged bytes make the readers raise nearly anything
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        reason = (
-            f"asks for {wanted[1]}, which could execute code" if wanted else f"is damaged ({_line(error)})"
-        )
+        if wanted := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"asks for {wanted[1]}, which could execute code"
+        else:  # torch's own text advises to load unsafely; its last part is the reason
+            reason = f"cannot be read ({_line(error).rpartition('Weights only load failed')[2] or 'no weights'})"
         raise ValueError(
-            f"checkpoint {path} {reason}; allowed are tensors and plain Python values"
+            f"checkpoint {path} {reason}; allowed is a whole file of tensors and plain Python values"
         ) from error
     if not isinstance(state, dict):
         raise ValueError(f"checkpoint {path} holds a {type(state).__name__}; allowed is a dict")
@@ -94,8 +94,8 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Path
             dict itself. The prefix "module." that `DataParallel` gives every key is dropped.
 
     Returns:
-        What the checkpoint holds besides: epoch, history, optimizer_state_dict, uncertainty_loss_state_dict; {}
-        for a bare state dict.
+        What the checkpoint holds besides: epoch, history, optimizer_state_dict, uncertainty_loss_state_dict;
+        {} for a bare state dict.
 
     Raises:
         FileNotFoundError: As `load_checkpoint`.

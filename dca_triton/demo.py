@@ -66,7 +66,7 @@ def face_transform() -> v2.Transform:
 
 
 def face_model(num_classes: int, task_type: str, top_k_ratio: float) -> DualAttentionModel:
-    """A ViT of 4 blocks, 192 channels and 3 heads on 48 x 48 photos in 8 x 8 patches."""
+    """A ViT of 4 blocks, 128 channels and 4 heads on 48 x 48 photos in 8 x 8 patches."""
     return DualAttentionModel(
         "vit_tiny_patch16_224",
         num_classes,
@@ -76,6 +76,7 @@ def face_model(num_classes: int, task_type: str, top_k_ratio: float) -> DualAtte
         img_size=SIZE,
         patch_size=8,
         depth=4,
+        backbone_width=128,
         top_k_ratio=top_k_ratio,
         drop_path_rate=0.1,
     )

@@ -158,13 +158,13 @@ class DualAttentionModel(nn.Module):
         def missing(index: Tensor) -> Tensor:
             return rollout_of([Attended(*(t[index] for t in left)) for left in attended], scale, self.backend)
 
-        return self.cache.lookup(images, self._version(images), missing)
+        return self.cache.lookup(images, self._rollout_version(images), missing)
 
     @property
     def _sa_blocks(self) -> nn.ModuleList:
         return self.backbone.model.blocks if self.layout == "paper" else self.sa_blocks
 
-    def _version(self, images: Tensor) -> Hashable:
+    def _rollout_version(self, images: Tensor) -> Hashable:
         """Everything besides the images that a rollout row depends on."""
         kind = images.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

@@ -54,7 +54,7 @@ def local_attention(
 ) -> Tensor:
     """GLCA: softmax(Qˡ Kᵍᵀ / √D) Vᵍ for the selected queries Qˡ (DCAL, eq. 3) -> (B, R, H, D)."""
     if index is not None:
-        q = torch.take_along_dim(q, index[:, :, None, None], 1)
+        q = torch.take_along_dim(q, index.long()[:, :, None, None], 1)
     return self_attention(q, k, v, scale)
 
 

@@ -40,7 +40,7 @@ def pair_attention(
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale: float) -> Tensor:
     if index is not None:
-        q = torch.take_along_dim(q, index[:, :, None, None], 1)
+        q = torch.take_along_dim(q, index.long()[:, :, None, None], 1)
     return attention_with_lse(q, k, v, scale)[0]
 
 
@@ -66,7 +66,7 @@ def attention_with_lse(
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q_, k_, v_, attn_mask=mask, scale=scale
         )
-        return out.transpose(1, 2), lse.float()
+        return out.transpose(1, 2), lse
     out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, dropout_p=dropout, scale=scale)
     return out.transpose(1, 2).contiguous(), _log_sum_exp(q, k, scale, mask)
 
@@ -91,10 +91,10 @@ def _partner_mask(partner_index: Tensor, own: int, partners: int, dtype: torch.d
 @torch.no_grad()
 def _log_sum_exp(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     B, M, H, _ = q.shape
-    lse = torch.empty(B, H, M, dtype=torch.float32, device=q.device)
+    lse = torch.empty(B, H, M, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
     keys = k.permute(0, 2, 3, 1)
     for rows in _row_chunks(M, B * H * k.shape[1]):
-        scores = (q[:, rows].transpose(1, 2) @ keys).float() * scale
+        scores = (q[:, rows].transpose(1, 2) @ keys).to(lse.dtype) * scale
         lse[:, :, rows] = (scores if mask is None else scores + mask).logsumexp(-1)
     return lse
 
