@@ -106,6 +106,8 @@ def test_overlays_show_photo_heat_and_patches(tmp_path: Path, figures: list[Figu
     assert png_size(tmp_path / "sheet.png") == (int(width * 120), int(height * 120))
     photo, heat, local = figures[0].axes[3:6]  # of the second photo
     assert photo.get_title(loc="left") == "b" and len(heat.get_images()) == 2
+    drawn = torch.from_numpy(np.asarray(heat.get_images()[1].get_array()))
+    torch.testing.assert_close(drawn, heat_map(given["rows"][1], GRID, SIZE, PREFIX))
     dark = torch.from_numpy(np.asarray(local.get_images()[0].get_array())).permute(2, 0, 1)
     bright = torch.zeros(SIZE, dtype=torch.bool)
     bright[16:24, 40:50] = bright[0:8, 10:20] = True  # tokens 16 and 3: patches (2, 4) and (0, 1)
