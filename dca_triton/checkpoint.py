@@ -58,8 +58,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint, or a bare state dict, into CPU memory; nothing in the file is executed.
 
     Args:
-        path: A file of `torch.save` (.pt, .pth), whose checksums are verified where its format has them, or a
-            .safetensors file.
+        path: A file of `torch.save` (.pt, .pth), whose checksums must be right where its format has them, or
+            a .safetensors file.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -75,8 +75,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except Exception as error:  # damaged bytes make the readers raise nearly anything
         if wanted := re.search(r"GLOBAL (\S+)", str(error)):
             reason = f"asks for {wanted[1]}, which could execute code"
-        else:  # torch's own text advises to load unsafely; its last part is the reason
-            reason = f"cannot be read ({_line(error).rpartition('Weights only load failed')[2] or 'no weights'})"
+        else:
+            reason = f"cannot be read ({_line(error)})"
         raise ValueError(
             f"checkpoint {path} {reason}; allowed is a whole file of tensors and plain Python values"
         ) from error
@@ -147,7 +147,9 @@ def _some(names: list[str]) -> str:
 
 
 def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    # What stands before this mark is torch's advice to load the file unsafely.
+    lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])
 
 
 def _read(path: Path) -> Any:

@@ -1,6 +1,7 @@
 import os
 import pickle
 import resource
+import stat
 from collections import OrderedDict
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def test_missing_and_truncated(tmp_path, suffix):
     whole = file.read_bytes()
     for size in [*range(0, len(whole), 97), len(whole) - 1]:
         file.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=f"a{suffix} is damaged") as error:
+        with pytest.raises(ValueError, match=f"a{suffix} cannot be read") as error:
             load_checkpoint(file)
         assert "\n" not in str(error.value)
 
@@ -156,7 +157,7 @@ def test_flipped_bit_in_a_tensor(tmp_path):
     data = bytearray(file.read_bytes())
     data[data.index(torch.full((9,), 1.5).numpy().tobytes()) + 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ValueError, match=r"damaged.*checksum"):
+    with pytest.raises(ValueError, match=r"cannot be read.*checksum"):
         load_checkpoint(file)
 
 
@@ -164,6 +165,15 @@ def test_no_dict(tmp_path):
     torch.save(torch.ones(2), tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"a\.pt holds a Tensor; allowed is a dict"):
         load_checkpoint(tmp_path / "a.pt")
+
+
+def test_no_advice_to_load_unsafely(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"\x80\x02}q\x00(K\x01K\x02R.")  # calls 1(2)
+    with pytest.raises(
+        ValueError, match=r"cannot be read \(UnpicklingError: Trying to call.*function 1\)"
+    ) as error:
+        load_checkpoint(tmp_path / "a.pt")
+    assert "weights_only" not in str(error.value)
 
 
 @settings(deadline=None, max_examples=200)
@@ -194,6 +204,21 @@ def test_failure_leaves_the_old_file(tmp_path, monkeypatch, where, fault):
     assert isinstance(fault, KeyboardInterrupt) or "a.pt cannot be written" in str(error.value)
     assert file.read_bytes() == old
     assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_on_disk_before_and_after_it_takes_its_place(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        call = getattr(os, name)
+
+        def record(*args, name=name, call=call):
+            kind = "" if name == "replace" else stat.S_ISDIR(os.fstat(args[0]).st_mode) * " of the folder"
+            done.append(name + kind)
+            return call(*args)
+
+        monkeypatch.setattr(os, name, record)
+    save_checkpoint(tmp_path / "a.pt", {"epoch": 1})
+    assert done == ["fsync", "replace", "fsync of the folder"]
 
 
 @pytest.mark.parametrize("limit", [0, 100, 5_000, 400_000])
