@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from timm.models import register_model
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -65,20 +67,29 @@ def face_transform() -> v2.Transform:
     )
 
 
-def face_model(num_classes: int, task_type: str, top_k_ratio: float) -> DualAttentionModel:
-    """A ViT of 4 blocks, 128 channels and 4 heads on 48 x 48 photos in 8 x 8 patches."""
+@register_model
+def face_vit(
+    pretrained: bool = False,
+    pretrained_cfg: object = None,
+    pretrained_cfg_overlay: object = None,
+    cache_dir: object = None,
+    **kwargs: Any,
+) -> VisionTransformer:
+    """A ViT of 4 blocks, 128 channels and 4 heads on 48 x 48 photos in 8 x 8 patches; it has no pretrained weights."""
+    shape = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
+    return VisionTransformer(**(shape | kwargs))
+
+
+def face_model(num_classes: int, task_type: Literal["fgvc", "reid"], top_k_ratio: float) -> DualAttentionModel:
+    """DCAL in the paper's layout on `face_vit`."""
     return DualAttentionModel(
-        "vit_tiny_patch16_224",
+        "face_vit",
         num_classes,
-        task_type,  # type: ignore[arg-type]
+        task_type,
         layout="paper",
         pretrained=False,
         img_size=SIZE,
-        patch_size=8,
-        depth=4,
-        backbone_width=128,
         top_k_ratio=top_k_ratio,
-        drop_path_rate=0.1,
     )
 
 
