@@ -4,7 +4,7 @@ PY := .venv/bin/python
 	python3 -m venv .venv && $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]' && touch $@
 
 demo: .venv/ready ; $(PY) -m dca_triton.cli demo
-test: .venv/ready ; $(PY) -m pytest --numprocesses 2 && TRITON_INTERPRET=1 $(PY) -m pytest --numprocesses 2 tests/interpreted
+test: .venv/ready ; OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 && OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PY) -m pytest --numprocesses 2 tests/interpreted
 lint: .venv/ready ; .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 static: .venv/ready ; $(PY) -m bench.static --baseline bench/static/baseline.json
 

@@ -80,7 +80,9 @@ def face_vit(
     return VisionTransformer(**(shape | kwargs))
 
 
-def face_model(num_classes: int, task_type: Literal["fgvc", "reid"], top_k_ratio: float) -> DualAttentionModel:
+def face_model(
+    num_classes: int, task_type: Literal["fgvc", "reid"], top_k_ratio: float
+) -> DualAttentionModel:
     """DCAL in the paper's layout on `face_vit`."""
     return DualAttentionModel(
         "face_vit",
@@ -130,9 +132,7 @@ def train_fgvc(
     return scores
 
 
-def train_reid(
-    save_dir: Path, epochs: int = 60, seed: int = 0, progress: bool = True
-) -> dict[str, float]:
+def train_reid(save_dir: Path, epochs: int = 60, seed: int = 0, progress: bool = True) -> dict[str, float]:
     """30 people to train; the photos of 10 others look for each other."""
     torch.manual_seed(seed)
     transform = face_transform()

@@ -125,7 +125,9 @@ class DualAttentionTrainer:
             done += 1
         if not done:
             raise ValueError("batches is empty; training needs at least one batch an epoch")
-        return {name: float(total) / done for name, total in sums.items()} | self.weighting.get_current_weights()
+        return {
+            name: float(total) / done for name, total in sums.items()
+        } | self.weighting.get_current_weights()
 
     def _step(self, batch: Batch, where: str) -> dict[str, Tensor]:
         images, labels = batch["image"].to(self.device), batch["label"].to(self.device)

@@ -33,8 +33,8 @@ def pair_attention(
         faults.append(f"partner_v is {_shape(partner_v)}; allowed is partner_k's shape, {_shape(partner_k)}")
     if partner_index is not None:
         faults += _tensor_faults("partner_index", partner_index, INTEGERS, 1, None)
-        if partner_index.dim() == 1 and partner_index.shape[0] != q.shape[0]:
-            faults.append(f"partner_index is {_shape(partner_index)}; allowed is (B,) = ({q.shape[0]},)")
+        if partner_index.dim() == 1 and partner_index.shape != q.shape[:1]:
+            faults.append(f"partner_index is {_shape(partner_index)}; allowed is (B,) = {tuple(q.shape[:1])}")
         if partner_index.device != q.device:
             faults.append(f"partner_index is on {partner_index.device}; allowed is q's device, {q.device}")
     _raise(faults)
@@ -47,8 +47,8 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale
     faults = _attention_faults(q, k, v, scale)
     if index is not None:
         faults += _tensor_faults("index", index, INTEGERS, 2, None)
-        if index.dim() == 2 and (index.shape[0] != q.shape[0] or index.shape[1] < 1):
-            faults.append(f"index is {_shape(index)}; allowed is (B, R) with B = {q.shape[0]} and R >= 1")
+        if index.dim() == 2 and index.shape[:1] != q.shape[:1]:
+            faults.append(f"index is {_shape(index)}; allowed is (B, R) with (B,) = {tuple(q.shape[:1])}")
         if index.device != q.device:
             faults.append(f"index is on {index.device}; allowed is q's device, {q.device}")
     _raise(faults)

@@ -47,11 +47,11 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale
 def rollout_row(
     qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None
 ) -> Tensor:
-    for layer in reversed(range(len(qs))):
-        if row is None:
-            row = _first_step(qs[layer], ks[layer], lses[layer], scale)
-        else:
-            row = _step(row, qs[layer], ks[layer], lses[layer], scale)
+    row = None if row is None else row.float()
+    with torch.autocast(qs[0].device.type, enabled=False):  # sums over N tokens and L layers stay in float32
+        for q, k, lse in zip(reversed(qs), reversed(ks), reversed(lses), strict=True):
+            first = row is None
+            row = _first_step(q, k, lse.float(), scale) if first else _step(row, q, k, lse.float(), scale)
     assert row is not None
     return row
 
