@@ -141,7 +141,8 @@ def paper_branches(
     pwca = None
     if partner_index is not None and call.class_tokens_only:
         sa, left = run_block(last, x[:B], backend=call.backend)
-        pwca = run_last_block(last, x[B:], None, partner_index[B:] - B, backend=call.backend)[:B]
+        among_pwca = torch.where(partner_index[B:] < 0, -1, partner_index[B:] - B)
+        pwca = run_last_block(last, x[B:], None, among_pwca, backend=call.backend)[:B]
     else:
         x, left = run_block(last, x, None, partner_index, backend=call.backend)
         sa = x[:B]

@@ -6,8 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .attention_maps import attention_maps
 from .backbone import Backbone
-from .layouts import Branches, Call, paper_blocks, paper_branches, reference_blocks, reference_branches
+from .layouts import Branches, Call, RolloutOf, paper_blocks, paper_branches, reference_blocks, reference_branches
 from .modules import Attended, init_linears
 from .ops import Backend, checks
 from .rollout import RolloutCache, rollout_of, weights_version
@@ -140,18 +141,24 @@ class DualAttentionModel(nn.Module):
             outputs["combined_features"] = torch.cat([branches.sa[:, 0], branches.glca[:, 0]], 1)
         return outputs
 
-    def _branches(self, call: Call) -> Branches:
-        def rows(attended: list[Attended]) -> Tensor:
-            return self._rollout(call.images, attended)
-
+    def branches(self, call: Call, rollout_of: RolloutOf) -> Branches:
+        """Tokens of every branch before the heads; `rollout_of` makes rollout rows of what the SA blocks left."""
         if self.layout == "paper":
-            return paper_branches(self.backbone, self.glca_blocks, self.top_k_ratio, call, rows)
+            return paper_branches(self.backbone, self.glca_blocks, self.top_k_ratio, call, rollout_of)
         return reference_branches(
-            self.backbone, self.sa_blocks, self.glca_blocks, self.top_k_ratio, call, rows
+            self.backbone, self.sa_blocks, self.glca_blocks, self.top_k_ratio, call, rollout_of
         )
 
+    def _branches(self, call: Call) -> Branches:
+        return self.branches(call, lambda attended: self._rollout(call.images, attended))
+
+    @property
+    def attention_scale(self) -> float:
+        """The factor of the SA blocks' scores, 1/√D."""
+        return self._sa_blocks[0].attn.scale
+
     def _rollout(self, images: Tensor, attended: list[Attended]) -> Tensor:
-        scale = self._sa_blocks[0].attn.scale
+        scale = self.attention_scale
         if self.cache is None or self.training or torch.compiler.is_compiling():
             return rollout_of(attended, scale, self.backend)
 
@@ -210,6 +217,16 @@ class DualAttentionModel(nn.Module):
         """Embeddings of images (B, 3, h, w): combined features (B, 2C) for reid, SA class tokens (B, C) for fgvc."""
         outputs = self(x, class_tokens_only=True)
         return outputs["combined_features"] if self.task_type == "reid" else outputs["sa_features"][:, 0]
+
+    def get_attention_maps(self, x: Tensor) -> dict[str, Any]:
+        """Attention maps for pictures, under the reference's names; here alone maps are kept in memory.
+
+        Returns:
+            sa_attention_weights, a list of (B, H, N, N) for each SA block; accumulated_attention, the rollout
+            (B, N, N); glca_attention_maps, for "glca_block_0", ... the attention_map (B, H, 1 + R, N) of the
+            selected_indices (B, 1 + R), class token first.
+        """
+        return attention_maps(self, x)
 
     def freeze_backbone(self, freeze: bool = True) -> None:
         """Stop (or resume) gradients of the backbone's parameters."""

@@ -1,7 +1,7 @@
 """DCAL's attentions and rollout as plain PyTorch: the specification that every test compares with.
 
-Each function is the formula, keeps every attention map in memory and works in the dtype of its inputs. Shapes: B batch,
-M queries, N keys, H heads, D head dimension, P prefix tokens, R selected local tokens.
+Each function is the formula, keeps every attention map in memory and works in the dtype of its inputs.
+Shapes: B batch, M queries, N keys, H heads, D head dimension, P prefix tokens, R selected local tokens.
 """
 
 import torch
@@ -33,7 +33,7 @@ def pair_attention(
     partner_index: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """PWCA: softmax(Q1 [K1; K2]ᵀ / √D) [V1; V2], one softmax over the own and the partner's keys (DCAL, eq. 5).
+    """PWCA: softmax(Q1 [K1; K2]ᵀ / √D) [V1; V2], one softmax over own and partner's keys (DCAL, eq. 5).
 
     Same arguments and results as `dca_triton.pair_attention`.
     """
@@ -64,11 +64,11 @@ def rollout(
     discard_ratio: float = 0.0,
     add_residual: bool = True,
 ) -> Tensor:
-    """Attention rollout Ŝ = S̄_L ⋯ S̄_1, S̄ = 0.5 S + 0.5 I with rows re-normalised (DCAL, eq. 2; Abnar & Zuidema).
+    """Attention rollout Ŝ = S̄_L ⋯ S̄_1, S̄ = 0.5 S + 0.5 I rows re-normalised (DCAL, eq. 2; Abnar & Zuidema).
 
     attentions: (B, H, N, N) of each layer, first to last. head_fusion: "mean", "max" or "min" over the heads.
-    discard_ratio: the fraction in [0, 1) of the smallest fused weights of an image that are set to zero, never the
-    class token's own column. Returns (B, N, N).
+    discard_ratio: the fraction in [0, 1) of the smallest fused weights of an image that are set to zero,
+    never the class token's own column. Returns (B, N, N).
     """
     fuse = {"mean": lambda a: a.mean(1), "max": lambda a: a.amax(1), "min": lambda a: a.amin(1)}[head_fusion]
     result = None
@@ -119,7 +119,7 @@ def num_local(num_patches: int, top_k_ratio: float) -> int:
 
 
 def select_local(row: Tensor, num_prefix: int, top_k_ratio: float) -> Tensor:
-    """The class token and the R patch tokens of highest rollout, best first: row (B, N) -> int64 (B, 1 + R)."""
+    """The class token, then the R patch tokens of highest rollout: row (B, N) -> int64 (B, 1 + R)."""
     count = num_local(row.shape[1] - num_prefix, top_k_ratio)
     patches = row[:, num_prefix:].topk(count).indices + num_prefix
     return torch.cat([patches.new_zeros(patches.shape[0], 1), patches], 1)

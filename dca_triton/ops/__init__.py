@@ -37,7 +37,7 @@ def pair_attention(
         partner_index: Which row of `partner_k` each image is paired with (B,), int32 or int64 in [-1, B');
             repeats are allowed, -1 means no partner. None: nobody has a partner.
         scale: Factor of the scores; 1/√D by default.
-        backend: "auto" takes Triton where it can run and PyTorch elsewhere; "triton" raises where it cannot run.
+        backend: "auto" takes Triton where it can run and PyTorch elsewhere; "triton" raises where it cannot.
 
     Returns:
         The attention (B, M, H, D), contiguous, and the natural log-sum-exp of the scores (B, H, M), float32
@@ -99,8 +99,8 @@ def rollout_row(
 ) -> Tensor:
     """One row of the attention rollout Ŝ = S̄_L ⋯ S̄_1, S̄ = 0.5 mean_h(P_h) + 0.5 I (DCAL, eq. 2).
 
-    From the last layer to the first, r <- 0.5 r + 0.5 mean_h(r P_h), with P recomputed tile by tile from the queries,
-    keys and log-sum-exps that the forward pass left: O(N) memory a layer and no gradient.
+    From the last layer to the first, r <- 0.5 r + 0.5 mean_h(r P_h), with P recomputed tile by tile from the
+    queries, keys and log-sum-exps that the forward pass left: O(N) memory a layer and no gradient.
 
     Args:
         qs: Queries (B, N, H, D) of each layer, first to last.
@@ -155,6 +155,6 @@ def _scale(scale: float | None, q: Tensor) -> float:
 def _autocast(x: Tensor) -> Tensor:
     """Under autocast, attention runs in the lower precision, as PyTorch's own does."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    castable = x.is_floating_point() and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(device)) if enabled and castable else x

@@ -95,7 +95,7 @@ def rollout_row(
 
 
 def check_range(name: str, index: Tensor, low: int, high: int) -> None:
-    """Every value of `index` in [low, high): read on a CPU, asserted asynchronously on a GPU (no host sync)."""
+    """Every value of `index` in [low, high): read on a CPU, asserted without a host sync on a GPU."""
     if index.device.type == "cpu" and not torch.compiler.is_compiling():
         smallest, largest = (int(x) for x in index.aminmax()) if index.numel() else (low, low)
         if smallest < low or largest >= high:

@@ -48,10 +48,10 @@ def rollout_row(
     qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None
 ) -> Tensor:
     row = None if row is None else row.float()
+    lses = [lse.float() for lse in lses]
     with torch.autocast(qs[0].device.type, enabled=False):  # sums over N tokens and L layers stay in float32
         for q, k, lse in zip(reversed(qs), reversed(ks), reversed(lses), strict=True):
-            first = row is None
-            row = _first_step(q, k, lse.float(), scale) if first else _step(row, q, k, lse.float(), scale)
+            row = _first_step(q, k, lse, scale) if row is None else _step(row, q, k, lse, scale)
     assert row is not None
     return row
 
@@ -72,7 +72,7 @@ def attention_with_lse(
 
 
 def _leading_rows_without_partner(partner_index: Tensor) -> int:
-    """How many first rows attend to themselves alone, where asking costs no synchronisation; they need no mask."""
+    """How many first rows attend to themselves alone and need no mask; 0 where asking costs a host sync."""
     if torch.compiler.is_compiling() or partner_index.device.type != "cpu":
         return 0
     lonely = (partner_index < 0).tolist()
@@ -80,9 +80,9 @@ def _leading_rows_without_partner(partner_index: Tensor) -> int:
 
 
 def _partner_mask(partner_index: Tensor, own: int, partners: int, dtype: torch.dtype) -> Tensor | None:
-    if not torch.compiler.is_compiling() and partner_index.device.type == "cpu":
-        if bool((partner_index >= 0).all()):
-            return None
+    readable = not torch.compiler.is_compiling() and partner_index.device.type == "cpu"
+    if readable and bool((partner_index >= 0).all()):
+        return None
     absent = torch.zeros(len(partner_index), own + partners, dtype=dtype, device=partner_index.device)
     absent[:, own:].masked_fill_((partner_index < 0)[:, None], float("-inf"))
     return absent[:, None, None, :]
