@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -214,38 +214,22 @@ def test_rollout_has_no_gradient() -> None:
     assert not ops.rollout_row(required(*qs), required(*ks), lses).requires_grad
 
 
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
+def step(leaf: Tensor, partner: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The three operations as a model chains them: pairs, the rollout of their lse, the best rows."""
+    q, k, v = leaf.unbind(2)
+    out, lse = ops.pair_attention(q, k, v, partner_index=partner)
+    row = ops.rollout_row([q, q], [k, k], [lse, lse])
+    return out, lse, row, ops.local_attention(q, k, v, reference.select_local(row, 1, 0.3))
+
+
+def test_compiled_without_graph_breaks() -> None:
+    leaves, partner = required(packed(2, 17, 3, dtype=torch.float32)), torch.tensor([-1, 0])
     torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_pair_attention() -> None:
-    leaves, partner = required(packed(B, 17, 3, dtype=torch.float32)), partners((-1, 0, -1, 3))
-    compiled = torch.compile(lambda x: pair(ops.pair_attention, [x], 17, partner), fullgraph=True)
-    (out, lse), (expected, expected_lse) = compiled(*leaves), pair(ops.pair_attention, leaves, 17, partner)
-    torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(lse, expected_lse)
-    torch.testing.assert_close(gradients(out, leaves), gradients(expected, leaves))
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_local_attention() -> None:
-    leaves, rows = required(packed(2, 17, 3, dtype=torch.float32)), torch.tensor([[3, 3, 0], [16, 1, 2]])
-    compiled = torch.compile(lambda x: ops.local_attention(*x.unbind(2), rows), fullgraph=True)
-    out, expected = compiled(*leaves), ops.local_attention(*leaves[0].unbind(2), rows)
-    torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(gradients(out, leaves), gradients(expected, leaves))
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_rollout() -> None:
-    inputs = layers(17, torch.float32)
-    torch.testing.assert_close(
-        torch.compile(ops.rollout_row, fullgraph=True)(*inputs), ops.rollout_row(*inputs)
-    )
+    results, expected = torch.compile(step, fullgraph=True)(*leaves, partner), step(*leaves, partner)
+    for actual, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+    for i in (0, 3):
+        torch.testing.assert_close(gradients(results[i], leaves), gradients(expected[i], leaves))
 
 
 def test_autocast_lowers_attention_alone() -> None:
