@@ -35,6 +35,7 @@ def attention_maps(model: "DualAttentionModel", images: Tensor) -> dict[str, Any
     finally:
         for hook in hooks:
             hook.remove()
+    assert branches.selected is not None
     weights = [(reference.attention_scores(q, k, scale) - lse[..., None]).exp() for q, k, lse in left]
     return {
         "sa_attention_weights": weights,

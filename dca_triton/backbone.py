@@ -8,6 +8,8 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+TimmModule = Any  # a module of timm's, whose attributes nn.Module's type does not know
+
 
 class Backbone(nn.Module):
     """A timm vision transformer under the name `model`, as the reference's checkpoints have it.
@@ -21,7 +23,7 @@ class Backbone(nn.Module):
         self, name: str, layout: str, pretrained: bool, img_size: int | tuple[int, int], **kwargs: Any
     ):
         super().__init__()
-        self.model = _create(name, layout, pretrained, img_size, kwargs)
+        self.model: TimmModule = _create(name, layout, pretrained, img_size, kwargs)
         self.num_prefix_tokens: int = self.model.num_prefix_tokens
         self.embed_dim: int = self.model.embed_dim
         self.grid_size: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
@@ -38,7 +40,7 @@ class Backbone(nn.Module):
 
 def _create(
     name: str, layout: str, pretrained: bool, img_size: int | tuple[int, int], kwargs: dict[str, Any]
-) -> nn.Module:
+) -> TimmModule:
     if not timm.is_model(name):
         raise ValueError(
             f"backbone_name is {name!r}; allowed are timm models, listed by timm.list_models('*vit*')"
@@ -57,8 +59,9 @@ def _create(
         return timm.create_model(name, pretrained=True, num_classes=0, img_size=img_size, **kwargs)
     except Exception as error:
         raise RuntimeError(
-            f"pretrained weights of {name!r} could not be loaded ({type(error).__name__}: {_first_line(error)}); "
-            "give a local file by pretrained_cfg_overlay=dict(file='weights.safetensors') "
+            f"pretrained weights of {name!r} could not be loaded "
+            f"({type(error).__name__}: {_first_line(error)}); give a local file by "
+            "pretrained_cfg_overlay=dict(file='weights.safetensors') "
             "or start from scratch by pretrained=False"
         ) from error
 
@@ -67,7 +70,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
-def layout_faults(model: nn.Module, layout: str) -> list[str]:
+def layout_faults(model: TimmModule, layout: str) -> list[str]:
     """Every reason why a timm model cannot be the backbone of a layout; an empty list if it can."""
     faults = []
     if getattr(model, "num_prefix_tokens", 0) < 1 or not hasattr(model, "patch_embed"):

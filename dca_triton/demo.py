@@ -1,4 +1,4 @@
-"""The demo: a small DCAL model trained from scratch on the ORL faces, as categorisation and as re-identification."""
+"""The demo: a small DCAL model trained from scratch on the ORL faces, for categorisation and for Re-ID."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from .data import IdentitySampler, ImageDataset, load_dataset, whole_batch_affine
+from .data.records import Item
 from .evaluation import evaluate_fgvc, evaluate_reid
 from .layouts import Call
 from .metrics import topk_accuracy
@@ -24,17 +25,18 @@ SIZE = 48
 MEAN, STD = 0.5, 0.25
 
 
-class InMemory(Dataset[dict[str, Any]]):
+class InMemory(Dataset[Item]):
     """A dataset of small photos decoded once."""
 
-    def __init__(self, source: ImageDataset) -> None:
+    def __init__(self, source: ImageDataset | None) -> None:
+        assert source is not None
         self.items = [source[i] for i in range(len(source))]
         self.labels = source.labels
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Item:
         return self.items[index]
 
 
@@ -75,7 +77,7 @@ def face_vit(
     cache_dir: object = None,
     **kwargs: Any,
 ) -> VisionTransformer:
-    """A ViT of 4 blocks, 128 channels and 4 heads on 48 x 48 photos in 8 x 8 patches; it has no pretrained weights."""
+    """A ViT of 4 blocks, 128 channels and 4 heads on 48 x 48 photos in 8 x 8 patches, never pretrained."""
     shape = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
     return VisionTransformer(**(shape | kwargs))
 
@@ -98,7 +100,8 @@ def face_model(
 def train_fgvc(
     save_dir: Path, epochs: int = 150, holdout: int = 0, seed: int = 0, progress: bool = True
 ) -> dict[str, float]:
-    """40 people, 6 photos each to train, 4 to test; returns the scores, nearest neighbour on raw pixels included.
+    """40 people, 6 photos each to train, 4 to test; returns the scores, nearest neighbour on raw pixels
+    included.
 
     holdout: photos a person kept from training and scored instead of the test photos.
     """

@@ -15,7 +15,8 @@ Batch = dict[str, Any]
 
 @torch.no_grad()
 def predict(model: DualAttentionModel, batches: Iterable[Batch], progress: bool = True) -> dict[str, Tensor]:
-    """Evaluate every batch: sa and glca class probabilities (S, K), embeddings (S, C or 2C), labels, cameras (S,).
+    """Evaluate every batch: sa and glca class probabilities (S, K), embeddings (S, C or 2C), labels, cameras
+    (S,).
 
     Args:
         model: Left in evaluation mode.
@@ -43,7 +44,7 @@ def evaluate_fgvc(
 ) -> dict[str, float]:
     """Top-1 and top-5 of SA, GLCA and the sum of their probabilities, the paper's prediction, in [0, 1]."""
     found = predict(model, test, progress)
-    scores = {}
+    scores: dict[str, float] = {}
     predictions = {"sa": found["sa"], "glca": found["glca"], "sum": found["sa"] + found["glca"]}
     for name, probabilities in predictions.items():
         top = topk_accuracy(probabilities, found["label"], ks=(1, 5))

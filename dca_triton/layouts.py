@@ -1,7 +1,7 @@
 """The two layouts of DCAL as functions from images to branch tokens.
 
-In training the SA and PWCA streams pass each block as one batch: SA rows first, with partner -1. Nothing of a partner in
-the batch is computed again.
+In training the SA and PWCA streams pass each block as one batch: SA rows first, with partner -1. Nothing of
+a partner in the batch is computed again.
 """
 
 import copy
@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from .backbone import Backbone
+from .backbone import Backbone, TimmModule
 from .modules import (
     Attended,
     GLCABlock,
@@ -37,7 +37,7 @@ class Call(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """Tokens of each branch (B, ·, C), class token first; rollout (B, N) and selected rows (B, 1 + R) if computed."""
+    """Tokens of each branch (B, ·, C), class token first; rollout (B, N) and selected (B, 1 + R)."""
 
     sa: Tensor
     glca: Tensor
@@ -83,7 +83,7 @@ def reference_branches(
     call: Call,
     rollout_of: RolloutOf,
 ) -> Branches:
-    """SA, GLCA and PWCA on top of a whole ViT's output f; a distractor's stream is norm1(f of the pair) in each block."""
+    """SA, GLCA and PWCA on a whole ViT's output f; a distractor's stream stays norm1(f of the pair)."""
     B = len(call.images)
     paired = call.pair_images is not None or call.partner_index is not None
     if call.pair_images is not None:
@@ -92,7 +92,7 @@ def reference_branches(
         index = torch.arange(B, device=f.device)
     else:
         f = pair_f = backbone(call.images)
-        index = call.partner_index
+        index = call.partner_index  # type: ignore[assignment]
 
     needs_rollout = not call.class_tokens_only or len(glca_blocks) > 1
     x = f
@@ -101,6 +101,7 @@ def reference_branches(
         x = torch.cat([f, f])
         partner_index = torch.cat([torch.full_like(index, -1), index])
     attended: list[Attended] = []
+    block: TimmModule
     for i, block in enumerate(sa_blocks):
         partner = project_keys(block.attn, block.norm1(pair_f)) if paired else None
         if call.class_tokens_only and not needs_rollout and i == len(sa_blocks) - 1:
@@ -111,7 +112,8 @@ def reference_branches(
 
     sa, pwca = x[:B], x[B:] if paired else None
     if not needs_rollout:
-        return Branches(sa, glca_blocks[0].class_token(f, call.backend), pwca, None, None)
+        (block,) = glca_blocks
+        return Branches(sa, block.class_token(f, call.backend), pwca, None, None)
     row = rollout_of(attended)
     selected = select_local(row, backbone.num_prefix_tokens, top_k_ratio)
     glca = f
@@ -129,7 +131,7 @@ def paper_branches(
     call: Call,
     rollout_of: RolloutOf,
 ) -> Branches:
-    """The backbone's own blocks carry SA and PWCA; a distractor is its partner's PWCA stream at the same depth."""
+    """The backbone's blocks carry SA and PWCA; a distractor is its partner's PWCA stream at that depth."""
     B = len(call.images)
     x, partner_index = _paper_streams(backbone, call)
     *blocks, last = backbone.model.blocks

@@ -1,4 +1,4 @@
-"""The dual cross-attention model: a timm ViT with SA, GLCA and (in training) PWCA branches and their heads."""
+"""The dual cross-attention model: a timm ViT with SA, GLCA and (in training) PWCA branches and heads."""
 
 from collections.abc import Hashable
 from typing import Any, Literal
@@ -7,8 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from .attention_maps import attention_maps
-from .backbone import Backbone
-from .layouts import Branches, Call, RolloutOf, paper_blocks, paper_branches, reference_blocks, reference_branches
+from .backbone import Backbone, TimmModule
+from .layouts import (
+    Branches,
+    Call,
+    RolloutOf,
+    paper_blocks,
+    paper_branches,
+    reference_blocks,
+    reference_branches,
+)
 from .modules import Attended, init_linears
 from .ops import Backend, checks
 from .rollout import RolloutCache, rollout_of, weights_version
@@ -31,8 +39,8 @@ class DualAttentionModel(nn.Module):
         drop_path_rate: Stochastic depth of the last block in [0, 1), rising linearly from 0.
         img_size: Pixels, a side or (height, width).
         cache_attention_rollout: Keep rollout rows of images seen in evaluation (see `RolloutCache`).
-        layout: "reference" computes what the reference implementation does, and loads its checkpoints; "paper" has
-            the paper's cost: the backbone's own blocks carry SA and PWCA.
+        layout: "reference" computes what the reference implementation does, and loads its checkpoints;
+            "paper" has the paper's cost: the backbone's own blocks carry SA and PWCA.
         pretrained: Load timm's pretrained backbone weights.
         backend: "auto", "triton" or "torch" for the attentions (see `pair_attention`).
         **kwargs: Passed to `timm.create_model`.
@@ -81,7 +89,8 @@ class DualAttentionModel(nn.Module):
             self.backbone = Backbone(backbone_name, layout, pretrained, img_size, **kwargs)
             if self.backbone.embed_dim % num_heads:
                 raise ValueError(
-                    f"num_heads is {num_heads}; allowed are divisors of the backbone's width, {self.backbone.embed_dim}"
+                    f"num_heads is {num_heads}; "
+                    f"allowed are divisors of the backbone's width, {self.backbone.embed_dim}"
                 )
             self.sa_blocks, self.glca_blocks = reference_blocks(
                 self.backbone.embed_dim, num_heads, num_sa_blocks, num_glca_blocks, drop_rate, drop_path_rate
@@ -110,16 +119,16 @@ class DualAttentionModel(nn.Module):
         Args:
             x: Images (B, 3, h, w), floating point.
             x_pair: The distractor of each image, shaped as x. Used in training only, as in the reference.
-            partner_index: Instead of `x_pair`, the row of x that is each image's distractor (B,), -1 = none; nothing
-                of it is computed again. Used in training only.
-            class_tokens_only: Features hold the class token alone (B, 1, C); the last block then computes one query
-                row, and with one GLCA block no rollout is needed, since no selected patch reaches the class token.
-                The logits are the same.
+            partner_index: Instead of `x_pair`, the row of x that is each image's distractor (B,), -1 = none;
+                nothing of it is computed again. Used in training only.
+            class_tokens_only: Features hold the class token alone (B, 1, C); the last block then computes
+                one query row, and with one GLCA block no rollout is needed, since no selected patch reaches
+                the class token. The logits are the same.
 
         Returns:
-            sa_logits, glca_logits (B, K); sa_features (B, N, C); glca_features (B, N, C), in layout="paper" its
-            selected rows (B, 1 + R, C), class token first; in training with a pair pwca_logits and pwca_features;
-            for reid combined_features (B, 2C), the class tokens of SA and GLCA.
+            sa_logits, glca_logits (B, K); sa_features (B, N, C); glca_features (B, N, C), in layout="paper"
+            its selected rows (B, 1 + R, C), class token first; in training with a pair pwca_logits and
+            pwca_features; for reid combined_features (B, 2C), the class tokens of SA and GLCA.
 
         Raises:
             ValueError: Inputs that do not fit, every reason at once.
@@ -142,7 +151,7 @@ class DualAttentionModel(nn.Module):
         return outputs
 
     def branches(self, call: Call, rollout_of: RolloutOf) -> Branches:
-        """Tokens of every branch before the heads; `rollout_of` makes rollout rows of what the SA blocks left."""
+        """Tokens of every branch before the heads; `rollout_of` makes rows of what the SA blocks left."""
         if self.layout == "paper":
             return paper_branches(self.backbone, self.glca_blocks, self.top_k_ratio, call, rollout_of)
         return reference_branches(
@@ -155,7 +164,8 @@ class DualAttentionModel(nn.Module):
     @property
     def attention_scale(self) -> float:
         """The factor of the SA blocks' scores, 1/√D."""
-        return self._sa_blocks[0].attn.scale
+        first: TimmModule = self._sa_blocks[0]
+        return first.attn.scale
 
     def _rollout(self, images: Tensor, attended: list[Attended]) -> Tensor:
         scale = self.attention_scale
@@ -214,7 +224,7 @@ class DualAttentionModel(nn.Module):
 
     @torch.no_grad()
     def extract_features(self, x: Tensor) -> Tensor:
-        """Embeddings of images (B, 3, h, w): combined features (B, 2C) for reid, SA class tokens (B, C) for fgvc."""
+        """Embeddings of images x: combined features (B, 2C) for reid, SA class tokens (B, C) for fgvc."""
         outputs = self(x, class_tokens_only=True)
         return outputs["combined_features"] if self.task_type == "reid" else outputs["sa_features"][:, 0]
 

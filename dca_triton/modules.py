@@ -1,7 +1,7 @@
 """Transformer blocks whose attention goes through the public operations.
 
-Both layouts are made of timm's own `Block` (pre-norm, LayerScale, qk-norm and stochastic depth included); this module
-runs such a block on several streams at once and adds the reference's GLCA block.
+Both layouts are made of timm's own `Block` (pre-norm, LayerScale, qk-norm and stochastic depth included);
+this module runs such a block on several streams at once and adds the reference's GLCA block.
 """
 
 import functools
@@ -12,6 +12,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .backbone import TimmModule
 from .ops import Backend, local_attention, pair_attention, torch_backend
 
 
@@ -31,14 +32,14 @@ class Attended(NamedTuple):
     lse: Tensor
 
 
-def project_heads(attn: nn.Module, x: Tensor) -> Heads:
-    """The packed qkv projection of timm's `Attention` as views (B, N, H, D), normalised where it has qk-norm."""
+def project_heads(attn: TimmModule, x: Tensor) -> Heads:
+    """The packed qkv projection of timm's `Attention` as views (B, N, H, D), after its qk-norm."""
     B, N, _ = x.shape
     q, k, v = attn.qkv(x).view(B, N, 3, attn.num_heads, attn.head_dim).unbind(2)
     return Heads(attn.q_norm(q), attn.k_norm(k), v)
 
 
-def project_keys(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def project_keys(attn: TimmModule, x: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values (B, N, H, D) alone: the last two thirds of the packed projection."""
     B, N, _ = x.shape
     own = attn.num_heads * attn.head_dim
@@ -48,7 +49,7 @@ def project_keys(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return attn.k_norm(k), v
 
 
-def project_output(attn: nn.Module, x: Tensor) -> Tensor:
+def project_output(attn: TimmModule, x: Tensor) -> Tensor:
     """Merge the heads (B, M, H, D) -> (B, M, C) and apply timm's output norm, projection and dropout."""
     return attn.proj_drop(attn.proj(attn.norm(x.flatten(2))))
 
@@ -84,14 +85,14 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def residuals(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+def residuals(block: TimmModule, x: Tensor, attended: Tensor) -> Tensor:
     """The rest of a pre-norm block after its attention: x + attention, then x + MLP(norm(x))."""
     x = x + block.drop_path1(block.ls1(project_output(block.attn, attended)))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def run_block(
-    block: nn.Module,
+    block: TimmModule,
     x: Tensor,
     partner: tuple[Tensor, Tensor] | None = None,
     partner_index: Tensor | None = None,
@@ -100,7 +101,8 @@ def run_block(
 ) -> tuple[Tensor, Attended]:
     """One timm `Block` on x (B, N, C), each image attending to itself and to its partner.
 
-    `partner` holds keys and values (B', N', H, D), x's own by default; `partner_index` as in `pair_attention`.
+    `partner` holds keys and values (B', N', H, D), x's own by default; `partner_index` as in
+    `pair_attention`.
     """
     attn = block.attn
     heads = project_heads(attn, block.norm1(x))
@@ -109,7 +111,7 @@ def run_block(
 
 
 def run_last_block(
-    block: nn.Module,
+    block: TimmModule,
     x: Tensor,
     partner: tuple[Tensor, Tensor] | None = None,
     partner_index: Tensor | None = None,
@@ -124,7 +126,7 @@ def run_last_block(
     return residuals(block, x[:, :1], out)
 
 
-def run_local_block(block: nn.Module, x: Tensor, index: Tensor, *, backend: Backend = "auto") -> Tensor:
+def run_local_block(block: TimmModule, x: Tensor, index: Tensor, *, backend: Backend = "auto") -> Tensor:
     """GLCA as a whole timm `Block`: the rows `index` (B, R) of x attend to all of x -> (B, R, C)."""
     attn = block.attn
     heads = project_heads(attn, block.norm1(x))
@@ -137,12 +139,12 @@ def run_local_block(block: nn.Module, x: Tensor, index: Tensor, *, backend: Back
     return residuals(block, torch.take_along_dim(x, index[:, :, None], 1), out)
 
 
-def _dropout(attn: nn.Module) -> float:
+def _dropout(attn: TimmModule) -> float:
     return attn.attn_drop.p if attn.training else 0.0
 
 
 class GlobalLocalAttention(nn.Module):
-    """GLCA of the reference: selected rows are replaced by their attention over all rows, then all are projected."""
+    """GLCA of the reference: attention over all rows replaces the selected ones, then all are projected."""
 
     def __init__(self, dim: int, num_heads: int, drop: float = 0.0) -> None:
         super().__init__()

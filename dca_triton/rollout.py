@@ -21,11 +21,11 @@ def rollout_of(attended: Sequence[Attended], scale: float, backend: Backend) -> 
 class RolloutCache:
     """Rollout rows of images seen before, least recently used first out.
 
-    An entry's key holds a 128-bit hash of the image's bytes, its shape and dtype, and the version of every weight, so
-    a row returns only for the very image and weights that made it. Looking a batch up costs one host sync on a GPU.
-    The hash is multilinear with secret random keys: two different images collide with probability 2^-124 at most.
-    Weights count as changed when PyTorch's version counter, storage or dtype says so; writes through `.data` escape
-    that counter and ask for `clear()`.
+    An entry's key holds a 128-bit hash of the image's bytes, its shape and dtype, and the version of every
+    weight, so a row returns only for the very image and weights that made it. Looking a batch up costs one
+    host sync on a GPU. The hash is multilinear with secret random keys: two different images collide with
+    probability 2^-124 at most. Weights count as changed when PyTorch's version counter, storage or dtype
+    says so; writes through `.data` escape that counter and ask for `clear()`.
 
     Args:
         entries: How many images are kept, at least 1.
@@ -65,8 +65,8 @@ class RolloutCache:
             }
 
     def lookup(self, images: Tensor, version: Hashable, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Rows (B, N) of `images` (B, ...); `compute` gives those of the images at the indices that are missing."""
-        keys = [(version, digest) for digest in self._digests(images)]
+        """Rows (B, N) of `images` (B, ...); `compute` gives those of the images at the missing indices."""
+        keys: list[Hashable] = [(version, digest) for digest in self._digests(images)]
         with self._lock:
             found = {key: self._rows[key] for key in keys if key in self._rows}
             for key in found:

@@ -1,4 +1,4 @@
-"""A real run of the reference implementation, matched: outputs to 1e-5, gradients to 1e-4, selected rows exactly."""
+"""A real run of the reference, matched: outputs to 1e-5, gradients to 1e-4, selected rows exactly."""
 
 from pathlib import Path
 
