@@ -1,0 +1,102 @@
+"""Embeddings are the model's own, in the order of the batches, and both kinds of file give them back."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from dca_triton import DualAttentionModel
+from dca_triton.embedding import Embeddings, embed, load_embeddings, save_embeddings
+
+IMAGES = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+LABELS, CAMERAS = torch.tensor([3, 1, 4, 1, 5]), torch.tensor([2, 7, 1, 8, 2])
+PATHS = ["a/1.jpg", "b/ü 2.jpg", "c/3.jpg", "d\n4.jpg", "e/5.jpg"]
+
+
+def batches(*names: str) -> list[dict[str, Any]]:
+    whole = {"image": IMAGES, "label": LABELS, "camera": CAMERAS, "path": PATHS}
+    return [{name: whole[name][part] for name in names} for part in (slice(0, 2), slice(2, 5))]
+
+
+@pytest.fixture(scope="module", params=["fgvc", "reid"])
+def model(request: pytest.FixtureRequest) -> DualAttentionModel:
+    torch.manual_seed(0)
+    return DualAttentionModel(
+        "test_vit", 5, request.param, layout="paper", img_size=64, pretrained=False
+    ).train()
+
+
+def made() -> Embeddings:
+    return Embeddings(torch.randn(5, 6), LABELS, CAMERAS, tuple(PATHS))
+
+
+def same(found: Embeddings, expected: Embeddings) -> bool:
+    return found.paths == expected.paths and all(map(torch.equal, found[:3], expected[:3]))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_file_holds_the_models_embeddings_in_order(
+    model: DualAttentionModel, suffix: str, tmp_path: Path
+) -> None:
+    found = embed(model, batches("image", "label", "camera", "path"), tmp_path / f"e{suffix}", progress=False)
+    assert not model.training
+    outputs = model(IMAGES)
+    tokens = [outputs["sa_features"][:, 0], outputs["glca_features"][:, 0]]
+    expected = torch.cat(tokens, 1) if model.task_type == "reid" else tokens[0]
+    torch.testing.assert_close(found.features, expected.detach(), rtol=1e-4, atol=1e-5)
+    assert found.features.dtype == torch.float32 and not found.features.requires_grad
+    assert found.paths == tuple(PATHS)
+    assert torch.equal(found.labels, LABELS) and torch.equal(found.cameras, CAMERAS)
+    assert same(load_embeddings(tmp_path / f"e{suffix}"), found)
+
+
+def test_cameras_and_paths_may_be_unknown(model: DualAttentionModel) -> None:
+    found = embed(model, batches("image", "label"), progress=False)
+    assert found.cameras.tolist() == [-1] * 5 and found.paths == ("",) * 5
+
+
+def test_other_programs_read_the_files(tmp_path: Path) -> None:
+    expected = made()
+    save_embeddings(expected, tmp_path / "e.npz")
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as arrays:
+        assert sorted(arrays) == ["cameras", "features", "labels", "paths"]
+        assert arrays["paths"].tolist() == PATHS
+        assert arrays["features"].dtype == np.float32
+    save_embeddings(expected, tmp_path / "e.safetensors")
+    with safe_open(tmp_path / "e.safetensors", framework="np") as file:
+        assert sorted(file.keys()) == ["cameras", "features", "labels"]
+        assert "b/ü 2.jpg" in file.metadata()["paths"].encode().decode("unicode_escape")
+
+
+def test_suffix_is_refused_before_the_work(model: DualAttentionModel) -> None:
+    def work():
+        raise AssertionError("a batch was read")
+        yield
+
+    with pytest.raises(ValueError, match=r"path is 'e.csv'; allowed are files that end in .npz or"):
+        embed(model, work(), "e.csv", progress=False)
+    with pytest.raises(ValueError, match="batches is empty; allowed is at least one batch"):
+        embed(model, [], "e.npz", progress=False)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_damaged_files_are_named(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"e{suffix}"
+    with pytest.raises(FileNotFoundError, match=f"e{suffix} do not exist; allowed is a .npz or"):
+        load_embeddings(path)
+    save_embeddings(made(), path)
+    whole = path.read_bytes()
+    for bytes_ in (b"", whole[: len(whole) // 2], b"\xff" * 100):
+        path.write_bytes(bytes_)
+        with pytest.raises(ValueError, match=f"e{suffix} cannot be read"):
+            load_embeddings(path)
+
+
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
+    tensors = {name: getattr(made(), name).numpy() for name in ("features", "labels", "cameras")}
+    np.savez(tmp_path / "e.npz", paths=np.array([print], dtype=object), **tensors)
+    with pytest.raises(ValueError, match=r"cannot be read \(ValueError: Object arrays cannot be loaded"):
+        load_embeddings(tmp_path / "e.npz")

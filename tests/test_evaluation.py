@@ -1,0 +1,118 @@
+"""Scores come from the right branch, sides and options, and the table shows them."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dca_triton import DualAttentionModel
+from dca_triton.distances import k_reciprocal_rerank
+from dca_triton.embedding import Embeddings, embed
+from dca_triton.evaluation import evaluate_fgvc, evaluate_reid, score_embeddings, score_table
+from dca_triton.metrics import reid_metrics
+
+
+class Spoken(nn.Module):
+    """A model that answers with the logits that its "images" are: (B, 2, K), SA's and GLCA's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: Tensor, class_tokens_only: bool) -> dict[str, Tensor]:
+        assert class_tokens_only and not self.training and not torch.is_grad_enabled()
+        return {"sa_logits": images[:, 0], "glca_logits": images[:, 1]}
+
+
+def logits(*probabilities: list[float]) -> Tensor:
+    return torch.tensor(probabilities).log()
+
+
+def test_fgvc_by_hand() -> None:
+    other = [0.05] * 4
+    images = torch.stack(
+        [  # label 0 always; eight classes, of which the first three vary
+            logits([0.5, 0.2, 0.1, *other], [0.1, 0.6, 0.1, *other]),  # SA right, GLCA not, sum wrong
+            logits([0.6, 0.1, 0.1, *other], [0.3, 0.4, 0.1, *other]),  # SA right, GLCA not, sum right
+            logits([0.1, 0.6, 0.1, *other], [0.5, 0.2, 0.1, *other]),  # SA wrong, GLCA right, sum wrong
+            logits([0.01, 0.3, 0.2, 0.2, 0.2, 0.09, 0.0], [0.02, 0.3, 0.2, 0.2, 0.2, 0.08, 0.0]),  # sixth
+        ]
+    )
+    labels = torch.zeros(4, dtype=torch.int64)
+    halves = [{"image": images[i : i + 2], "label": labels[i : i + 2]} for i in (0, 2)]
+    scores = evaluate_fgvc(Spoken(), halves, progress=False)  # type: ignore[arg-type]
+    assert scores == {
+        "sa_top1": 0.5,
+        "glca_top1": 0.25,
+        "sum_top1": 0.25,
+        "sa_top5": 0.75,
+        "glca_top5": 0.75,
+        "sum_top5": 0.75,
+    }
+
+
+def test_fgvc_without_a_batch() -> None:
+    with pytest.raises(ValueError, match="test is empty; allowed is at least one batch"):
+        evaluate_fgvc(Spoken(), [], progress=False)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def side() -> SimpleNamespace:
+    rng = torch.Generator().manual_seed(0)
+
+    def embeddings(count: int, camera: int) -> Embeddings:
+        features = torch.randn(count, 6, generator=rng) * torch.rand(count, 1, generator=rng).mul(9)
+        labels = torch.randint(4, (count,), generator=rng)
+        return Embeddings(features, labels, torch.full((count,), camera), ("",) * count)
+
+    return SimpleNamespace(query=embeddings(12, 1), gallery=embeddings(60, 2))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("rerank", [False, True])
+def test_options_reach_the_metric(side: SimpleNamespace, metric: Any, rerank: bool) -> None:
+    found = score_embeddings(side.query, side.gallery, metric, rerank)
+    expected = reid_metrics(
+        *side.query[:3], *side.gallery[:3], metric, rerank=k_reciprocal_rerank if rerank else None
+    )
+    cmc = {f"rank{k}": v for k, v in expected.cmc.items()}
+    assert found == {"mAP": expected.mAP, **cmc, "mINP": expected.mINP}
+    others = [
+        score_embeddings(side.query, side.gallery, m, r)["mAP"]
+        for m in ("euclidean", "cosine")
+        for r in (False, True)
+    ]
+    assert len(set(others)) == 4
+
+
+def test_reid_scores_embeddings_of_both_sides() -> None:
+    torch.manual_seed(0)
+    model = DualAttentionModel("test_vit", 5, "reid", layout="paper", img_size=64, pretrained=False)
+    images, labels = torch.randn(6, 3, 64, 64), torch.tensor([0, 1, 2, 2, 1, 0])
+    query = [{"image": images[:2], "label": labels[:2], "camera": torch.zeros(2)}]
+    gallery = [{"image": images[2:], "label": labels[2:], "camera": torch.ones(4)}]
+    scores = evaluate_reid(model, query, gallery, "euclidean", progress=False)
+    sides = [embed(model, part, progress=False) for part in (query, gallery)]
+    assert scores == score_embeddings(*sides, "euclidean")
+    assert 0 < scores["mAP"] < 1
+    with pytest.raises(ValueError, match="query_ids must have a match"):
+        evaluate_reid(model, query, query, progress=False)
+
+
+def test_tables() -> None:
+    fgvc = {
+        f"{b}_top{k}": i / 8 for i, (b, k) in enumerate((b, k) for k in (1, 5) for b in ("sa", "glca", "sum"))
+    }
+    assert score_table(fgvc).splitlines() == [
+        "              top-1     top-5",
+        "SA            0.00%    37.50%",
+        "GLCA         12.50%    50.00%",
+        "SA + GLCA    25.00%    62.50%",
+    ]
+    reid = {"mAP": 0.5, "rank1": 1.0, "rank5": 1.0, "rank10": 1.0, "mINP": 1 / 3}
+    assert score_table(reid).splitlines() == [
+        "       mAP    rank-1    rank-5   rank-10      mINP",
+        "    50.00%   100.00%   100.00%   100.00%    33.33%",
+    ]
