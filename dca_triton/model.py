@@ -242,6 +242,12 @@ class DualAttentionModel(nn.Module):
         """Stop (or resume) gradients of the backbone's parameters."""
         self.backbone.requires_grad_(not freeze)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep (or not) no activations within blocks: the backward computes them again, block by block."""
+        self.backbone.model.set_grad_checkpointing(enable)
+        for block in self._sa_blocks:
+            block.grad_checkpointing = enable  # type: ignore[assignment]
+
     def get_parameter_groups(self, lr_backbone: float, lr_attention: float) -> list[dict[str, Any]]:
         """Optimizer groups: the backbone, and everything on top of it, each parameter once."""
         backbone = list(self.backbone.parameters())

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .backbone import TimmModule
 from .ops import Backend, local_attention, pair_attention, torch_backend
@@ -104,6 +105,18 @@ def run_block(
     `partner` holds keys and values (B', N', H, D), x's own by default; `partner_index` as in
     `pair_attention`.
     """
+    if getattr(block, "grad_checkpointing", False) and torch.is_grad_enabled():
+        return checkpoint(_run_block, block, x, partner, partner_index, backend, use_reentrant=False)
+    return _run_block(block, x, partner, partner_index, backend)
+
+
+def _run_block(
+    block: TimmModule,
+    x: Tensor,
+    partner: tuple[Tensor, Tensor] | None,
+    partner_index: Tensor | None,
+    backend: Backend,
+) -> tuple[Tensor, Attended]:
     attn = block.attn
     heads = project_heads(attn, block.norm1(x))
     out, lse = attend(heads, partner, partner_index, _dropout(attn), attn.scale, backend)

@@ -1,42 +1,87 @@
-"""A trainer to read from top to bottom: batches, pairs, three losses, one optimizer, a checkpoint."""
+"""A trainer to read from top to bottom: batches, pairs, three losses, one optimizer, checkpoints."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
-from typing import Any, Literal
+from threading import Event
+from typing import Literal
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import save_checkpoint
-from .evaluation import Batch
+from .batches import grouped, random_state, same_everywhere, set_epoch
+from .checkpoint_folder import CheckpointFolder
+from .embedding import Batch
 from .losses import BranchLoss, UncertaintyWeightedLoss
+from .metrics_log import MetricsLog
 from .model import DualAttentionModel
+from .optimization import check, make_optimizer, warmup_cosine
 from .pairs import PairSampler
+from .training_state import averaged, delayed_sigterm, load_state, state_of
+from .training_step import Augment, Objective
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+# What must not change between a run and its continuation.
+KEPT = (
+    "optimizer",
+    "lr",
+    "weight_decay",
+    "warmup_epochs",
+    "label_smoothing",
+    "clip_grad",
+    "seed",
+    "accumulate",
+    "precision",
+    "ema_decay",
+    "gather_partners",
+)
 
 
 class DualAttentionTrainer:
-    """Trains SA, GLCA and PWCA together with learnt loss weights.
+    """Trains SA, GLCA and PWCA together with learnt loss weights, in one process or in many.
+
+    Under `torchrun` or `accelerate launch` each process trains on batches of its own (`training_loader`
+    shares them out), and the gradient is that of the joint batch.
 
     Args:
-        model: On the device to train on.
-        batches: An iterable of dicts with "image" (B, 3, h, w) and "label" (B,), iterated once an epoch.
+        model: Moved to this process's GPU, or to the CPU where there is none. `model.compile(fullgraph=True)`
+            beforehand compiles its part of the step.
+        batches: An iterable of dicts with "image" (B, 3, h, w) and "label" (B,), iterated once an epoch. Its
+            `set_epoch`, its samplers' and its dataset's are called with the epoch, from 0.
         optimizer: "adam", "adamw" or "sgd" (momentum 0.9).
         lr: Peak learning rate, above 0.
         weight_decay: At least 0; not on the loss weights.
         warmup_epochs: Epochs of linear warm-up before the cosine, at least 0.
         label_smoothing: In [0, 1).
         pairs: Which image of the batch distracts which; random by default.
-        evaluate: Called after the last epoch and every `evaluate_every` epochs; its scores go to the metrics.
+        evaluate: Called after the last epoch and every `evaluate_every` epochs, in every process; its scores
+            go to the metrics.
         evaluate_every: Epochs between evaluations, at least 1; 0 evaluates after the last epoch only.
         augment: Applied to the whole batch on the model's device.
         clip_grad: Largest gradient norm; None leaves gradients as they are.
-        seed: Of pairs and augmentation.
+        seed: Of pairs, augmentation and dropout: those of a step follow from it, the epoch and the step.
         progress: Show a progress bar.
+        accumulate: Batches whose gradients make one step, at least 1.
+        precision: "no" (float32), "bf16", or "fp16" with gradient scaling.
+        ema_decay: Evaluate an exponential moving average of the weights, of this decay in (0, 1), and keep it
+            in the checkpoint as "ema_state_dict"; None keeps none.
+        gather_partners: In several processes, take distractors from all of their images. Each process then
+            gathers all images and runs the backbone on its distractors a second time: about half as much
+            work again.
+        checkpoint_blocks: Keep no activations within blocks; the backward computes them again, which saves
+            memory and costs about a third more time.
+        keep_last: Checkpoints kept besides the best, at least 1.
+        save_every: Epochs between checkpoints, at least 1; the last epoch is always saved.
+        best_by: Score, the higher the better, that decides on best.pt; None takes sum_top1 or mAP where
+            `evaluate` returns it, else its first.
+        on_nonfinite: At a loss that is not finite "stop" training, or "skip" the step and count it.
+        tensorboard: Write the metrics for TensorBoard, too.
+
+    Raises:
+        ValueError: Arguments outside their range, every one of them, or not possible here.
     """
 
     def __init__(
@@ -56,124 +101,204 @@ class DualAttentionTrainer:
         clip_grad: float | None = None,
         seed: int = 0,
         progress: bool = True,
+        accumulate: int = 1,
+        precision: Literal["no", "bf16", "fp16"] = "no",
+        ema_decay: float | None = None,
+        gather_partners: bool = False,
+        checkpoint_blocks: bool = False,
+        keep_last: int = 2,
+        save_every: int = 1,
+        best_by: str | None = None,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        tensorboard: bool = False,
     ) -> None:
-        self.model = model
-        self.batches = batches
-        self.warmup_epochs = warmup_epochs
-        self.pairs = pairs or PairSampler()
-        self.evaluate = evaluate
-        self.evaluate_every = evaluate_every
-        self.augment = augment
-        self.clip_grad = clip_grad
-        self.progress = progress
-        self.device = next(model.parameters()).device
-        self.branch_loss = BranchLoss(model.task_type, label_smoothing)
+        given = locals()
+        check(given)
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+        self.processes, self.device = self.accelerator.num_processes, self.accelerator.device
+        if self.processes > 1 and same_everywhere(batches):
+            raise ValueError(
+                "batches gives every process the same photos; allowed is a loader of training_loader or one "
+                "with a DistributedSampler"
+            )
+        self.model, self.batches, self.evaluate = model, batches, evaluate
+        self.evaluate_every, self.save_every, self.keep_last = evaluate_every, save_every, keep_last
+        self.warmup_epochs, self.clip_grad, self.accumulate = warmup_epochs, clip_grad, accumulate
+        self.on_nonfinite, self.best_by, self.tensorboard = on_nonfinite, best_by, tensorboard
+        self.main = self.accelerator.is_main_process
+        self.progress = progress and self.main
         self.weighting = UncertaintyWeightedLoss().to(self.device)
-        self.optimizer = _optimizer(optimizer, model, self.weighting, lr, weight_decay)
-        self.pair_generator = torch.Generator(self.device).manual_seed(seed)
-        self.augment_generator = torch.Generator(self.device).manual_seed(seed)
+        self.ema = None if ema_decay is None else ModelEmaV3(model, ema_decay).to(self.device)
+        if checkpoint_blocks:
+            model.set_grad_checkpointing()
+        # FSDP2 replaces the parameters: ours is made of what it leaves, but it wants to see one before.
+        self.parallel, _ = self.accelerator.prepare(model, torch.optim.SGD(model.parameters()))
+        self.optimizer = self.accelerator.prepare_optimizer(
+            make_optimizer(optimizer, model, self.weighting, lr, weight_decay)
+        )
+        self.objective = Objective(
+            self.accelerator,
+            model,
+            self.parallel,
+            self.weighting,
+            BranchLoss(model.task_type, label_smoothing),
+            pairs or PairSampler(),
+            augment,
+            gather_partners,
+            seed,
+        )
+        self.settings = {name: given[name] for name in KEPT} | {"processes": self.processes}
+        self.epoch = self.step = self.skipped = 0  # epochs done; steps done and skipped in the one after them
+        self.sums: dict[str, Tensor] = {}  # losses of these steps
         self.history: list[dict[str, float]] = []
+        self.best = -math.inf
 
-    def train(self, num_epochs: int, save_dir: str | Path) -> list[dict[str, float]]:
-        """Train, writing metrics.jsonl (a line an epoch) and checkpoint.pt to `save_dir`; returns the lines.
+    def train(
+        self, num_epochs: int, save_dir: str | Path, resume: Literal["auto"] | str | Path | None = None
+    ) -> list[dict[str, float]]:
+        """Train, writing metrics.jsonl (a line an epoch) and checkpoints to `save_dir`; returns the lines.
+
+        checkpoint.pt is the newest, checkpoint.1.pt the one before it, best.pt that of the best score. On
+        SIGTERM the step is finished and a checkpoint saved; then the signal takes its usual effect.
+
+        Args:
+            num_epochs: In all, those before a resume included; at least 1.
+            save_dir: Made if it does not exist.
+            resume: "auto" goes on from the newest sound checkpoint in `save_dir` if there is any, a path from
+                that file; the run then ends with the bits of an unbroken one (on a CPU). None starts anew.
 
         Raises:
-            ValueError: num_epochs below 1, or no batches.
-            RuntimeError: A loss that is not finite, with the epoch, the step and the batch's files.
+            ValueError: num_epochs below 1, no batches, or a checkpoint that is damaged or of other settings.
+            RuntimeError: A loss that is not finite, with the epoch, the step and the batch's files; the last
+                checkpoint is kept.
+            OSError: A checkpoint cannot be written, e.g. on a full disk; older ones are whole.
         """
         if num_epochs < 1:
             raise ValueError(f"num_epochs is {num_epochs}; allowed is at least 1")
-        save_dir = Path(save_dir)
-        save_dir.mkdir(parents=True, exist_ok=True)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda epoch: _cosine(epoch, num_epochs, self.warmup_epochs)
+        folder = CheckpointFolder(save_dir, self.keep_last)
+        self.schedule = warmup_cosine(self.optimizer.optimizer, num_epochs, self.warmup_epochs)
+        self._begin(folder, resume)
+        log = MetricsLog(folder.path, self.history, self.tensorboard) if self.main else None
+        bar = tqdm(
+            desc="train", unit="epoch", total=num_epochs, initial=self.epoch, disable=not self.progress
         )
-        with (save_dir / "metrics.jsonl").open("w") as log:
-            bar = tqdm(range(1, num_epochs + 1), desc="train", unit="epoch", disable=not self.progress)
-            for epoch in bar:
-                line = {"epoch": epoch, "lr": scheduler.get_last_lr()[0], **self._epoch(epoch)}
-                scheduler.step()
-                last = epoch == num_epochs
-                if self.evaluate and (last or (self.evaluate_every and epoch % self.evaluate_every == 0)):
-                    line |= self.evaluate()
-                self.history.append(line)
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                bar.set_postfix(loss=f"{line['total_loss']:.3f}")
-        save_checkpoint(save_dir / "checkpoint.pt", self.state(num_epochs))
+        with delayed_sigterm() as told_to_stop:
+            while self.epoch < num_epochs:
+                losses = self._epoch(told_to_stop)
+                if losses is None:
+                    self._save(folder.save)
+                    break
+                line = {"epoch": self.epoch + 1, "lr": float(self.schedule.get_last_lr()[0]), **losses}
+                self.schedule.step()
+                self.epoch, self.step, self.skipped, self.sums = self.epoch + 1, 0, 0, {}
+                last = self.epoch == num_epochs
+                evaluates = last or (self.evaluate_every and self.epoch % self.evaluate_every == 0)
+                scores = self._evaluate() if evaluates else {}
+                self.history.append(line | scores)
+                if log is not None:
+                    log.write(self.history[-1])
+                if (score := self._deciding(scores)) > self.best:
+                    self.best = score
+                    self._save(folder.save_best)
+                if last or self.epoch % self.save_every == 0:
+                    self._save(folder.save)
+                bar.set_postfix(loss=f"{line['total_loss']:.3f}", refresh=False)
+                bar.update()
         return self.history
 
-    def state(self, epoch: int) -> dict[str, Any]:
-        """What a checkpoint holds, under the reference's names."""
-        return {
-            "model_state_dict": self.model.state_dict(),
-            "optimizer_state_dict": self.optimizer.state_dict(),
-            "uncertainty_loss_state_dict": self.weighting.state_dict(),
-            "epoch": epoch,
-            "history": self.history,
-        }
+    def _begin(self, folder: CheckpointFolder, resume: str | Path | None) -> None:
+        found = folder.find(resume)
+        self.accelerator.wait_for_everyone()  # nobody writes while others still look
+        if found is None:
+            self._save(folder.save)  # a run killed in its first epoch resumes, and a full disk shows at once
+        else:
+            load_state(self, *found)
 
-    def _epoch(self, epoch: int) -> dict[str, float]:
+    def _save(self, save: Callable[[dict], None]) -> None:
+        state = state_of(self)  # gathers shards: in every process
+        if self.main:
+            save(state)
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.evaluate is None:
+            return {}
+        with averaged(self.model, self.ema and self.ema.module):
+            scores = self.evaluate()
+        return broadcast_object_list([scores])[0]
+
+    def _deciding(self, scores: dict[str, float]) -> float:
+        names = [self.best_by] if self.best_by else ["sum_top1", "mAP", *scores]
+        return next((scores[name] for name in names if name in scores), -math.inf)
+
+    def _epoch(self, told_to_stop: Event) -> dict[str, float] | None:
+        """Mean losses of the epoch, or None when told to stop before its end."""
         self.model.train()
-        sums: dict[str, Tensor] = {}
-        steps = len(self.batches) if isinstance(self.batches, Sized) else None
-        done = 0
-        for batch in tqdm(self.batches, total=steps, leave=False, disable=not self.progress or steps == 1):
-            losses = self._step(batch, f"epoch {epoch}, step {done}")
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, torch.zeros_like(loss)) + loss
-            done += 1
-        if not done:
+        set_epoch(self.batches, self.epoch)
+        if not self.step:
+            self.epoch_began = random_state(self.batches)
+        groups = grouped(self.batches, self.accumulate)
+        for _ in range(self.step):  # a resumed epoch draws its first batches again and drops them
+            next(groups)
+        steps = math.ceil(len(self.batches) / self.accumulate) if isinstance(self.batches, Sized) else None
+        bar = tqdm(total=steps, initial=self.step, leave=False, disable=not self.progress or steps == 1)
+        while True:
+            group = next(groups, [])
+            images, stopping = self._agree(sum(len(batch["label"]) for batch in group), told_to_stop)
+            if stopping:
+                return None
+            if not min(images):  # the epoch ends for all processes when one has no more batches
+                break
+            self._step(group, sum(images))
+            self.step += 1
+            bar.update()
+        bar.close()
+        if not self.step:
             raise ValueError("batches is empty; training needs at least one batch an epoch")
-        return {
-            name: float(total) / done for name, total in sums.items()
-        } | self.weighting.get_current_weights()
+        if self.step == self.skipped:
+            raise RuntimeError(f"no step of epoch {self.epoch + 1} had a finite loss")
+        sums = self.accelerator.reduce(self.sums, "mean")
+        means = {name: float(total) / (self.step - self.skipped) for name, total in sums.items()}
+        counted = {"skipped_steps": self.skipped} if self.on_nonfinite == "skip" else {}
+        return means | counted | self.weighting.get_current_weights()
 
-    def _step(self, batch: Batch, where: str) -> dict[str, Tensor]:
-        images, labels = batch["image"].to(self.device), batch["label"].to(self.device)
-        if self.augment:
-            images = self.augment(images, self.augment_generator)
-        features = self._pair_features(images)
-        partner_index = self.pairs(labels, features, self.pair_generator)
-        outputs = self.model(images, partner_index=partner_index, class_tokens_only=True)
-        losses = self.branch_loss(outputs, labels)
-        total = self.weighting(losses)["total_loss"]
-        if not math.isfinite(total.item()):
-            files = ", ".join(map(str, batch.get("path", ["unknown files"])))
-            raise RuntimeError(f"the loss is {total.item()} at {where}; the batch holds {files}")
-        self.optimizer.zero_grad()
-        total.backward()
+    def _agree(self, images: int, told_to_stop: Event) -> tuple[list[int], bool]:
+        """Each process's number of images in the coming step, and whether any was told to stop."""
+        if self.processes == 1:
+            return [images], told_to_stop.is_set()
+        own = torch.tensor([[images, told_to_stop.is_set()]], device=self.device)
+        every = self.accelerator.gather(own).tolist()
+        return [count for count, _ in every], any(told for _, told in every)
+
+    def _step(self, group: list[Batch], images: int) -> None:
+        """One step of the optimizer on the batches of `group`, of `images` images in all processes."""
+        skips = self.on_nonfinite == "skip"
+        buffers = [buffer.clone() for buffer in self.model.buffers()] if skips else []
+        losses = self.objective.backward(group, images, self.epoch, self.step)
+        if faults := self._faults(losses["total_loss"], group):
+            if not skips:
+                raise RuntimeError(f"{faults}; the last checkpoint is kept")
+            self.optimizer.zero_grad()
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)  # BatchNorm has seen the batch
+            self.skipped += 1
+            return
         if self.clip_grad is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         self.optimizer.step()
-        return {"total_loss": total.detach(), **{f"{b}_loss": loss.detach() for b, loss in losses.items()}}
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        self.sums = {name: self.sums.get(name, 0) + loss for name, loss in losses.items()}
 
-    def _pair_features(self, images: Tensor) -> Tensor | None:
-        """Features to find hard negatives by: the class tokens of an evaluation pass."""
-        if self.pairs.strategy == "random":
-            return None
-        self.model.eval()
-        features = self.model.extract_features(images)
-        self.model.train()
-        return features
-
-
-def _optimizer(
-    name: str, model: DualAttentionModel, weighting: UncertaintyWeightedLoss, lr: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    groups = [
-        {"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": weight_decay},
-        {"params": list(weighting.parameters()), "weight_decay": 0.0},
-    ]
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    if name not in kinds:
-        raise ValueError(f"optimizer is {name!r}; allowed are 'adam', 'adamw' and 'sgd'")
-    return kinds[name](groups, lr=lr)
-
-
-def _cosine(epoch: int, epochs: int, warmup: int) -> float:
-    if epoch < warmup:
-        return (epoch + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
+    def _faults(self, loss: Tensor, group: list[Batch]) -> str:
+        """Where and with which files a loss is not finite, empty if all are: the step's one host sync."""
+        if not self.accelerator.reduce((~loss.isfinite()).float()).item():
+            return ""
+        files = [str(path) for batch in group for path in batch.get("path", ["unknown files"])]
+        found = gather_object([(loss.item(), files)])
+        return "; ".join(
+            f"the loss is {value} at epoch {self.epoch + 1}, step {self.step}; "
+            f"the batch holds {', '.join(names)}"
+            for value, names in found
+            if not math.isfinite(value)
+        )

@@ -1,0 +1,61 @@
+"""The trainer's arguments, its optimizer and its learning rate."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+ALLOWED = {
+    "optimizer": (lambda v: v in OPTIMIZERS, "'adam', 'adamw' and 'sgd'"),
+    "lr": (lambda v: 0 < v < math.inf, "a finite number above 0"),
+    "weight_decay": (lambda v: 0 <= v < math.inf, "a finite number of at least 0"),
+    "warmup_epochs": (lambda v: v >= 0, "at least 0"),
+    "label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "evaluate_every": (lambda v: v >= 0, "at least 0"),
+    "clip_grad": (lambda v: v is None or v > 0, "above 0, or None"),
+    "accumulate": (lambda v: v >= 1, "at least 1"),
+    "precision": (lambda v: v in ("no", "bf16", "fp16"), "'no', 'bf16' and 'fp16'"),
+    "ema_decay": (lambda v: v is None or 0 < v < 1, "in (0, 1), or None"),
+    "keep_last": (lambda v: v >= 1, "at least 1"),
+    "save_every": (lambda v: v >= 1, "at least 1"),
+    "on_nonfinite": (lambda v: v in ("stop", "skip"), "'stop' and 'skip'"),
+}
+
+
+def check(arguments: dict[str, Any]) -> None:
+    """Raise ValueError naming every argument of the trainer outside its range."""
+    faults = [
+        f"{name} is {arguments[name]!r}; allowed is {text}"
+        for name, (fits, text) in ALLOWED.items()
+        if not fits(arguments[name])
+    ]
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def make_optimizer(
+    name: str, model: nn.Module, weighting: nn.Module, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """One of `OPTIMIZERS` over the model's parameters that learn and, without decay, the loss weights."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": weight_decay},
+        {"params": list(weighting.parameters()), "weight_decay": 0.0},
+    ]
+    extra = {"momentum": 0.9} if name == "sgd" else {}
+    return OPTIMIZERS[name](groups, lr=lr, **extra)
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, epochs: int, warmup: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then a cosine that would reach 0 after the last epoch; one step an epoch."""
+
+    def factor(epoch: int) -> float:
+        if epoch < warmup:
+            return (epoch + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,148 @@
+"""A run's state as a checkpoint holds it and back; averaged weights; a SIGTERM that waits."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .batches import random_state, set_random_state
+from .checkpoint import load_weights
+
+if TYPE_CHECKING:
+    from .training import DualAttentionTrainer
+
+OURS = ("step", "skipped", "sums", "schedule_state_dict", "rng_state", "best", "settings")
+
+
+def state_of(run: "DualAttentionTrainer") -> dict[str, Any]:
+    """What a checkpoint holds: the reference's names first; every process calls it and gets all of it.
+
+    "epoch" counts the epochs done, "step" the steps of the next one that are done, too.
+    """
+    rng = run.epoch_began if run.step else random_state(run.batches)
+    scaler = run.accelerator.scaler
+    return {
+        "model_state_dict": whole(run.model.state_dict()),
+        "optimizer_state_dict": whole(run.optimizer.state_dict()),
+        "uncertainty_loss_state_dict": run.weighting.state_dict(),
+        "epoch": run.epoch,
+        "history": run.history,
+        "step": run.step,
+        "skipped": run.skipped,
+        "sums": {name: run.accelerator.reduce(loss, "mean") for name, loss in run.sums.items()},
+        "schedule_state_dict": run.schedule.state_dict(),
+        "scaler_state_dict": scaler and scaler.state_dict(),
+        "ema_state_dict": run.ema and run.ema.module.state_dict(),
+        "rng_state": gather_object([rng]),
+        "best": run.best,
+        "settings": run.settings,
+    }
+
+
+def load_state(run: "DualAttentionTrainer", path: Path, state: dict[str, Any]) -> None:
+    """Put a trainer where `state`, read from `path`, was taken.
+
+    Raises:
+        ValueError: Another trainer's checkpoint, other settings, or weights that do not fit.
+    """
+    if absent := [name for name in OURS if name not in state]:
+        raise ValueError(
+            f"checkpoint {path} holds no {', '.join(absent)}; allowed is one written by this trainer "
+            "(load_weights takes the weights of any other)"
+        )
+    others = [
+        f"{name} was {state['settings'].get(name)!r} and is {value!r}"
+        for name, value in run.settings.items()
+        if state["settings"].get(name) != value
+    ]
+    if others:
+        raise ValueError(f"checkpoint {path} is of a run with other settings: {'; '.join(others)}")
+    load_weights(run.model, sharded(state["model_state_dict"], run.model.state_dict()))
+    load_optimizer(run.optimizer.optimizer, state["optimizer_state_dict"])
+    run.weighting.load_state_dict(state["uncertainty_loss_state_dict"])
+    run.schedule.load_state_dict(state["schedule_state_dict"])
+    if run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(state["scaler_state_dict"])
+    if run.ema is not None:
+        load_weights(run.ema.module, state["ema_state_dict"])
+    run.epoch, run.step, run.skipped = state["epoch"], state["step"], state["skipped"]
+    run.sums = {name: loss.to(run.device) for name, loss in state["sums"].items()}
+    run.history, run.best = state["history"], state["best"]
+    run.epoch_began = state["rng_state"][run.accelerator.process_index]
+    set_random_state(run.batches, run.epoch_began)
+
+
+def whole(tree: Any) -> Any:
+    """A state dict with every tensor gathered that processes share (FSDP2); every process calls it."""
+    if isinstance(tree, DTensor):
+        return tree.full_tensor().cpu()
+    if isinstance(tree, dict):
+        return {key: whole(value) for key, value in tree.items()}
+    return [whole(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def sharded(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, sharded where `like` is."""
+    return {key: _as(value, like.get(key)) for key, value in weights.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's whole state, sharded where its parameters are."""
+    optimizer.load_state_dict(state)
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                slots[name] = _as(value, parameter)
+
+
+def _as(value: Tensor, like: Tensor | None) -> Tensor:
+    if isinstance(like, DTensor) and not isinstance(value, DTensor):
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value
+
+
+@contextlib.contextmanager
+def averaged(model: nn.Module, average: nn.Module | None) -> Iterator[None]:
+    """Within it `model` has the weights of `average`, a copy of it; None changes nothing."""
+    if average is None:
+        yield
+        return
+    _swap(model, average)
+    try:
+        yield
+    finally:
+        _swap(model, average)
+
+
+def _swap(model: nn.Module, other: nn.Module) -> None:
+    for own, its in zip(
+        [*model.parameters(), *model.buffers()], [*other.parameters(), *other.buffers()], strict=True
+    ):
+        own.data, its.data = its.data, own.data
+
+
+@contextlib.contextmanager
+def delayed_sigterm() -> Iterator[threading.Event]:
+    """Within it SIGTERM only sets the event; on leaving it takes the effect that it had before.
+
+    Signals reach the main thread alone; in another thread this changes nothing.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+    if asked.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)

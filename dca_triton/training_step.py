@@ -1,0 +1,122 @@
+"""The gradient of one training step: augmentation, pairs, forward and backward, in one process or in many."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from .batches import seed_of
+from .embedding import Batch
+from .losses import BranchLoss, UncertaintyWeightedLoss
+from .model import DualAttentionModel
+from .pairs import PairSampler
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Objective:
+    """What a step minimises, under Accelerate.
+
+    Everything random in a step follows from (seed, epoch, step, process), so that no generator's state has to
+    outlive a step, and nothing that happens between steps can disturb it.
+
+    Args:
+        accelerator: Of this process.
+        model: As it is evaluated.
+        parallel: As it is trained: `model` itself or a wrapper that joins the processes' gradients.
+        weighting: Of the branches' losses, on the device.
+        branch_loss: Of one branch.
+        pairs: Which image distracts which.
+        augment: Of a whole batch on the device, or None.
+        gather_partners: Take distractors from all processes' images.
+        seed: Of all that is random.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: DualAttentionModel,
+        parallel: nn.Module,
+        weighting: UncertaintyWeightedLoss,
+        branch_loss: BranchLoss,
+        pairs: PairSampler,
+        augment: Augment | None,
+        gather_partners: bool,
+        seed: int,
+    ) -> None:
+        self.accelerator, self.model, self.parallel = accelerator, model, parallel
+        self.weighting, self.branch_loss, self.pairs, self.augment = weighting, branch_loss, pairs, augment
+        self.gather_partners = gather_partners and accelerator.num_processes > 1
+        self.device, self.seed = accelerator.device, seed
+
+    def backward(self, group: Sequence[Batch], images: int, epoch: int, step: int) -> dict[str, Tensor]:
+        """Leave the gradient of the mean over all `images` images of the step, those of all processes.
+
+        Args:
+            group: This process's batches of the step; every process has as many.
+            images: Images in all processes' groups.
+            epoch: From 0.
+            step: Within the epoch, from 0.
+
+        Returns:
+            total_loss and each branch's, detached; their means over the processes are the joint batch's.
+        """
+        sums: dict[str, Tensor] = {}
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            place = (self.seed, epoch, step, self.accelerator.process_index)
+            torch.manual_seed(seed_of(*place, 0))
+            own = torch.Generator(self.device).manual_seed(seed_of(*place, 1))
+            common = torch.Generator(self.device).manual_seed(seed_of(self.seed, epoch, step, 2))
+            for number, batch in enumerate(group, start=1):
+                share = len(batch["label"]) * self.accelerator.num_processes / images
+                joins = number == len(group)
+                with nullcontext() if joins else self.accelerator.no_sync(self.parallel):
+                    losses = self._losses(batch, own, common)
+                    self.accelerator.backward(share * losses["total_loss"])
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0) + share * loss.detach()
+        for weight in self.weighting.parameters():  # they are no part of what `parallel` joins
+            weight.grad = self.accelerator.reduce(weight.grad, "mean")
+        return sums
+
+    def _losses(self, batch: Batch, own: torch.Generator, common: torch.Generator) -> dict[str, Tensor]:
+        images = batch["image"].to(self.device, non_blocking=True)
+        labels = torch.as_tensor(batch["label"]).to(self.device, non_blocking=True)
+        if self.augment:
+            images = self.augment(images, own)
+        features = self._features(images)
+        if self.gather_partners:
+            pair = {"x_pair": self._distractors(images, labels, features, common)}
+        else:
+            pair = {"partner_index": self.pairs(labels, features, own)}
+        outputs = self.parallel(images, **pair, class_tokens_only=True)
+        losses = self.branch_loss(outputs, labels)
+        total = self.weighting(losses)["total_loss"]
+        return {"total_loss": total, **{f"{branch}_loss": loss for branch, loss in losses.items()}}
+
+    def _features(self, images: Tensor) -> Tensor | None:
+        """Features to find hard negatives by: those of an evaluation pass."""
+        if self.pairs.strategy == "random":
+            return None
+        self.model.eval()
+        features = self.model.extract_features(images)
+        self.model.train()
+        return features
+
+    def _distractors(
+        self, images: Tensor, labels: Tensor, features: Tensor | None, common: torch.Generator
+    ) -> Tensor:
+        """Each image's distractor (B, 3, h, w), drawn from all processes' images by their common dice."""
+        counts = self.accelerator.gather(torch.tensor([len(images)], device=self.device)).tolist()
+        if features is not None:
+            features = self._joined(features, counts)
+        index = self.pairs(self._joined(labels, counts), features, common)
+        first = sum(counts[: self.accelerator.process_index])
+        return self._joined(images, counts)[index[first : first + len(images)]]
+
+    def _joined(self, rows: Tensor, counts: list[int]) -> Tensor:
+        padded = self.accelerator.pad_across_processes(rows)
+        parts = self.accelerator.gather(padded).split(max(counts))
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
