@@ -1,0 +1,138 @@
+"""What each command of `dca-triton` does. The first four take an experiment: the options of one config."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import Namespace
+
+from . import demo as faces
+from . import embedding
+from .checkpoint import load_weights
+from .evaluation import Metric, score_table
+from .experiment import build_model, load_splits, normalisation, scores, test_batches, train_batches
+from .info import info as describe
+from .model import DualAttentionModel
+from .training import DualAttentionTrainer
+from .visualisation import visualize as draw
+
+Part = Literal["train", "validation", "test", "query", "gallery"]
+
+
+def train(experiment: Namespace) -> None:
+    """Train a model; writes config.yaml, metrics.jsonl and checkpoints to `output`."""
+    device = torch.device(experiment.device)
+    torch.manual_seed(experiment.seed)
+    splits = load_splits(experiment.data, experiment.model.backbone_name)
+    model = build_model(splits, experiment.data, _model_options(experiment)).to(device)
+    if experiment.weights is not None:
+        load_weights(model, experiment.weights)
+    trainer = DualAttentionTrainer(
+        model,
+        train_batches(splits, experiment.data, pin=device.type == "cuda"),
+        pairs=experiment.pairs,
+        evaluate=lambda: scores(model, splits, experiment.data, progress=experiment.trainer.progress),
+        **experiment.trainer,
+    )
+    print(score_table(trainer.train(experiment.epochs, experiment.output)[-1]))
+
+
+def evaluate(experiment: Namespace, metric: Metric = "cosine", rerank: bool = False) -> None:
+    """Score a trained model; prints a table and writes evaluation.json to `output`.
+
+    Args:
+        experiment: The options of the config.
+        metric: Distance of Re-ID features.
+        rerank: Rank Re-ID by k-reciprocal neighbours, which takes long on a large gallery.
+    """
+    model, splits = _trained(experiment)
+    options = {"metric": metric, "rerank": rerank} if splits.task == "reid" else {}
+    found = scores(model, splits, experiment.data, **options)
+    experiment.output.mkdir(parents=True, exist_ok=True)
+    (experiment.output / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(score_table(found))
+
+
+def embed(experiment: Namespace, file: Path, part: Part) -> None:
+    """Write the features of a part of the dataset to a .npz or .safetensors file.
+
+    Args:
+        experiment: The options of the config.
+        file: What to write; features, labels, cameras and paths.
+        part: Which photos.
+    """
+    model, splits = _trained(experiment)
+    found = embedding.embed(model, test_batches(getattr(splits, part), experiment.data), file)
+    print(f"{file}: {found.features.shape[0]} photos, {found.features.shape[1]} features each")
+
+
+def visualize(
+    experiment: Namespace, photos: list[Path], file: Path, distractors: list[Path] | None = None
+) -> None:
+    """Draw photos with rollout, selected patches and predictions into one .png or .html file.
+
+    Args:
+        experiment: The options of the config.
+        photos: What to draw.
+        file: The picture, .png, or contact sheet, .html.
+        distractors: One for each photo; shows how much of PWCA's attention leaks to it, block by block.
+    """
+    model, splits = _trained(experiment)
+    mean, std = normalisation(experiment.model.backbone_name)
+    draw(model, photos, file, distractors, splits.classes, mean, std)
+    print(f"{file}: {len(photos)} photos")
+
+
+def demo(
+    output: Path = Path("runs/demo"), fgvc_epochs: int = 120, reid_epochs: int = 50, seed: int = 0
+) -> None:
+    """Train a small DCAL model on the ORL faces, as categorisation and as re-identification.
+
+    Args:
+        output: Folder of the metrics, checkpoints and pictures.
+        fgvc_epochs: Epochs of the categorisation run.
+        reid_epochs: Epochs of the re-identification run.
+        seed: Of initial weights, batches, pairs and augmentation.
+    """
+    fgvc = faces.train_fgvc(output / "fgvc", fgvc_epochs, seed=seed)
+    reid = faces.train_reid(output / "reid", reid_epochs, seed=seed)
+    print(faces.table(fgvc, reid))
+    print(f"Metrics, checkpoints and pictures (training.png, rollout.png) are in {output}.")
+
+
+def info() -> None:
+    """Print versions, device, backend, the chosen kernel configurations and every reason for a fallback."""
+    print(describe())
+
+
+def tune(target: str | None = None, output: Path | None = None) -> None:
+    """Measure the kernels' configurations on this GPU and write its table.
+
+    Args:
+        target: Instead of measuring, print the static model's ranking for a chip, e.g. sm_90; needs no GPU.
+        output: The table to write; by default the one that this device looks up.
+    """
+    from . import tuner
+
+    if target is not None:
+        print(tuner.ranking_table(tuner.rank(target)))
+        return
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "this machine has no GPU to tune on; --target sm_90 prints the static model's ranking"
+        )
+    print(tuner.table(tuner.tune(output=output)))
+
+
+def _trained(experiment: Namespace) -> tuple[DualAttentionModel, Any]:
+    splits = load_splits(experiment.data, experiment.model.backbone_name)
+    options = _model_options(experiment) | {"pretrained": False}
+    model = build_model(splits, experiment.data, options)
+    load_weights(model, experiment.weights or experiment.output / "checkpoint.pt")
+    return model.to(experiment.device), splits
+
+
+def _model_options(experiment: Namespace) -> dict[str, Any]:
+    options = experiment.model.as_dict()
+    return options | options.pop("timm")
