@@ -3,9 +3,13 @@ PY := .venv/bin/python
 .venv/ready: pyproject.toml constraints.txt
 	python3 -m venv .venv && $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]' && touch $@
 
+.venv/docs: .venv/ready
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[docs]' && touch $@
+
 demo: .venv/ready ; $(PY) -m dca_triton.cli demo
 test: .venv/ready ; OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 && OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PY) -m pytest --numprocesses 2 tests/interpreted
 lint: .venv/ready ; .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 static: .venv/ready ; $(PY) -m bench.static --baseline bench/static/baseline.json
+docs: .venv/docs ; .venv/bin/mkdocs build --strict
 
-.PHONY: demo test lint bench static tune gpu
+.PHONY: demo test lint docs bench static tune gpu
