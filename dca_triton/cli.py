@@ -6,11 +6,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from . import commands
-from .experiment import DataOptions
+from .experiment import DataOptions, process
 from .model import DualAttentionModel
 from .pairs import PairSampler
 from .training import DualAttentionTrainer
@@ -72,8 +71,6 @@ def _add_experiment(own: Parser) -> None:
         default=None,
         help="A checkpoint: training starts from it, the other commands use it (by default output's own).",
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    own.add_argument("--device", type=str, default=device, help="Where the model runs.")
     own.add_argument(
         "--seed", type=int, default=0, help="Of initial weights, batches, pairs and augmentation."
     )
@@ -94,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         chosen = root.instantiate(options)[options.command]
         names = list(signature(command).parameters)
         given = {name: chosen[name] for name in names if name != "experiment"}
-        if command is commands.train:
+        if command is commands.train and process().is_main_process:
             chosen.output.mkdir(parents=True, exist_ok=True)
             parsers["train"].save(options.train, chosen.output / "config.yaml", overwrite=True)
         command(*([chosen] if "experiment" in names else []), **given)

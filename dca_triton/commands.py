@@ -11,7 +11,7 @@ from . import demo as faces
 from . import embedding
 from .checkpoint import load_weights
 from .evaluation import Metric, score_table
-from .experiment import build_model, load_splits, normalisation, scores, test_batches, train_batches
+from .experiment import build_model, load_splits, normalisation, process, scores, test_batches, train_batches
 from .info import info as describe
 from .model import DualAttentionModel
 from .training import DualAttentionTrainer
@@ -20,22 +20,28 @@ from .visualisation import visualize as draw
 Part = Literal["train", "validation", "test", "query", "gallery"]
 
 
-def train(experiment: Namespace) -> None:
-    """Train a model; writes config.yaml, metrics.jsonl and checkpoints to `output`."""
-    device = torch.device(experiment.device)
+def train(experiment: Namespace, resume: Path | Literal["auto"] | None = None) -> None:
+    """Train a model; writes config.yaml, metrics.jsonl and checkpoints to `output`.
+
+    Args:
+        experiment: The options of the config.
+        resume: "auto" goes on from the newest sound checkpoint in `output` if there is any; or that file.
+    """
     torch.manual_seed(experiment.seed)
     splits = load_splits(experiment.data, experiment.model.backbone_name)
-    model = build_model(splits, experiment.data, _model_options(experiment)).to(device)
+    model = build_model(splits, experiment.data, _model_options(experiment))
     if experiment.weights is not None:
         load_weights(model, experiment.weights)
     trainer = DualAttentionTrainer(
         model,
-        train_batches(splits, experiment.data, pin=device.type == "cuda"),
+        train_batches(splits, experiment.data),
         pairs=experiment.pairs,
         evaluate=lambda: scores(model, splits, experiment.data, progress=experiment.trainer.progress),
         **experiment.trainer,
     )
-    print(score_table(trainer.train(experiment.epochs, experiment.output)[-1]))
+    history = trainer.train(experiment.epochs, experiment.output, resume)
+    if trainer.main:
+        print(score_table(history[-1]))
 
 
 def evaluate(experiment: Namespace, metric: Metric = "cosine", rerank: bool = False) -> None:
@@ -47,7 +53,7 @@ def evaluate(experiment: Namespace, metric: Metric = "cosine", rerank: bool = Fa
         rerank: Rank Re-ID by k-reciprocal neighbours, which takes long on a large gallery.
     """
     model, splits = _trained(experiment)
-    options = {"metric": metric, "rerank": rerank} if splits.task == "reid" else {}
+    options: dict[str, Any] = {"metric": metric, "rerank": rerank} if splits.task == "reid" else {}
     found = scores(model, splits, experiment.data, **options)
     experiment.output.mkdir(parents=True, exist_ok=True)
     (experiment.output / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -130,7 +136,7 @@ def _trained(experiment: Namespace) -> tuple[DualAttentionModel, Any]:
     options = _model_options(experiment) | {"pretrained": False}
     model = build_model(splits, experiment.data, options)
     load_weights(model, experiment.weights or experiment.output / "checkpoint.pt")
-    return model.to(experiment.device), splits
+    return model.to(process().device), splits
 
 
 def _model_options(experiment: Namespace) -> dict[str, Any]:

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from accelerate import PartialState
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .batches import training_loader
 from .data import (
-    IdentitySampler,
     ImageDataset,
     Splits,
     fgvc_test,
@@ -36,7 +38,7 @@ class DataOptions:
         root: The dataset's own folder, the one that its archive unpacks to; absent for orl-*.
         size: Height and width in pixels that the model sees; a square for categories.
         resize: Side in pixels before training crops `size` from it, at least its side; for categories.
-        batch_size: Photos in a batch, at least 1; in training of identities `photos` each of
+        batch_size: Photos in a batch of each process, at least 1; in training of identities `photos` each of
             batch_size / photos identities.
         photos: Photos of one identity in a batch, a divisor of batch_size; for identities.
         holdout: Photos of each class kept from training to validate on, at least 0; for categories.
@@ -55,6 +57,11 @@ class DataOptions:
     on_corrupt: Literal["raise", "skip"] = "raise"
     workers: int = 2
     seed: int = 0
+
+
+def process() -> PartialState:
+    """This process among those of a launch, with its device: a GPU of its own where there is one."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def load_splits(data: DataOptions, backbone_name: str) -> Splits:
@@ -83,14 +90,10 @@ def normalisation(backbone_name: str) -> tuple[Sequence[float], Sequence[float]]
     return (pretrained.mean, pretrained.std) if pretrained else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
-def train_batches(splits: Splits, data: DataOptions, pin: bool = False) -> DataLoader:
+def train_batches(splits: Splits, data: DataOptions) -> DataLoader:
     """Shuffled batches of categories, or batches of identities that suit batch-hard triplets."""
-    if splits.task == "reid":
-        sampler = IdentitySampler(
-            splits.train.labels, p=data.batch_size // data.photos, k=data.photos, seed=data.seed
-        )
-        return DataLoader(splits.train, batch_sampler=sampler, num_workers=data.workers, pin_memory=pin)
-    return DataLoader(splits.train, data.batch_size, shuffle=True, num_workers=data.workers, pin_memory=pin)
+    photos = data.photos if splits.task == "reid" else 0
+    return training_loader(splits.train, data.batch_size, photos, data.workers, data.seed)
 
 
 def test_batches(dataset: ImageDataset | None, data: DataOptions) -> DataLoader:
