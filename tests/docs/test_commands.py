@@ -1,0 +1,48 @@
+"""Every `dca-triton` line of the documentation is understood by the command line."""
+
+import functools
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dca_triton import cli, commands
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# The first trains what the others evaluate: their --config is the file that it writes.
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("quickstart", "evaluation", "pictures", "kernels"))]
+
+
+def lines() -> list[str]:
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    found = [line for text in texts for block in BLOCK.findall(text) for line in block.splitlines()]
+    return [line for line in found if line.startswith("dca-triton ")]
+
+
+def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    called: list[str] = []
+
+    def instead(name: str) -> Any:
+        @functools.wraps(getattr(commands, name))
+        def record(*_: Any, **options: Any) -> None:
+            given = [option for option, value in options.items() if value]
+            called.append(f"{name} {' '.join(given)}".strip())
+
+        return record
+
+    for command in cli.COMMANDS:
+        monkeypatch.setattr(commands, command.__name__, instead(command.__name__))
+    for line in lines():
+        cli.main(shlex.split(line, comments=True)[1:])
+    assert len(called) == len(lines()) >= 10
+    assert "visualize photos file distractors" in called and "evaluate metric rerank" in called
+    assert (tmp_path / "runs/market/config.yaml").is_file()
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(SystemExit, match="dca-triton: "):
+        cli.main(["visualize", "--no-such-option", "1"])
