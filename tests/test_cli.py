@@ -42,7 +42,7 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data(photos: Path) -> list[str]:
-    sizes = ["--data.size=[160, 160]", "--data.resize=170", "--data.batch_size=6", "--data.workers=0"]
+    sizes = ["--data.size=[64, 64]", "--data.resize=70", "--data.batch_size=6", "--data.workers=0"]
     return ["--data.name=folder", f"--data.root={photos}", *sizes, "--trainer.progress=false"]
 
 
@@ -87,7 +87,7 @@ def test_visualize(run: Path, tmp_path: Path, photos: Path) -> None:
 
 
 def test_reid_recipe_trains_and_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    photos = ["--data.name=orl-reid", "--data.size=[160, 160]", "--data.batch_size=32", "--data.workers=0"]
+    photos = ["--data.name=orl-reid", "--data.size=[48, 48]", "--data.batch_size=32", "--data.workers=0"]
     arguments = ["--config=reid", *SMALL, *photos, f"--output={tmp_path}", "--trainer.progress=false"]
     main(["train", *arguments, "--epochs=1"])
     main(["evaluate", *arguments, "--metric=euclidean", "--rerank=true"])

@@ -168,39 +168,6 @@ def test_bad_arguments(kwargs, words):
     assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize(
-    "name, layout, words",
-    [
-        ("resnet18", "paper", ["class token", "ResNet", "img_size"]),
-        ("vit_base_patch16_siglip_224", "paper", ["class token"]),
-        ("no_such_model", "paper", ["no_such_model", "timm"]),
-        ("vit_relpos_small_patch16_224", "paper", ["not a timm VisionTransformer"]),
-    ],
-)
-def test_unsupported_backbones(name, layout, words):
-    with pytest.raises(ValueError) as caught:
-        DualAttentionModel(name, 5, layout=layout, pretrained=False)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
-
-
-def test_pretrained_weights_come_from_a_local_file(tmp_path):
-    weights = tmp_path / "weights.pt"
-    source = build(**PAPER).backbone.model
-    torch.save(source.state_dict(), weights)
-    loaded = DualAttentionModel(
-        "test_vit",
-        **(PAPER | {"pretrained": True}),
-        pretrained_cfg_overlay={"file": str(weights), "num_classes": 0},
-    )
-    assert torch.equal(loaded.backbone.model.cls_token, source.cls_token)
-    with pytest.raises(RuntimeError, match="pretrained_cfg_overlay"):
-        DualAttentionModel(
-            "test_vit",
-            **(PAPER | {"pretrained": True}),
-            pretrained_cfg_overlay={"file": str(tmp_path / "absent.pt")},
-        )
-
-
 def test_bad_inputs(model):
     cases = [
         (dict(x=IMAGES[0]), "x has shape"),
