@@ -1,0 +1,95 @@
+"""Whole training and evaluation steps: the library's beside the formulations'."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from dca_triton import DualAttentionModel, UncertaintyWeightedLoss
+from dca_triton.losses import BranchLoss
+
+from .formulations import CompiledMaps, Logits, Maps, OwnWay, PaperMaps
+from .measure import Outputs, Path, Run
+from .shapes import DTYPES, ModelShape, backend_on
+
+Forward = Callable[..., Logits]
+NUM_CLASSES = 200
+
+
+def paths(shape: ModelShape, dtype: str, device: torch.device, training: bool) -> dict[str, Path]:
+    """The competing ways to a training step (logits, loss and every gradient) or an evaluation step (logits)."""
+    torch.manual_seed(0)
+    own, paper = (
+        DualAttentionModel(
+            shape.backbone,
+            NUM_CLASSES,
+            img_size=shape.size,
+            drop_path_rate=0.0,
+            cache_attention_rollout=False,
+            layout=layout,
+            pretrained=False,
+            backend=backend_on(device),
+        ).to(device)
+        for layout in ("reference", "paper")
+    )
+    images = torch.randn(shape.B, 3, shape.size, shape.size, device=device)
+
+    def step(forward: Forward, model: nn.Module = own) -> Run:
+        if training:
+            return _train_step(forward, model, images, dtype)
+        return _evaluation_step(forward, model, images, dtype)
+
+    def library(model: DualAttentionModel, class_tokens_only: bool = True) -> Run:
+        def forward(images: torch.Tensor, partner_index: torch.Tensor | None = None) -> Logits:
+            return model(images, partner_index=partner_index, class_tokens_only=class_tokens_only)
+
+        return step(forward, model)
+
+    return {
+        "eager maps": Path(step(Maps(own))),
+        "eager maps, compiled": Path(step(CompiledMaps(own))),
+        "SDPA on cat": Path(step(OwnWay(own))),
+        "library, all tokens": Path(library(own, class_tokens_only=False)),
+        "library": Path(library(own)),
+        "library, paper layout": Path(library(paper), oracle=step(PaperMaps(paper), paper)),
+    }
+
+
+def _train_step(forward: Forward, model: nn.Module, images: torch.Tensor, dtype: str) -> Run:
+    device = images.device
+    partner_index = torch.arange(len(images), device=device).roll(1)
+    labels = torch.arange(len(images), device=device) % NUM_CLASSES
+    weighting, branch_loss = UncertaintyWeightedLoss().to(device), BranchLoss()
+    # A learning rate of 0 keeps the weights, and with them the work, the same in every repetition and path.
+    optimizer = torch.optim.AdamW([*model.parameters(), *weighting.parameters()], lr=0.0, fused=True)
+
+    def run() -> Outputs:
+        model.train()
+        optimizer.zero_grad(set_to_none=False)
+        with _autocast(device, dtype):
+            logits = forward(images, partner_index)
+            loss = weighting(branch_loss(logits, labels))["total_loss"]
+        loss.backward()
+        optimizer.step()
+        gradients = {f"gradient of {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+        return {**_detached(logits), "loss": loss.detach(), **gradients}
+
+    return run
+
+
+def _evaluation_step(forward: Forward, model: nn.Module, images: torch.Tensor, dtype: str) -> Run:
+    @torch.no_grad()
+    def run() -> Outputs:
+        model.eval()
+        with _autocast(images.device, dtype):
+            return _detached(forward(images))
+
+    return run
+
+
+def _autocast(device: torch.device, dtype: str) -> torch.autocast:
+    return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "fp32")
+
+
+def _detached(outputs: Logits) -> Outputs:
+    return {name: value.detach() for name, value in outputs.items() if name.endswith("_logits")}

@@ -1,0 +1,122 @@
+"""The three operations, each beside the other ways to compute it. Inputs are views of a packed projection."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from dca_triton import local_attention, pair_attention, reference, rollout_row
+from dca_triton.ops import torch_backend
+
+from .formulations import attention_map, merged
+from .measure import Outputs, Path
+from .shapes import DTYPES, OpShape, backend_on
+
+
+def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool) -> dict[str, Path]:
+    """softmax(Q [K; K_partner]ᵀ / √D) [V; V_partner] (B, N, C), in training with the gradient of the projection."""
+    packed = _packed(shape, dtype, device).requires_grad_(training)
+    partner = torch.arange(shape.B, device=device).roll(1)
+    incoming = torch.randn(shape.B, shape.N, shape.H * shape.D, device=device).to(packed.dtype)
+
+    def cat() -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = packed.permute(2, 0, 3, 1, 4)
+        return q, torch.cat([k, k[partner]], 2), torch.cat([v, v[partner]], 2)
+
+    def eager() -> Tensor:
+        q, k, v = cat()
+        return merged(attention_map(q, k) @ v)
+
+    def sdpa() -> Tensor:
+        return merged(F.scaled_dot_product_attention(*cat()))
+
+    def two_sdpa() -> Tensor:
+        q, k, v = packed.permute(2, 0, 3, 1, 4)
+        (own, own_lse), (pair, pair_lse) = _sdpa_lse(q, k, v), _sdpa_lse(q, k[partner], v[partner])
+        share = torch.sigmoid(own_lse - pair_lse)[..., None].to(own.dtype)
+        return merged(torch.lerp(pair, own, share))
+
+    def flex() -> Tensor:
+        return merged(compiled_flex(*cat()))
+
+    def library() -> Tensor:
+        q, k, v = packed.unbind(2)
+        return pair_attention(q, k, v, partner_index=partner, backend=backend_on(device))[0].flatten(2)
+
+    ways = {"eager maps": eager, "SDPA on cat": sdpa, "library": library}
+    if not training:  # PyTorch's fused kernels pass no gradient to the log-sum-exp
+        ways["two SDPA merged"] = two_sdpa
+    if device.type == "cuda":
+        compiled_flex = torch.compile(flex_attention, dynamic=False)
+        ways["FlexAttention"] = flex
+
+    def run(way) -> Outputs:
+        out = way()
+        if not training:
+            return {"out": out}
+        return {"out": out.detach(), "gradient": torch.autograd.grad(out, packed, incoming)[0]}
+
+    return {name: Path(lambda way=way: run(way)) for name, way in ways.items()}
+
+
+def _sdpa_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """PyTorch's fused attention of q, k, v (B, H, N, D) and its log-sum-exp (B, H, N)."""
+    if q.device.type == "cuda":
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+
+
+def rollout_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str, Path]:
+    """The class token's row (B, N) of the rollout over L layers."""
+    layers = [_packed(shape, dtype, device) for _ in range(shape.L)]
+    qs, ks = ([packed[:, :, i] for packed in layers] for i in (0, 1))
+    lses = [_sdpa_lse(*packed.permute(2, 0, 3, 1, 4))[1] for packed in layers]
+    maps = [reference.attention_weights(q, k) for q, k in zip(qs, ks, strict=True)]
+    backend = backend_on(device)
+
+    @torch.no_grad()
+    def matrix() -> Outputs:
+        maps = [attention_map(*packed.permute(2, 0, 3, 1, 4)[:2]) for packed in layers]
+        return {"row": reference.rollout(maps)[:, 0]}
+
+    def matrix_of_maps() -> Outputs:
+        return {"row": reference.rollout(maps)[:, 0]}
+
+    def library() -> Outputs:
+        return {"row": rollout_row(qs, ks, lses, backend=backend)}
+
+    return {
+        "matrix": Path(matrix),
+        "matrix of given maps": Path(matrix_of_maps),
+        "library": Path(library),
+    }
+
+
+def local_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str, Path]:
+    """A tenth of the queries over all keys (B, R, C)."""
+    packed = _packed(shape, dtype, device)
+    B, N, H, D, _ = shape
+    index = torch.rand(B, N, device=device).topk(N // 10).indices
+    q, k, v = packed.unbind(2)
+
+    def rows() -> Tensor:
+        return torch.take_along_dim(q, index[:, :, None, None], 1).transpose(1, 2)
+
+    def eager() -> Outputs:
+        return {"out": merged(attention_map(rows(), k.transpose(1, 2)) @ v.transpose(1, 2))}
+
+    def sdpa() -> Outputs:
+        return {"out": merged(F.scaled_dot_product_attention(rows(), k.transpose(1, 2), v.transpose(1, 2)))}
+
+    def library() -> Outputs:
+        return {"out": local_attention(q, k, v, index, backend=backend_on(device)).flatten(2)}
+
+    return {"eager maps": Path(eager), "gather + SDPA": Path(sdpa), "library": Path(library)}
+
+
+def _packed(shape: OpShape, dtype: str, device: torch.device) -> Tensor:
+    """Queries, keys and values (B, N, 3, H, D)."""
+    generator = torch.Generator(device).manual_seed(shape.N)
+    return torch.randn(shape.B, shape.N, 3, shape.H, shape.D, device=device, generator=generator).to(
+        DTYPES[dtype]
+    )

@@ -1,0 +1,85 @@
+"""All benchmarks: each a name, shapes, a dtype and the paths that compete, on any device."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from . import model_paths, op_paths
+from .measure import Path
+from .shapes import DTYPES, ModelShape, OpShape, model_shapes, op_dtype, op_shapes
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """build gives the paths, of which the first is the one that ratios are taken to.
+
+    seconds: about how long it is timed on a CPU. flops: of the products that it needs at least, 0 if not
+    counted. moved: bytes that it needs to read and write at least, 0 if not counted.
+    """
+
+    name: str
+    shape: ModelShape | OpShape
+    dtype: str
+    build: Callable[[], dict[str, Path]]
+    seconds: float
+    flops: int = 0
+    moved: int = 0
+
+    @property
+    def title(self) -> str:
+        """Name, shape and dtype in one line, the key of its results."""
+        sizes = [value if isinstance(value, str) else f"{key}={value}" for key, value in self.sizes.items()]
+        return " ".join([self.name, *sizes, self.dtype])
+
+    @property
+    def sizes(self) -> dict[str, int | str]:
+        """The shape by name."""
+        return self.shape._asdict()
+
+
+def benchmarks(device: torch.device) -> Iterator[Benchmark]:
+    """Every benchmark, small ones first."""
+    for shape in op_shapes(device):
+        yield from _operations(shape, op_dtype(device), device)
+    for model in model_shapes(device):
+        for dtype in DTYPES:
+            for name, training in (("evaluation step", False), ("train step", True)):
+                build = partial(model_paths.paths, model, dtype, device, training)
+                yield Benchmark(name, model, dtype, build, seconds=60)
+
+
+def _operations(shape: OpShape, dtype: str, device: torch.device) -> Iterator[Benchmark]:
+    B, N, H, D, L = shape
+    product = 2 * B * H * N * N * D  # all queries by all keys of one image
+    token = B * H * N * D * DTYPES[dtype].itemsize  # the queries of a batch, or its keys, or its values
+    lse = 4 * B * H * N
+    R = N // 10
+    at = {"shape": shape, "dtype": dtype, "seconds": 8}
+    pair = partial(op_paths.pair_paths, shape, dtype, device)
+    yield Benchmark(
+        "pair_attention", build=partial(pair, False), flops=4 * product, moved=4 * token + lse, **at
+    )
+    # Backward: the scores again, then the gradients of weights, values, queries and keys: 5 products for 2.
+    yield Benchmark(
+        "pair_attention, backward too",
+        build=partial(pair, True),
+        flops=14 * product,
+        moved=(4 + 8) * token + 3 * lse,
+        **at,
+    )
+    yield Benchmark(
+        "local_attention",
+        build=partial(op_paths.local_paths, shape, dtype, device),
+        flops=2 * product * R // N,
+        moved=2 * token * (N + R) // N,
+        **at,
+    )
+    yield Benchmark(
+        "rollout_row",
+        build=partial(op_paths.rollout_paths, shape, dtype, device),
+        flops=(L - 1) * product,
+        moved=L * (2 * token + lse),
+        **at,
+    )

@@ -1,0 +1,163 @@
+"""Results as JSON in the format of pytest-benchmark, so that `pytest-benchmark compare` reads them too."""
+
+import json
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path as File
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+from dca_triton import tuning
+
+from .measure import Measured
+from .registry import Benchmark
+
+Results = dict[str, Any]
+PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
+
+
+def collect(
+    measured: Iterable[tuple[Benchmark, Mapping[str, Measured]]],
+    peaks: Mapping[str, float],
+    device: torch.device,
+) -> Results:
+    """One document: where it ran, and an entry for each path of each benchmark, times in seconds."""
+    return {
+        "machine_info": machine(device),
+        "commit_info": commit(),
+        "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": "5.0.0",
+        "peaks": dict(peaks),
+        "benchmarks": [
+            entry(benchmark, name, figures, paths)
+            for benchmark, paths in measured
+            for name, figures in paths.items()
+        ],
+    }
+
+
+def entry(
+    benchmark: Benchmark, path: str, figures: Measured, paths: Mapping[str, Measured]
+) -> dict[str, Any]:
+    """One path: its rounds with percentiles, and its ratio to the first path round by round."""
+    seconds = [t / 1e3 for t in figures.milliseconds]
+    first = next(iter(paths.values()))
+    ratios = [own / base for own, base in zip(figures.milliseconds, first.milliseconds, strict=True)]
+    low, median, high = np.percentile(ratios, (25, 50, 75)).tolist()
+    return {
+        "group": benchmark.title,
+        "name": path,
+        "fullname": f"{benchmark.title}: {path}",
+        "params": {**benchmark.sizes, "dtype": benchmark.dtype},
+        "param": None,
+        "options": {},
+        "extra_info": {
+            "benchmark": benchmark.name,
+            "ratio": {"25": low, "50": median, "75": high},
+            "peak_bytes": figures.peak_bytes,
+            "flops": benchmark.flops,
+            "moved": benchmark.moved,
+        },
+        "stats": statistics_of(seconds),
+    }
+
+
+def statistics_of(seconds: list[float]) -> dict[str, Any]:
+    """What pytest-benchmark tells of repeated times, and percentiles."""
+    percentiles = dict(zip(map(str, PERCENTILES), np.percentile(seconds, PERCENTILES).tolist(), strict=True))
+    mean = statistics.fmean(seconds)
+    return {
+        "min": min(seconds),
+        "max": max(seconds),
+        "mean": mean,
+        "stddev": statistics.stdev(seconds) if len(seconds) > 1 else 0.0,
+        "median": percentiles["50"],
+        "q1": percentiles["25"],
+        "q3": percentiles["75"],
+        "iqr": percentiles["75"] - percentiles["25"],
+        "iqr_outliers": 0,
+        "stddev_outliers": 0,
+        "outliers": "0;0",
+        "ld15iqr": min(seconds),
+        "hd15iqr": max(seconds),
+        "ops": 1 / mean,
+        "total": sum(seconds),
+        "rounds": len(seconds),
+        "iterations": 1,
+        "percentiles": percentiles,
+        "data": seconds,
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The device and the versions that the figures belong to; no name of the host."""
+    return {
+        "device": device_name(device),
+        "kind": device.type,
+        "threads": torch.get_num_threads(),
+        "cpu": cpu_name(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python_version": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": tuning.triton_version(),
+        "timm": timm.__version__,
+        "cuda": torch.version.cuda,
+        "rocm": torch.version.hip,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """A device as a file name."""
+    if device.type == "cuda":
+        return tuning.gpu_of(torch.device("cuda", torch.cuda.current_device())).name
+    return tuning.sanitised(f"{cpu_name()} {torch.get_num_threads()} threads")
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux has it, elsewhere its architecture."""
+    known = File("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def commit() -> dict[str, Any]:
+    """The commit of the checkout, and whether it was changed; empty outside a checkout."""
+    here = File(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {
+            "id": git("rev-parse", "HEAD"),
+            "time": git("log", "-1", "--format=%cI"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+            "project": "dca-triton",
+            "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def write(file: File, results: Results) -> None:
+    """Write them, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.replace(file)
+
+
+def read(file: File) -> Results:
+    """What `write` wrote."""
+    return json.loads(file.read_text())

@@ -1,0 +1,50 @@
+"""The sizes that are measured on each kind of device."""
+
+from typing import NamedTuple
+
+import torch
+
+from dca_triton.ops import Backend
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LENGTHS = (128, 197, 785, 1568, 3136)  # 197 and 785 are a ViT/16 at 224 and 448 pixels
+
+
+class ModelShape(NamedTuple):
+    """A timm backbone, the side of its square images in pixels, and the batch."""
+
+    backbone: str
+    size: int
+    B: int
+
+
+class OpShape(NamedTuple):
+    """Batch, tokens, heads, head dimension, and layers of a rollout."""
+
+    B: int
+    N: int
+    H: int
+    D: int
+    L: int
+
+
+def model_shapes(device: torch.device) -> list[ModelShape]:
+    """DeiT-Tiny at 224 pixels and DeiT-Small at 448; a GPU gets batches that fill it."""
+    tiny, small = (64, 8) if device.type == "cuda" else (8, 2)
+    return [ModelShape("deit_tiny_patch16_224", 224, tiny), ModelShape("deit_small_patch16_224", 448, small)]
+
+
+def op_shapes(device: torch.device) -> list[OpShape]:
+    """The lengths that growth is fitted over."""
+    B, H = (4, 12) if device.type == "cuda" else (2, 3)
+    return [OpShape(B, N, H, D=64, L=12) for N in LENGTHS]
+
+
+def op_dtype(device: torch.device) -> str:
+    """The precision that users train in there."""
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def backend_on(device: torch.device) -> Backend:
+    """On a GPU the kernels or nothing: a fallback must not be timed in their name."""
+    return "triton" if device.type == "cuda" else "torch"
