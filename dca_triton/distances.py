@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 Distances = Callable[[Tensor, Tensor, int], Iterable[Tensor]]
 """(query (Q, C), gallery (G, C), chunk_size) -> blocks (<= chunk_size, G), in the order of the queries."""
@@ -38,6 +39,7 @@ def k_reciprocal_rerank(
     k1: int = 20,
     k2: int = 6,
     original_weight: float = 0.3,
+    progress: bool = False,
 ) -> Iterator[Tensor]:
     """Re-ranked distances of Zhong et al. (CVPR 2017), in the form of the authors' code.
 
@@ -59,6 +61,7 @@ def k_reciprocal_rerank(
         k1: neighbours, at least 1.
         k2: neighbours averaged over, in 1..k1+1; 1 averages nothing.
         original_weight: in 0..1.
+        progress: show a progress bar while neighbours are searched, which is most of the work.
 
     Yields:
         (<= chunk_size, G) float64, in 0..1.
@@ -75,7 +78,7 @@ def k_reciprocal_rerank(
         problems.append(f"original_weight must lie in 0..1, is {original_weight}")
     if problems:
         raise ValueError(f"k_reciprocal_rerank: {'; '.join(problems)}")
-    return _reranked(query, gallery, chunk_size, k1, k2, original_weight)
+    return _reranked(query, gallery, chunk_size, k1, k2, original_weight, progress)
 
 
 def _exact_rows(x: Tensor) -> Tensor:
@@ -122,12 +125,24 @@ class _Sparse(NamedTuple):
 
 
 def _reranked(
-    query: Tensor, gallery: Tensor, chunk_size: int, k1: int, k2: int, original_weight: float
+    query: Tensor,
+    gallery: Tensor,
+    chunk_size: int,
+    k1: int,
+    k2: int,
+    original_weight: float,
+    progress: bool,
 ) -> Iterator[Tensor]:
     photos = _exact_rows(torch.cat([query, gallery]))
     found = [
         (block.topk(min(k1 + 1, len(photos)), largest=False).indices, block.amax(1))
-        for block in _blocks(photos, photos, chunk_size)
+        for block in tqdm(
+            _blocks(photos, photos, chunk_size),
+            desc="neighbours",
+            total=-(-len(photos) // chunk_size),
+            leave=False,
+            disable=not progress,
+        )
     ]
     nearest = torch.cat([indices for indices, _ in found])  # (S, k1 + 1), photo i itself is its first
     furthest = torch.cat([distances for _, distances in found]).clamp_(min=torch.finfo(torch.float64).tiny)

@@ -1,12 +1,14 @@
 """A model's scores on a dataset: top-1 and top-5 of each branch for FGVC; mAP, CMC and mINP for Re-ID."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from .distances import k_reciprocal_rerank
+from .distances import k_reciprocal_rerank, squared_distances
 from .embedding import Batch, Embeddings, embed
 from .metrics import reid_metrics, topk_accuracy
 from .model import DualAttentionModel
@@ -71,13 +73,16 @@ def evaluate_reid(
     Raises:
         ValueError: A side is empty, or no query has a match in the gallery.
     """
-    return score_embeddings(
-        embed(model, query, progress=progress), embed(model, gallery, progress=progress), metric, rerank
-    )
+    asked, offered = (embed(model, part, progress=progress) for part in (query, gallery))
+    return score_embeddings(asked, offered, metric, rerank, progress)
 
 
 def score_embeddings(
-    query: Embeddings, gallery: Embeddings, metric: Metric = "cosine", rerank: bool = False
+    query: Embeddings,
+    gallery: Embeddings,
+    metric: Metric = "cosine",
+    rerank: bool = False,
+    progress: bool = True,
 ) -> dict[str, float]:
     """mAP, rank1, rank5, rank10 and mINP in 0..1 of ranking the gallery for each query.
 
@@ -87,13 +92,19 @@ def score_embeddings(
         metric: "cosine" divides each feature by its length first.
         rerank: Rank by k-reciprocal neighbours (Zhong et al., CVPR 2017; k1 = 20, k2 = 6, weight 0.3), which
             takes time that grows with the square of all photos.
+        progress: Show progress bars.
 
     Raises:
         ValueError: As `dca_triton.metrics.reid_metrics`.
     """
-    found = reid_metrics(
-        *query[:3], *gallery[:3], metric=metric, rerank=k_reciprocal_rerank if rerank else None
-    )
+    rank = partial(k_reciprocal_rerank, progress=progress) if rerank else squared_distances
+
+    def watched(query: Tensor, gallery: Tensor, chunk_size: int) -> Iterable[Tensor]:
+        chunks = -(-len(query) // chunk_size)
+        blocks = rank(query, gallery, chunk_size)
+        return tqdm(blocks, desc="rank", total=chunks, leave=False, disable=not progress)
+
+    found = reid_metrics(*query[:3], *gallery[:3], metric=metric, rerank=watched)
     return {"mAP": found.mAP, **{f"rank{k}": share for k, share in found.cmc.items()}, "mINP": found.mINP}
 
 

@@ -73,14 +73,14 @@ def side() -> SimpleNamespace:
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("rerank", [False, True])
 def test_options_reach_the_metric(side: SimpleNamespace, metric: Any, rerank: bool) -> None:
-    found = score_embeddings(side.query, side.gallery, metric, rerank)
+    found = score_embeddings(side.query, side.gallery, metric, rerank, progress=False)
     expected = reid_metrics(
         *side.query[:3], *side.gallery[:3], metric, rerank=k_reciprocal_rerank if rerank else None
     )
     cmc = {f"rank{k}": v for k, v in expected.cmc.items()}
     assert found == {"mAP": expected.mAP, **cmc, "mINP": expected.mINP}
     others = [
-        score_embeddings(side.query, side.gallery, m, r)["mAP"]
+        score_embeddings(side.query, side.gallery, m, r, progress=False)["mAP"]
         for m in ("euclidean", "cosine")
         for r in (False, True)
     ]
@@ -95,7 +95,7 @@ def test_reid_scores_embeddings_of_both_sides() -> None:
     gallery = [{"image": images[2:], "label": labels[2:], "camera": torch.ones(4)}]
     scores = evaluate_reid(model, query, gallery, "euclidean", progress=False)
     sides = [embed(model, part, progress=False) for part in (query, gallery)]
-    assert scores == score_embeddings(*sides, "euclidean")
+    assert scores == score_embeddings(*sides, "euclidean", progress=False)
     assert 0 < scores["mAP"] < 1
     with pytest.raises(ValueError, match="query_ids must have a match"):
         evaluate_reid(model, query, query, progress=False)
