@@ -119,8 +119,10 @@ def tune(target: str | None = None, output: Path | None = None) -> None:
         target: Instead of measuring, print the static model's ranking for a chip, e.g. sm_90; needs no GPU.
         output: The table to write; by default the one that this device looks up.
     """
-    from . import tuner
-
+    try:
+        from . import tuner
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"tuning needs Triton, which is not installed here ({error})") from error
     if target is not None:
         print(tuner.ranking_table(tuner.rank(target)))
         return
