@@ -11,7 +11,15 @@ from . import demo as faces
 from . import embedding
 from .checkpoint import load_weights
 from .evaluation import Metric, score_table
-from .experiment import build_model, load_splits, normalisation, process, scores, test_batches, train_batches
+from .experiment import (
+    build_model,
+    evaluation_batches,
+    load_splits,
+    normalisation,
+    process,
+    scores,
+    train_batches,
+)
 from .info import info as describe
 from .model import DualAttentionModel
 from .training import DualAttentionTrainer
@@ -69,7 +77,7 @@ def embed(experiment: Namespace, file: Path, part: Part) -> None:
         part: Which photos.
     """
     model, splits = _trained(experiment)
-    found = embedding.embed(model, test_batches(getattr(splits, part), experiment.data), file)
+    found = embedding.embed(model, evaluation_batches(getattr(splits, part), experiment.data), file)
     print(f"{file}: {found.features.shape[0]} photos, {found.features.shape[1]} features each")
 
 

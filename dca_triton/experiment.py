@@ -96,7 +96,7 @@ def train_batches(splits: Splits, data: DataOptions) -> DataLoader:
     return training_loader(splits.train, data.batch_size, photos, data.workers, data.seed)
 
 
-def test_batches(dataset: ImageDataset | None, data: DataOptions) -> DataLoader:
+def evaluation_batches(dataset: ImageDataset | None, data: DataOptions) -> DataLoader:
     """Every photo of a part once, in its order."""
     if dataset is None:
         raise ValueError(f"dataset {data.name} lacks the part that evaluation needs")
@@ -119,8 +119,8 @@ def scores(
     """
     if splits.task == "fgvc":
         photos = splits.validation or splits.test
-        return evaluate_fgvc(model, test_batches(photos, data), progress=progress)
-    query, gallery = test_batches(splits.query, data), test_batches(splits.gallery, data)
+        return evaluate_fgvc(model, evaluation_batches(photos, data), progress=progress)
+    query, gallery = evaluation_batches(splits.query, data), evaluation_batches(splits.gallery, data)
     return evaluate_reid(model, query, gallery, progress=progress, **options)
 
 
