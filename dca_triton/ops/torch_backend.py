@@ -108,15 +108,14 @@ def _first_step(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
 
 
 def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
-    B, M, H, _ = q.shape
-    result = 0.5 * row
-    for image in range(B):
-        keys = k[image].permute(1, 2, 0)
-        for rows in _row_chunks(M, H * k.shape[1]):
-            scores = (q[image, rows].transpose(0, 1) @ keys).float()
-            weights = scores.mul_(scale).sub_(lse[image, :, rows, None]).exp_()
-            result[image] += torch.einsum("m,hmn->n", row[image, rows], weights) * (0.5 / H)
-    return result
+    """r P as attention the other way round: keys ask queries, whose values are r; no weight is ever stored.
+
+    Σ_m r_m exp(s_mn - lse_m) is the mean of r under the softmax over m, times that softmax's denominator.
+    """
+    values = row[:, :, None, None].expand_as(q).contiguous()
+    mean, denominator = attention_with_lse(k.float(), q.float(), values, scale, -lse[:, :, None])
+    mixed = mean[..., 0].transpose(1, 2) * denominator.exp()  # [B, H, N]
+    return 0.5 * row + 0.5 * mixed.mean(1)
 
 
 def _row_chunks(rows: int, scores_per_row: int) -> list[slice]:
