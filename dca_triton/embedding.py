@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -48,10 +48,10 @@ def embed(
 
     Raises:
         ValueError: There is no batch, or `output` has another suffix (said before any work).
-        OSError: `output` cannot be written.
+        OSError: `output` cannot be written; that its folder is missing is said before any work, too.
     """
     if output is not None:
-        _check_suffix(output)
+        _writable(output)
     model.eval()
     device = next(model.parameters()).device
     features, labels, cameras = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -79,10 +79,13 @@ def save_embeddings(embeddings: Embeddings, path: str | os.PathLike[str]) -> Non
         ValueError: Another suffix.
         OSError: The file cannot be written.
     """
-    path = _check_suffix(path)
+    path = _writable(path)
     tensors = {name: getattr(embeddings, name).contiguous() for name in TENSORS}
     if path.suffix == ".safetensors":
-        save_file(tensors, path, metadata={"paths": json.dumps(embeddings.paths)})
+        try:
+            save_file(tensors, path, metadata={"paths": json.dumps(embeddings.paths)})
+        except SafetensorError as error:
+            raise OSError(f"embeddings {path} cannot be written ({error})") from error
         return
     arrays = {name: value.numpy() for name, value in tensors.items()}
     np.savez(path, paths=np.array(embeddings.paths, dtype=np.str_), **arrays)
@@ -95,7 +98,7 @@ def load_embeddings(path: str | os.PathLike[str]) -> Embeddings:
         FileNotFoundError: There is no such file.
         ValueError: Another suffix, or a file that is damaged or holds something else.
     """
-    path = _check_suffix(path)
+    path = _with_suffix(path)
     if not path.is_file():
         raise FileNotFoundError(f"embeddings {path} do not exist; allowed is a {' or '.join(SUFFIXES)} file")
     try:
@@ -119,7 +122,14 @@ def _read(path: Path) -> Embeddings:
         return Embeddings(features, labels, cameras, tuple(arrays["paths"].tolist()))
 
 
-def _check_suffix(path: str | os.PathLike[str]) -> Path:
+def _writable(path: str | os.PathLike[str]) -> Path:
+    path = _with_suffix(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path is {str(path)!r}; allowed are files in a folder that exists")
+    return path
+
+
+def _with_suffix(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"path is {str(path)!r}; allowed are files that end in {' or '.join(SUFFIXES)}")

@@ -71,15 +71,26 @@ def test_other_programs_read_the_files(tmp_path: Path) -> None:
         assert "b/ü 2.jpg" in file.metadata()["paths"].encode().decode("unicode_escape")
 
 
-def test_suffix_is_refused_before_the_work(model: DualAttentionModel) -> None:
+def test_bad_output_is_refused_before_the_work(model: DualAttentionModel) -> None:
     def work():
         raise AssertionError("a batch was read")
         yield
 
     with pytest.raises(ValueError, match=r"path is 'e.csv'; allowed are files that end in .npz or"):
         embed(model, work(), "e.csv", progress=False)
+    with pytest.raises(
+        FileNotFoundError, match=r"path is 'no/e.npz'; allowed are files in a folder that exists"
+    ):
+        embed(model, work(), "no/e.npz", progress=False)
     with pytest.raises(ValueError, match="batches is empty; allowed is at least one batch"):
         embed(model, [], "e.npz", progress=False)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_unwritable_files_are_os_errors(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"e{suffix}").mkdir()
+    with pytest.raises(OSError, match=f"e{suffix}"):
+        save_embeddings(made(), tmp_path / f"e{suffix}")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])

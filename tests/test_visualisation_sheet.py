@@ -149,6 +149,7 @@ def test_normalisation_is_the_callers(
     [
         ({"photos": []}, "photos is empty; allowed is at least one image file"),
         ({"output": Path("s.pdf")}, "output is 's.pdf'; allowed are files that end in .png or .html"),
+        ({"output": Path("no/s.png")}, "output is 'no/s.png'; allowed are files in a folder that exists"),
         ({"photos": [Path("a")] * 65}, "photos holds 65; a .png takes 64 at most, .html any number"),
         (
             {"distractors": [Path("a")] * 3, "classes": ["a"]},

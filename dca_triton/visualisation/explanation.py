@@ -63,7 +63,7 @@ def distractor_share(model: DualAttentionModel, images: Tensor, distractors: Ten
     shares = []
     for q, k, lse in stream(model, images, distractors):
         _, own = pair_attention(q, k, k, scale=model.attention_scale, backend=model.backend)
-        shares.append(-torch.expm1(own - lse).mean(1))
+        shares.append(-torch.expm1(own - lse).clamp(max=0).mean(1))
     return torch.stack(shares, 1)
 
 

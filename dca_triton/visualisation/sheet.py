@@ -114,6 +114,8 @@ def _check(
         faults.append("photos is empty; allowed is at least one image file")
     if output.suffix not in (".png", ".html"):
         faults.append(f"output is {str(output)!r}; allowed are files that end in .png or .html")
+    if not output.parent.is_dir():
+        faults.append(f"output is {str(output)!r}; allowed are files in a folder that exists")
     if output.suffix == ".png" and len(photos) > MOST_IN_PNG:
         faults.append(f"photos holds {len(photos)}; a .png takes {MOST_IN_PNG} at most, .html any number")
     if distractors is not None and len(distractors) != len(photos):
