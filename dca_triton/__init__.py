@@ -4,9 +4,11 @@ from .losses import UncertaintyWeightedLoss
 from .model import DualAttentionModel
 from .ops import local_attention, pair_attention, rollout_row
 from .pairs import PairSampler
+from .training import DualAttentionTrainer
 
 __all__ = [
     "DualAttentionModel",
+    "DualAttentionTrainer",
     "PairSampler",
     "UncertaintyWeightedLoss",
     "local_attention",
