@@ -67,10 +67,14 @@ _forced: ContextVar[Mapping[tuple[str, str], Config] | None] = ContextVar("force
 
 @contextmanager
 def forced(configs: Mapping[tuple[str, str], Config]) -> Iterator[None]:
-    """Within it, launches of (op, direction) take these configurations and ask no table: to try them out."""
+    """Within it, launches of (op, direction) take these configurations and ask no table: to try them out.
+
+    Autograd stays in this thread, because on a GPU its own threads would not know of them.
+    """
     token = _forced.set(configs)
     try:
-        yield
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
     finally:
         _forced.reset(token)
 

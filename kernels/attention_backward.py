@@ -114,12 +114,12 @@ def attention_dkdv(
     p_q, p_k, p_v, p_reader, p_first, p_dout, p_lse2, p_minus_delta, p_dk, p_dv, scale,
     s_qb, s_qm, s_qh, s_kb, s_kn, s_kh, s_vb, s_vn, s_vh,
     M, N, H,
-    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    OWN: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of keys of image j: a walk over all queries of the images that read j.
 
-    These are reader[first[j]:first[j + 1]], or j alone when p_reader is None.
+    These are j itself if OWN is 1 and not 0, then reader[first[j]:first[j + 1]] unless p_reader is None.
     """
     tiles = tl.cdiv(N, BN)
     i_bh = tl.program_id(0) // tiles
@@ -134,13 +134,13 @@ def attention_dkdv(
     dk = tl.zeros([BN, DP], tl.float32)
     dv = tl.zeros([BN, DP], tl.float32)
 
-    first, last = i_b, i_b + 1
+    first, last = 0, 0
     if p_reader is not None:
         first, last = tl.load(p_first + i_b).to(tl.int32), tl.load(p_first + i_b + 1).to(tl.int32)
-    for i_r in range(first, last):
-        i_q = i_r
+    for i_r in range(first - OWN, last):
+        i_q = i_b
         if p_reader is not None:
-            i_q = tl.load(p_reader + i_r)
+            i_q = tl.load(p_reader + i_r, mask=i_r >= first, other=i_b).to(tl.int32)
         p_qs = matrix(p_q, i_q, s_qb, i_h, s_qh)
         p_ds = p_dout + (tl.cast(i_q, tl.int64) * M * H + i_h) * D
         o_row = (tl.cast(i_q, tl.int64) * H + i_h) * M

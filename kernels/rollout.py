@@ -14,65 +14,56 @@ nothing is atomic.
 import triton
 import triton.language as tl
 
-from .primitives import LOG2E, load_rows, matrix
+from .primitives import LOG2E, TAIL, load_rows, matrix, row
 
-TAIL = tl.constexpr(16)
 TINY = tl.constexpr(1.2e-38)  # the least normal fp32: a token without weight counts this much
 
 
 @triton.jit
+def add_queries(
+    b_sum, k_t, p_q, s_q, p_t, start, stop, factor,
+    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add exp2(factor q . k - t) of the queries [start, stop) to b_sum, whose rows are summed in the end."""
+    for i_m in range(start, stop, BM):
+        o_m = tl.arange(0, BM)
+        q = load_rows(row(p_q, i_m, s_q), o_m, s_q, stop - i_m, D, DP, MASKED)
+        if MASKED:
+            t = tl.load(p_t + i_m + o_m, mask=o_m < stop - i_m, other=float("inf"))
+        else:
+            t = tl.load(p_t + i_m + o_m)
+        # [BM, BN]
+        s = tl.dot(q, k_t, input_precision=PRECISION)
+        b_sum += tl.exp2(s * factor - t[:, None])
+    return b_sum
+
+
+@triton.jit
 def columns(
-    p_q,
-    p_k,
-    p_t,
-    p_sum,
-    s_qb,
-    s_qn,
-    s_qh,
-    s_kb,
-    s_kn,
-    s_kh,
-    M,
-    N,
-    scale,
-    D: tl.constexpr,
-    DP: tl.constexpr,
+    p_q, p_k, p_t, p_sum, s_qb, s_qn, s_qh, s_kb, s_kn, s_kh, M, N, H, scale,
+    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
-    """sum[b,h,j] = sum_{i<M} exp2(scale log2(e) q[b,i,h] . k[b,j,h] - t[b,h,i]); grid (key tiles, H, B)."""
-    i_h, i_b = tl.program_id(1), tl.program_id(2)
+):  # fmt: skip
+    """sum[b,h,j] = sum_{i<M} exp2(scale log2(e) q[b,i,h] . k[b,j,h] - t[b,h,i]) for one tile of keys j."""
+    tiles = tl.cdiv(N, BN)
+    i_bh = tl.program_id(0) // tiles
+    i_b, i_h = i_bh // H, i_bh % H
+    i_n = tl.program_id(0) % tiles * BN
+    o_n = tl.arange(0, BN)
     p_q = matrix(p_q, i_b, s_qb, i_h, s_qh)
-    p_k = matrix(p_k, i_b, s_kb, i_h, s_kh)
-    row = (i_b.to(tl.int64) * tl.num_programs(1) + i_h) * N
-    p_t += row
-    p_sum += row
-    o_k = tl.program_id(0) * BN + tl.arange(0, BN)
+    p_k = row(matrix(p_k, i_b, s_kb, i_h, s_kh), i_n, s_kn)
+    p_t = row(p_t, i_bh, N)
     # [DP, BN]
-    b_k = tl.trans(load_rows(p_k, o_k, s_kn, N, D, DP, True))
+    k_t = tl.trans(load_rows(p_k, o_n, s_kn, N - i_n, D, DP, True))
     factor = scale * LOG2E
-
-    # [BM, BN]; summed over the queries once, after the loop
-    b_sum = tl.zeros([BM, BN], tl.float32)
-    full = M // BM * BM
-    for start in range(0, full, BM):
-        o_q = start + tl.arange(0, BM)
-        b_q = load_rows(p_q, o_q, s_qn, M, D, DP, False)
-        b_t = tl.load(p_t + o_q)
-        b_s = tl.dot(b_q, b_k, input_precision=PRECISION)
-        b_sum += tl.exp2(b_s * factor - b_t[:, None])
-
-    # [TAIL, BN]
-    b_tail = tl.zeros([TAIL, BN], tl.float32)
-    for start in range(full, M, TAIL):
-        o_q = start + tl.arange(0, TAIL)
-        b_q = load_rows(p_q, o_q, s_qn, M, D, DP, True)
-        b_t = tl.load(p_t + o_q, mask=o_q < M, other=float("inf"))
-        b_s = tl.dot(b_q, b_k, input_precision=PRECISION)
-        b_tail += tl.exp2(b_s * factor - b_t[:, None])
-
-    tl.store(p_sum + o_k, tl.sum(b_sum, 0) + tl.sum(b_tail, 0), mask=o_k < N)
+    whole = M // BM * BM
+    b_sum = add_queries(
+        tl.zeros([BM, BN], tl.float32), k_t, p_q, s_qn, p_t, 0, whole, factor, D, DP, BM, False, PRECISION
+    )
+    b_rest = add_queries(
+        tl.zeros([TAIL, BN], tl.float32), k_t, p_q, s_qn, p_t, whole, M, factor, D, DP, TAIL, True, PRECISION
+    )
+    tl.store(row(p_sum, i_bh, N) + i_n + o_n, tl.sum(b_sum, 0) + tl.sum(b_rest, 0), mask=o_n < N - i_n)
 
 
 @triton.jit
@@ -80,10 +71,11 @@ def mix(p_row, p_sum, p_lse, p_new, p_t, N, H, BN: tl.constexpr):
     """new = row / 2 + mean_h(sum) / 2, or row where p_sum is None; t = lse log2(e) - log2(new) unless p_lse
     is None.
 
-    Grid (token tiles, B). row, new (B,N); sum, lse, t (B,H,N).
+    One tile of tokens of an image. row, new (B,N); sum, lse, t (B,H,N).
     """
-    i_b = tl.program_id(1).to(tl.int64)
-    o_n = tl.program_id(0) * BN + tl.arange(0, BN)
+    tiles = tl.cdiv(N, BN)
+    i_b = tl.cast(tl.program_id(0) // tiles, tl.int64)
+    o_n = tl.program_id(0) % tiles * BN + tl.arange(0, BN)
     m_n = o_n < N
     # [BN]
     b_row = tl.load(p_row + i_b * N + o_n, mask=m_n, other=0.0)

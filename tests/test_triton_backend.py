@@ -1,6 +1,7 @@
 """The Triton backend as PyTorch's compiler and a caller see it; its numbers are in tests/interpreted."""
 
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 pytest.importorskip("triton")
 
-from dca_triton import tuning
+from dca_triton import ops, tuning
 from dca_triton.ops import triton_backend, triton_launch
+from dca_triton.ops.partners import inverted
 from dca_triton.static.capture import capture
 
 B, N, H, D, R = 4, 197, 3, 64, 20
@@ -64,7 +66,7 @@ def test_shapes_on_fake_cuda_tensors(others: tuple[int, int] | None, rows: int) 
         pk, pv = (None, None) if others is None else cuda(*others, 2, H, D).unbind(2)
         out, lse = triton_backend.pair_attention(q[:, :rows], k, v, pk, pv, partner, 0.1)
         gradients = torch.ops.dca_triton.attention_backward(
-            "pair_attention", out, q[:, :rows], k, v, pk, pv, partner, None, out, lse, 0.1
+            "pair_attention", out, q[:, :rows], k, v, pk, pv, *inverted(partner, 5), None, out, lse, 0.1
         )
     assert out.shape == (B, rows, H, D)
     assert out.is_contiguous()
@@ -80,10 +82,11 @@ def test_launches_of_one_step(partners: str) -> None:
 
     def step() -> None:
         q, k, v = cuda(B, N, 3, H, D).unbind(2)
-        partner = None if partners == "none" else cuda(B, dtype=torch.long)
+        pairs = None if partners == "none" else inverted(cuda(B, dtype=torch.long), B)
+        image = None if pairs is None else pairs.image
         pk, pv = cuda(5, 40, 2, H, D).unbind(2) if partners == "others" else (None, None)
-        out, lse = triton_launch.forward("pair_attention", q, k, v, pk, pv, partner, None, 0.1)
-        triton_launch.backward("pair_attention", out, q, k, v, pk, pv, partner, None, out, lse, 0.1)
+        out, lse = triton_launch.forward("pair_attention", q, k, v, pk, pv, image, None, 0.1)
+        triton_launch.backward("pair_attention", out, q, k, v, pk, pv, pairs, None, out, lse, 0.1)
 
     forced = {("pair_attention", direction): CONFIG for direction in tuning.DIRECTIONS["pair_attention"]}
     with tuning.forced(forced):
@@ -92,20 +95,106 @@ def test_launches_of_one_step(partners: str) -> None:
     assert [x.name for x in launches] == kernels + ["attention_dkdv"] * (partners == "others")
 
 
-@given(
-    st.lists(st.integers(-1, 3), min_size=1, max_size=12),
-    st.booleans(),
-    st.sampled_from([torch.int32, torch.int64]),
+@given(st.lists(st.integers(-1, 3), min_size=1, max_size=12), st.sampled_from([torch.int32, torch.int64]))
+def test_readers_of_an_image_in_order(index: list[int], dtype: torch.dtype) -> None:
+    pairs = ops.partners(torch.tensor(index, dtype=dtype), 4)
+    assert pairs.image.tolist() == index
+    for j in range(4):
+        readers = pairs.reader[pairs.first[j] : pairs.first[j + 1]].tolist()
+        assert readers == [i for i, image in enumerate(index) if image == j]
+
+
+def test_partners_name_every_fault() -> None:
+    for index, images, reasons in [
+        (torch.tensor([0, 4]), 4, ["index holds values from 0 to 4; allowed are -1 to 3"]),
+        (torch.zeros(1, 2), 0, ["allowed are 1 dimensions", "torch.float32", "images is 0"]),
+    ]:
+        with pytest.raises(ValueError) as caught:
+            ops.partners(index, images)
+        assert [reason for reason in reasons if reason not in str(caught.value)] == []
+
+
+def test_the_compiler_takes_partners_inverted_once() -> None:
+    """As one graph on fake CUDA tensors: what two calls share is checked and inverted once."""
+    graphs = []
+
+    def step(qkv: Tensor, index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = qkv.unbind(2)
+        pairs = ops.partners(index, B)
+        out, lse = ops.pair_attention(q, k, v, partner_index=pairs)
+        out, lse = ops.pair_attention(out, k, v, partner_index=pairs)
+        row = ops.rollout_row([q], [k], [lse])
+        return row, ops.local_attention(out, k, v, rows)
+
+    def keep(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs.append(module)
+        return module.forward
+
+    # A driver that is asked while a compiler traces would break the graph.
+    asked = torch._dynamo.disable(lambda device: (9, 0))
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        mock.patch.object(torch.cuda, "get_device_capability", asked),
+    ):
+        inputs = cuda(B, N, 3, H, D), cuda(B, dtype=torch.long), cuda(B, R, dtype=torch.long)
+        torch.compiler.reset()
+        row, local = torch.compile(step, fullgraph=True, backend=keep)(*inputs)
+    assert (row.shape, local.shape) == ((B, N), (B, R, H, D))
+    (graph,) = graphs
+    called = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert called.count(torch.ops.dca_triton.attention.default) == 3
+    assert called.count(torch.ops.dca_triton.rollout_row.default) == 1
+    assert called.count(torch.sort) == 1
+    assert called.count(torch._assert_async) == 2
+
+
+def test_every_fault_and_every_reason_in_one_error() -> None:
+    q, k, v = torch.empty(3, 2, 5, 1, 40, dtype=torch.float64)
+    with pytest.raises(ValueError) as caught:
+        ops.pair_attention(q, k, v[:, :4], None, None, torch.tensor([0, 7]), -1.0, backend="triton")
+    for reason in ("v is (2, 4, 1, 40)", "from 0 to 7", "scale is -1.0", "on the CPU", "float64", "is 40"):
+        assert reason in str(caught.value)
+
+
+def test_partners_of_other_images_than_the_keys_are_refused() -> None:
+    q, k, v = torch.randn(3, 2, 5, 1, 16)
+    with pytest.raises(ValueError, match="partner_index was made for 3 images; allowed is B' = 2"):
+        ops.pair_attention(q, k, v, partner_index=ops.partners(torch.tensor([1, 0]), 3))
+    index = torch.tensor([1, -1])
+    inverse, plain = (ops.pair_attention(q, k, v, partner_index=p) for p in (ops.partners(index, 2), index))
+    torch.testing.assert_close(inverse, plain)
+
+
+@pytest.mark.parametrize("bad", [-0.1, float("nan")])
+def test_a_start_row_of_rollout_is_nowhere_negative(bad: float) -> None:
+    q, lse, row = torch.randn(1, 3, 1, 16), torch.zeros(1, 1, 3), torch.tensor([[1.0, bad, 0.0]])
+    with pytest.raises(ValueError, match="row holds a value that is negative or not a number"):
+        ops.rollout_row([q], [q], [lse], row=row)
+
+
+@pytest.mark.parametrize(
+    ("arch", "width"),
+    [
+        ("sm_80", 8),
+        ("sm_90", 8),
+        ("sm_100", 16),
+        ("sm_103", 16),
+        ("sm_120", 8),
+        ("gfx942", 32),
+        ("gfx1100", 16),
+    ],
 )
-def test_readers_of_an_image_in_order(partners: list[int], own: bool, dtype: torch.dtype) -> None:
-    rows = len(partners)
-    images = max(4, rows)
-    image = torch.tensor(partners, dtype=dtype)
-    image = torch.cat([torch.arange(rows), image]) if own else image
-    reader, first = triton_launch._readers(image, rows, images)
-    for j in range(images):
-        expected = [j] * (own and j < rows) + [i for i, partner in enumerate(partners) if partner == j]
-        assert reader[first[j] : first[j + 1]].tolist() == expected
+def test_width_of_a_matrix_instruction(arch: str, width: int) -> None:
+    assert triton_launch.least_width(arch) == width
+
+
+def test_rows_too_far_apart_are_copied() -> None:
+    near = torch.empty(1, 2, 1, 16)
+    assert triton_launch.rows(near) is near
+    assert triton_launch.rows(near.transpose(1, 3)).stride(-1) == 1
+    with FakeTensorMode():
+        far = torch.empty((1 << 24) + 17).as_strided((1, 2, 1, 16), (16, (1 << 24) + 1, 16, 1))
+        assert triton_launch.rows(far).stride(1) == 16
 
 
 def test_every_reason_at_once() -> None:
@@ -130,12 +219,12 @@ def test_an_old_gpu_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("setting", ["ieee", "tf32"])
-def test_float32_follows_the_matmul_setting(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.version, "hip", None)
+def test_float32_follows_the_matmul_setting(setting: str) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if setting == "tf32" else "highest")
     try:
-        assert triton_launch._precision(torch.empty(1)) == setting
-        assert triton_launch._precision(torch.empty(1, dtype=torch.float16)) == "ieee"
+        assert triton_launch.precision(torch.float32, "sm_90") == setting
+        assert triton_launch.precision(torch.float32, "gfx942") == "ieee"
+        assert triton_launch.precision(torch.float16, "sm_90") == "ieee"
     finally:
         torch.set_float32_matmul_precision(before)

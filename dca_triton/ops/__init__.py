@@ -8,6 +8,17 @@ import torch
 from torch import Tensor
 
 from . import checks, torch_backend
+from .partners import Partners, partners
+
+__all__ = [
+    "Backend",
+    "Partners",
+    "local_attention",
+    "pair_attention",
+    "partners",
+    "reasons_against_triton",
+    "rollout_row",
+]
 
 Backend = Literal["auto", "triton", "torch"]
 
@@ -18,7 +29,7 @@ def pair_attention(
     v: Tensor,
     partner_k: Tensor | None = None,
     partner_v: Tensor | None = None,
-    partner_index: Tensor | None = None,
+    partner_index: Tensor | Partners | None = None,
     scale: float | None = None,
     *,
     backend: Backend = "auto",
@@ -35,7 +46,8 @@ def pair_attention(
         partner_k: Keys of the partners (B', N', H, D); `k` itself by default.
         partner_v: Values of the partners, shaped as `partner_k`; given exactly when `partner_k` is.
         partner_index: Which row of `partner_k` each image is paired with (B,), int32 or int64 in [-1, B');
-            repeats are allowed, -1 means no partner. None: nobody has a partner.
+            repeats are allowed, -1 means no partner. None: nobody has a partner. Several blocks with the same
+            partners share the work of checking and inverting it when given what `partners` returns.
         scale: Factor of the scores; 1/√D by default.
         backend: "auto" takes Triton where it can run and PyTorch elsewhere; "triton" raises where it cannot.
 
@@ -50,9 +62,16 @@ def pair_attention(
     q, k, v = _autocast(q), _autocast(k), _autocast(v)
     partner_k = None if partner_k is None else _autocast(partner_k)
     partner_v = None if partner_v is None else _autocast(partner_v)
-    checks.pair_attention(q, k, v, partner_k, partner_v, partner_index, scale)
-    chosen = _choose(backend, q, k, v)
-    return chosen.pair_attention(q, k, v, partner_k, partner_v, partner_index, _scale(scale, q))
+    images: int | None = None
+    if isinstance(partner_index, Partners):
+        image: Tensor | None = partner_index.image
+        images = len(partner_index.first) - 1
+    else:
+        image = partner_index
+    faults = checks.pair_attention(q, k, v, partner_k, partner_v, image, images, scale)
+    chosen = _choose(backend, faults, q, k, v)
+    given = image if chosen is torch_backend else partner_index
+    return chosen.pair_attention(q, k, v, partner_k, partner_v, given, _scale(scale, q))
 
 
 def local_attention(
@@ -82,8 +101,7 @@ def local_attention(
         RuntimeError: backend="triton" cannot run, with every reason.
     """
     q, k, v = _autocast(q), _autocast(k), _autocast(v)
-    checks.local_attention(q, k, v, index, scale)
-    chosen = _choose(backend, q, k, v)
+    chosen = _choose(backend, checks.local_attention(q, k, v, index, scale), q, k, v)
     return chosen.local_attention(q, k, v, index, _scale(scale, q))
 
 
@@ -107,7 +125,7 @@ def rollout_row(
         ks: Keys, shaped as the queries.
         lses: Log-sum-exps (B, H, N) from `pair_attention`.
         scale: Factor of the scores; 1/√D by default.
-        row: The row vector to start from (B, N), float32; by default the class token's unit row, e_0.
+        row: The row vector to start from (B, N), float32, nowhere negative; by default the class token's e_0.
         backend: As in `pair_attention`.
 
     Returns:
@@ -117,8 +135,8 @@ def rollout_row(
         ValueError: Shapes, dtypes or devices that do not fit, every reason at once.
         RuntimeError: backend="triton" cannot run, with every reason.
     """
-    checks.rollout_row(qs, ks, lses, scale, row)
-    chosen = _choose(backend, qs[0], ks[0])
+    faults = checks.rollout_row(qs, ks, lses, scale, row)
+    chosen = _choose(backend, faults, *qs[:1], *ks[:1])
     return chosen.rollout_row(list(qs), list(ks), list(lses), _scale(scale, qs[0]), row)
 
 
@@ -131,21 +149,24 @@ def reasons_against_triton(*tensors: Tensor) -> list[str]:
     return triton_backend.reasons_against(*tensors)
 
 
-def _choose(backend: str, *tensors: Tensor) -> ModuleType:
-    if backend == "torch":
+def _choose(backend: str, faults: list[str], *tensors: Tensor) -> ModuleType:
+    """The backend that runs; raises every fault of the arguments and every reason against the one wanted."""
+    if backend not in ("auto", "triton", "torch"):
+        faults.append(f"backend is {backend!r}; allowed are 'auto', 'triton' and 'torch'")
+    capable = backend == "triton" or (backend == "auto" and all(x.device.type == "cuda" for x in tensors))
+    reasons = reasons_against_triton(*tensors) if capable else []
+    refusal = (
+        [f"backend='triton' cannot run here: {'; '.join(reasons)}"] if reasons and backend == "triton" else []
+    )
+    if faults:
+        raise ValueError("; ".join(dict.fromkeys(faults + refusal)))
+    if refusal:
+        raise RuntimeError(refusal[0])
+    if not capable or reasons:
         return torch_backend
-    if backend == "auto" and tensors[0].device.type != "cuda":
-        return torch_backend
-    if backend not in ("auto", "triton"):
-        raise ValueError(f"backend is {backend!r}; allowed are 'auto', 'triton' and 'torch'")
-    reasons = reasons_against_triton(*tensors)
-    if not reasons:
-        from . import triton_backend
+    from . import triton_backend
 
-        return triton_backend
-    if backend == "triton":
-        raise RuntimeError(f"backend='triton' cannot run here: {'; '.join(reasons)}")
-    return torch_backend
+    return triton_backend
 
 
 def _scale(scale: float | None, q: Tensor) -> float:

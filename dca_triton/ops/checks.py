@@ -1,4 +1,4 @@
-"""What the public operations ask of their arguments: every violation in one sentence."""
+"""What the public operations ask of their arguments: functions that return every fault, each as a clause."""
 
 import math
 from collections.abc import Sequence
@@ -17,8 +17,10 @@ def pair_attention(
     partner_k: Tensor | None,
     partner_v: Tensor | None,
     partner_index: Tensor | None,
+    images: int | None,
     scale: float | None,
-) -> None:
+) -> list[str]:
+    """images: how many an index of `partners` was made for; None for one whose values are to be checked."""
     faults = _attention_faults(q, k, v, scale)
     if (partner_k is None) != (partner_v is None):
         faults.append("partner_k and partner_v must be given together")
@@ -31,29 +33,35 @@ def pair_attention(
                 faults.append(f"{name} is {_shape(tensor)}; H and D must be q's, {tuple(q.shape[2:])}")
     if partner_k is not None and partner_v is not None and partner_k.shape != partner_v.shape:
         faults.append(f"partner_v is {_shape(partner_v)}; allowed is partner_k's shape, {_shape(partner_k)}")
-    if partner_index is not None:
-        faults += _tensor_faults("partner_index", partner_index, INTEGERS, 1, None)
-        if partner_index.dim() == 1 and partner_index.shape != q.shape[:1]:
-            faults.append(f"partner_index is {_shape(partner_index)}; allowed is (B,) = {tuple(q.shape[:1])}")
-        if partner_index.device != q.device:
-            faults.append(f"partner_index is on {partner_index.device}; allowed is q's device, {q.device}")
-    _raise(faults)
-    if partner_index is not None:
-        partners = len(k) if partner_k is None else len(partner_k)
-        check_range("partner_index", partner_index, -1, partners)
+    if partner_index is None:
+        return faults
+    faults += _index_faults("partner_index", partner_index, 1, q)
+    if partner_index.dim() == 1 and partner_index.shape != q.shape[:1]:
+        faults.append(f"partner_index is {_shape(partner_index)}; allowed is (B,) = {tuple(q.shape[:1])}")
+    of = k if partner_k is None else partner_k
+    if images is None and of.dim():
+        faults += _range_faults("partner_index", partner_index, -1, len(of), faults)
+    elif of.dim() and images != len(of):
+        faults.append(f"partner_index was made for {images} images; allowed is B' = {len(of)}")
+    return faults
 
 
-def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale: float | None) -> None:
+def partners(index: Tensor, images: int) -> list[str]:
+    faults = _index_faults("index", index, 1, None)
+    if images < 1:
+        faults.append(f"images is {images}; allowed is at least 1")
+    return faults + _range_faults("index", index, -1, images, faults)
+
+
+def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale: float | None) -> list[str]:
     faults = _attention_faults(q, k, v, scale)
     if index is not None:
-        faults += _tensor_faults("index", index, INTEGERS, 2, None)
+        faults += _index_faults("index", index, 2, q)
         if index.dim() == 2 and index.shape[:1] != q.shape[:1]:
             faults.append(f"index is {_shape(index)}; allowed is (B, R) with (B,) = {tuple(q.shape[:1])}")
-        if index.device != q.device:
-            faults.append(f"index is on {index.device}; allowed is q's device, {q.device}")
-    _raise(faults)
-    if index is not None:
-        check_range("index", index, 0, q.shape[1])
+        if q.dim() == 4:
+            faults += _range_faults("index", index, 0, q.shape[1], faults)
+    return faults
 
 
 def rollout_row(
@@ -62,14 +70,14 @@ def rollout_row(
     lses: Sequence[Tensor],
     scale: float | None,
     row: Tensor | None,
-) -> None:
+) -> list[str]:
     faults = []
     if not len(qs) == len(ks) == len(lses) > 0:
         faults.append(
             f"qs, ks and lses hold {len(qs)}, {len(ks)} and {len(lses)} layers; "
             "allowed is the same number, at least 1"
         )
-        _raise(faults)
+        return faults
     q0 = qs[0]
     for layer, (q, k, lse) in enumerate(zip(qs, ks, lses, strict=True)):
         faults += _tensor_faults(f"qs[{layer}]", q, FLOATS, 4, q0)
@@ -90,21 +98,44 @@ def rollout_row(
             )
         if row.device != q0.device:
             faults.append(f"row is on {row.device}; allowed is {q0.device}")
-    faults += _scale_faults(scale)
-    _raise(faults)
+        faults += _unless((row >= 0).all(), "row holds a value that is negative or not a number", faults)
+    return faults + _scale_faults(scale)
 
 
 def check_range(name: str, index: Tensor, low: int, high: int) -> None:
     """Every value of `index` in [low, high): read on a CPU, asserted without a host sync on a GPU."""
+    if faults := _range_faults(name, index, low, high, []):
+        raise ValueError(faults[0])
+
+
+def _index_faults(name: str, index: Tensor, dims: int, like: Tensor | None) -> list[str]:
+    faults = _tensor_faults(name, index, INTEGERS, dims, None)
+    if like is not None and index.device != like.device:
+        faults.append(f"{name} is on {index.device}; allowed is q's device, {like.device}")
+    return faults
+
+
+def _range_faults(name: str, index: Tensor, low: int, high: int, faults: list[str]) -> list[str]:
+    """Whether a value of index lies outside [low, high)."""
+    if index.dtype not in INTEGERS or index.numel() == 0:
+        return []
+    told = f"{name} holds a value outside [{low}, {high - 1}]"
     if index.device.type == "cpu" and not torch.compiler.is_compiling():
-        smallest, largest = (int(x) for x in index.aminmax()) if index.numel() else (low, low)
-        if smallest < low or largest >= high:
-            raise ValueError(
-                f"{name} holds values from {smallest} to {largest}; allowed are {low} to {high - 1}"
-            )
-        return
-    within = ((index >= low) & (index < high)).all()
-    torch._assert_async(within, f"{name} holds a value outside [{low}, {high - 1}]")
+        smallest, largest = (int(x) for x in index.aminmax())
+        told = f"{name} holds values from {smallest} to {largest}; allowed are {low} to {high - 1}"
+    return _unless(((index >= low) & (index < high)).all(), told, faults)
+
+
+def _unless(holds: Tensor, fault: str, faults: list[str]) -> list[str]:
+    """The fault where `holds` is false: read on a CPU, asserted without a host sync on a GPU.
+
+    Where there are faults already, nothing is asserted: they raise, and an assertion would come after.
+    """
+    if holds.device.type == "cpu" and not torch.compiler.is_compiling():
+        return [] if holds else [fault]
+    if not faults and holds.device.type != "meta":
+        torch._assert_async(holds, fault)
+    return []
 
 
 def _attention_faults(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> list[str]:
@@ -145,8 +176,3 @@ def _scale_faults(scale: float | None) -> list[str]:
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
-
-
-def _raise(faults: list[str]) -> None:
-    if faults:
-        raise ValueError("; ".join(dict.fromkeys(faults)))

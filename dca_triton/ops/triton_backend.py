@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import tuning
 from . import triton_launch
+from .partners import Partners, inverted
 from .triton_rollout import rollout_row
 
 __all__ = ["local_attention", "pair_attention", "reasons_against", "rollout_row"]
@@ -19,39 +20,48 @@ def pair_attention(
     v: Tensor,
     partner_k: Tensor | None,
     partner_v: Tensor | None,
-    partner_index: Tensor | None,
+    partner_index: Tensor | Partners | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """As `dca_triton.pair_attention`, for checked arguments: (B, M, H, D) and the log-sum-exp (B, H, M)."""
     if partner_index is None:
-        partner_k = partner_v = None
-    return _attention("pair_attention", q, k, v, partner_k, partner_v, partner_index, None, scale)
+        return _attention("pair_attention", q, k, v, None, None, None, None, None, None, scale)
+    if not isinstance(partner_index, Partners):
+        partner_index = inverted(partner_index, len(k if partner_k is None else partner_k))
+    return _attention("pair_attention", q, k, v, partner_k, partner_v, *partner_index, None, scale)
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale: float) -> Tensor:
     """As `dca_triton.local_attention`, for checked arguments: (B, R, H, D)."""
-    return _attention("local_attention", q, k, v, None, None, None, index, scale)[0]
+    return _attention("local_attention", q, k, v, None, None, None, None, None, index, scale)[0]
 
 
 def reasons_against(*tensors: Tensor) -> list[str]:
     """Every reason why the kernels cannot take these tensors, (..., D) each; empty where they can."""
+    reasons: list[str] = []
+    for x in tensors:
+        reasons += _reasons_against(x.device, x.dtype, x.shape[-1] if x.dim() else 1)
+    return list(dict.fromkeys(reasons))
+
+
+@torch.compiler.assume_constant_result  # a compiler cannot trace what asks the driver
+def _reasons_against(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[str, ...]:
     reasons = []
-    for device in dict.fromkeys(x.device for x in tensors):
-        if device.type == "cuda" and torch.version.hip is None:
-            capability = torch.cuda.get_device_capability(device)
-            if capability < (8, 0):
-                have = ".".join(map(str, capability))
-                reasons.append(f"{device} has compute capability {have}; allowed is 8.0 or newer")
-        elif device.type == "cpu" and not triton.knobs.runtime.interpret:
-            reasons.append("a tensor is on the CPU; there Triton only interprets, with TRITON_INTERPRET=1")
-        elif device.type not in ("cuda", "cpu"):
-            reasons.append(f"a tensor is on {device}; allowed are CUDA and ROCm devices")
-    dtypes, head_dims = tuple(tuning.DTYPES.values()), tuning.HEAD_DIMS
-    unknown = dict.fromkeys(x.dtype for x in tensors if x.dtype not in dtypes)
-    reasons += [f"a dtype is {dtype}; allowed are {', '.join(map(str, dtypes))}" for dtype in unknown]
-    unfit = dict.fromkeys(x.shape[-1] for x in tensors if x.shape[-1] not in head_dims)
-    reasons += [f"a head dimension is {D}; allowed are {', '.join(map(str, head_dims))}" for D in unfit]
-    return reasons
+    if device.type == "cuda" and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            have = ".".join(map(str, capability))
+            reasons.append(f"{device} has compute capability {have}; allowed is 8.0 or newer")
+    elif device.type == "cpu" and not triton.knobs.runtime.interpret:
+        reasons.append("a tensor is on the CPU; there Triton only interprets, with TRITON_INTERPRET=1")
+    elif device.type not in ("cuda", "cpu"):
+        reasons.append(f"a tensor is on {device}; allowed are CUDA and ROCm devices")
+    dtypes = tuple(tuning.DTYPES.values())
+    if dtype not in dtypes:
+        reasons.append(f"a dtype is {dtype}; allowed are {', '.join(map(str, dtypes))}")
+    if head_dim not in tuning.HEAD_DIMS:
+        reasons.append(f"a head dimension is {head_dim}; allowed are {', '.join(map(str, tuning.HEAD_DIMS))}")
+    return tuple(reasons)
 
 
 @torch.library.custom_op("dca_triton::attention", mutates_args=())
@@ -63,6 +73,8 @@ def _attention(
     partner_k: Tensor | None,
     partner_v: Tensor | None,
     partner_index: Tensor | None,
+    reader: Tensor | None,
+    first: Tensor | None,
     index: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -70,7 +82,7 @@ def _attention(
 
 
 @_attention.register_fake
-def _(op, q, k, v, partner_k, partner_v, partner_index, index, scale):
+def _(op, q, k, v, partner_k, partner_v, partner_index, reader, first, index, scale):
     B, M, H, D = q.shape
     rows = M if index is None else index.shape[1]
     return q.new_empty(B, rows, H, D), q.new_empty(B, H, rows, dtype=torch.float32)
@@ -86,18 +98,21 @@ def _attention_backward(
     partner_k: Tensor | None,
     partner_v: Tensor | None,
     partner_index: Tensor | None,
+    reader: Tensor | None,
+    first: Tensor | None,
     index: Tensor | None,
     out: Tensor,
     lse: Tensor,
     scale: float,
 ) -> list[Tensor]:
-    return triton_launch.backward(
-        op, dout, q, k, v, partner_k, partner_v, partner_index, index, out, lse, scale
-    )
+    partners = None
+    if partner_index is not None and reader is not None and first is not None:
+        partners = Partners(partner_index, reader, first)
+    return triton_launch.backward(op, dout, q, k, v, partner_k, partner_v, partners, index, out, lse, scale)
 
 
 @_attention_backward.register_fake
-def _(op, dout, q, k, v, partner_k, partner_v, partner_index, index, out, lse, scale):
+def _(op, dout, q, k, v, partner_k, partner_v, partner_index, reader, first, index, out, lse, scale):
     inputs = [q, k, v] if partner_k is None else [q, k, v, partner_k, partner_v]
     return [x.new_empty(x.shape) for x in inputs]
 
@@ -111,7 +126,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 def _gradients(ctx: Any, dout: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients = _attention_backward(ctx.op, dout, *ctx.saved_tensors, ctx.scale)
     partners = gradients[3:] or [None, None]
-    return None, *gradients[:3], *partners, None, None, None
+    return None, *gradients[:3], *partners, None, None, None, None, None
 
 
 _attention.register_autograd(_gradients, setup_context=_save)

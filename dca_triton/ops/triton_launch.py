@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import tuning
 from ..kernels.attention_backward import attention_dkdv, attention_dq
 from ..kernels.attention_forward import attention_forward
+from .partners import Partners
 
 
 def forward(
@@ -28,8 +29,8 @@ def forward(
     (B', N', H, D), by default k and v; partner_index (B,), -1 for none. Returns (B, M, H, D), contiguous, and
     the natural log-sum-exp (B, H, M), fp32.
     """
-    q, k, v = _rows(q), _rows(k), _rows(v)
-    pk, pv = (None, None) if partner_k is None or partner_v is None else (_rows(partner_k), _rows(partner_v))
+    q, k, v = rows(q), rows(k), rows(v)
+    pk, pv = (None, None) if partner_k is None or partner_v is None else (rows(partner_k), rows(partner_v))
     partner_index, index = (None if x is None else x.contiguous() for x in (partner_index, index))
     B, M, H, D = q.shape if index is None else (*index.shape, *q.shape[2:])
     out = q.new_empty(B, M, H, D)
@@ -39,7 +40,7 @@ def forward(
         attention_forward[(triton.cdiv(M, config.block_m) * B * H,)](
             q, k, v, pk, pv, partner_index, index, out, lse, scale,
             *_strides(q, k, v, pk, pv), M, k.shape[1], (k if pk is None else pk).shape[1], H,
-            ONES=8 if torch.version.hip is None else 32, **_constants(q, config),
+            ONES=least_width(tuning.gpu_of(q.device).arch), **constants(q, config),
         )  # fmt: skip
     return out, lse
 
@@ -52,7 +53,7 @@ def backward(
     v: Tensor,
     partner_k: Tensor | None,
     partner_v: Tensor | None,
-    partner_index: Tensor | None,
+    partners: Partners | None,
     index: Tensor | None,
     out: Tensor,
     lse: Tensor,
@@ -65,9 +66,9 @@ def backward(
     whole_q = q
     if index is not None:
         q = torch.take_along_dim(q, index.long()[:, :, None, None], 1)
-    q, k, v = _rows(q), _rows(k), _rows(v)
-    pk, pv = (None, None) if partner_k is None or partner_v is None else (_rows(partner_k), _rows(partner_v))
-    partner_index = None if partner_index is None else partner_index.contiguous()
+    q, k, v = rows(q), rows(k), rows(v)
+    pk, pv = (None, None) if partner_k is None or partner_v is None else (rows(partner_k), rows(partner_v))
+    partner_index = None if partners is None else partners.image.contiguous()
     out, dout, lse = out.contiguous(), dout.contiguous(), lse.contiguous()
     B, M, H, D = q.shape
     dq = torch.empty_like(out)
@@ -77,20 +78,17 @@ def backward(
         attention_dq[(triton.cdiv(M, config.block_m) * B * H,)](
             q, k, v, pk, pv, partner_index, out, dout, lse, dq, lse2, minus_delta, scale,
             *_strides(q, k, v, pk, pv), M, k.shape[1], (k if pk is None else pk).shape[1], H,
-            **_constants(q, config),
+            **constants(q, config),
         )  # fmt: skip
     queries = q, dout, lse2, minus_delta
-    if partner_index is None:
-        gradients = _dkdv(op, k, v, None, *queries, scale)
-    elif pk is None or pv is None:
-        image = torch.cat([torch.arange(B, device=q.device), partner_index])
-        gradients = _dkdv(op, k, v, _readers(image, B, B), *queries, scale)
+    if pk is None or pv is None:
+        gradients = _dkdv(op, k, v, True, partners, *queries, scale)
     else:
-        readers = _readers(partner_index, B, pk.shape[0])
-        gradients = _dkdv(op, k, v, None, *queries, scale) + _dkdv(op, pk, pv, readers, *queries, scale)
+        gradients = _dkdv(op, k, v, True, None, *queries, scale)
+        gradients += _dkdv(op, pk, pv, False, partners, *queries, scale)
     if index is not None:  # a sorted sum, not an atomic one, where rows repeat
-        rows = torch.arange(B, device=q.device)[:, None]
-        dq = torch.zeros_like(whole_q).index_put_((rows, index.long()), dq, accumulate=True)
+        images = torch.arange(B, device=q.device)[:, None]
+        dq = dq.new_zeros(whole_q.shape).index_put_((images, index.long()), dq, accumulate=True)
     return [dq, *gradients]
 
 
@@ -98,7 +96,8 @@ def _dkdv(
     op: str,
     k: Tensor,
     v: Tensor,
-    readers: tuple[Tensor, Tensor] | None,
+    own: bool,
+    partners: Partners | None,
     q: Tensor,
     dout: Tensor,
     lse2: Tensor,
@@ -106,31 +105,20 @@ def _dkdv(
     scale: float,
 ) -> list[Tensor]:
     B, N, H, D = k.shape
-    M = q.shape[1]
+    reader, first = (None, None) if partners is None else (partners.reader, partners.first)
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
     config = tuning.choose(op, "dkdv", D, k.dtype, N, k.device)
     with torch.cuda.device_of(k):
         attention_dkdv[(triton.cdiv(N, config.block_n) * B * H,)](
-            q, k, v, *(readers or (None, None)), dout, lse2, minus_delta, dk, dv, scale,
-            *_strides(q, k, v), M, N, H, **_constants(k, config),
+            q, k, v, reader, first, dout, lse2, minus_delta, dk, dv, scale,
+            *_strides(q, k, v), q.shape[1], N, H, OWN=int(own), **constants(k, config),
         )  # fmt: skip
     return [dk, dv]
 
 
-def _readers(image: Tensor, B: int, images: int) -> tuple[Tensor, Tensor]:
-    """The rows that read image j, reader[first[j]:first[j + 1]]: i mod B where image[i] = j, i ascending.
-
-    Entries of -1 sort in front of first[0].
-    """
-    image, order = torch.sort(image, stable=True)
-    return order % B, torch.searchsorted(
-        image, torch.arange(images + 1, device=image.device, dtype=image.dtype)
-    )
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x with the elements of a row adjacent, as the kernels read it."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def rows(x: Tensor) -> Tensor:
+    """x as the kernels read it: elements of a row adjacent, offsets in a tile of 128 rows below 2^31."""
+    return x if x.stride(-1) == 1 and x.stride(1) <= 1 << 24 else x.contiguous()
 
 
 def _strides(*tensors: Tensor | None) -> list[int]:
@@ -138,22 +126,34 @@ def _strides(*tensors: Tensor | None) -> list[int]:
     return [stride for x in tensors for stride in ((0, 0, 0) if x is None else x.stride()[:3])]
 
 
-def _constants(x: Tensor, config: tuning.Config) -> dict[str, Any]:
+def constants(x: Tensor, config: tuning.Config) -> dict[str, Any]:
+    """What a kernel on x (..., D) is compiled for."""
     D = x.shape[-1]
     return dict(
         D=D,
         DP=triton.next_power_of_2(D),
         BM=config.block_m,
         BN=config.block_n,
-        PRECISION=_precision(x),
+        PRECISION=precision(x.dtype, tuning.gpu_of(x.device).arch),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
 
 
-def _precision(x: Tensor) -> str:
+def precision(dtype: torch.dtype, arch: str) -> str:
     """Products of float32 are taken in float32, or in TF32 where PyTorch's matmul may and the chip can."""
     matmul = torch.backends.cuda.matmul
     before_2_9 = not hasattr(matmul, "fp32_precision")
     allowed = matmul.allow_tf32 if before_2_9 else matmul.fp32_precision == "tf32"
-    return "tf32" if x.dtype == torch.float32 and allowed and torch.version.hip is None else "ieee"
+    return "tf32" if dtype == torch.float32 and allowed and arch.startswith("sm_") else "ieee"
+
+
+def least_width(arch: str) -> int:
+    """Columns of the narrowest matrix instruction that an architecture has for every tile height.
+
+    tcgen05.mma of compute capability 10 and 11 takes 128 rows by multiples of 16 columns alone, mma and wgmma
+    take 8, CDNA's matrix cores 32 at their best.
+    """
+    if arch.startswith("gfx"):
+        return 32 if arch.startswith("gfx9") else 16
+    return 16 if 100 <= int(arch.removeprefix("sm_")) < 120 else 8

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import tuning
 from ..kernels import rollout
-from .triton_launch import _constants, _rows
+from .triton_launch import constants, rows
 
 TOKENS = 128  # per program of `mix`, which only moves data
 
@@ -51,15 +51,15 @@ def launch(
         row[:, 0] = 1
     row = row.float().contiguous()
     lses = [lse.float().contiguous() for lse in lses]
-    tokens = triton.cdiv(N, TOKENS), B
+    tokens = (triton.cdiv(N, TOKENS) * B,)
     config = tuning.choose("rollout_row", "step", D, ks[0].dtype, N, device)
     with torch.cuda.device_of(row):
         rollout.mix[tokens](row, None, lses[-1], None, offsets, N, H, BN=TOKENS)
         for layer in reversed(range(len(qs))):
-            q, k = _rows(qs[layer]), _rows(ks[layer])
-            rollout.columns[(triton.cdiv(N, config.block_n), H, B)](
-                q, k, offsets, sums, *q.stride()[:3], *k.stride()[:3], weighted, N, scale,
-                **_constants(q, config),
+            q, k = rows(qs[layer]), rows(ks[layer])
+            rollout.columns[(triton.cdiv(N, config.block_n) * B * H,)](
+                q, k, offsets, sums, *q.stride()[:3], *k.stride()[:3], weighted, N, H, scale,
+                **constants(q, config),
             )  # fmt: skip
             lse = lses[layer - 1] if layer else None
             new = torch.empty_like(row)

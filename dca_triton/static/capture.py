@@ -14,6 +14,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from .. import tuning
+
 
 class Pointer:
     """Stands for a tensor at a launch, at an address as aligned as its offset in an allocation lets it be."""
@@ -90,7 +92,7 @@ def capture(run: Callable[[], object], arch: str) -> list[Launch]:
         options = {name: kwargs[name] for name in ("num_warps", "num_stages") if name in kwargs}
         launches.append(Launch(kernel, signature, constexprs, attributes, options, tuple(extents), bound))
 
-    with _without_driver(record), FakeTensorMode():
+    with _without_driver(record, arch), FakeTensorMode():
         run()
     if not launches:
         raise RuntimeError("no kernel was launched: there is nothing to measure")
@@ -98,9 +100,10 @@ def capture(run: Callable[[], object], arch: str) -> list[Launch]:
 
 
 @contextmanager
-def _without_driver(record: Callable[..., None]) -> Iterator[None]:
+def _without_driver(record: Callable[..., None], arch: str) -> Iterator[None]:
     with (
         mock.patch.object(JITFunction, "run", record),
+        mock.patch.object(tuning, "gpu_of", lambda device: tuning.Gpu(arch, arch)),
         mock.patch.object(torch.cuda, "device_of", lambda tensor: nullcontext()),
     ):
         yield

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import tuning
 from ..ops import triton_launch, triton_rollout
+from ..ops.partners import Partners, inverted
 from .capture import Launch, capture
 from .work import KINDS
 
@@ -43,19 +44,19 @@ def problem(
     if op == "rollout_row":
         row = torch.full((batch, n), 1.0 / n, device=device)
         return lambda: triton_rollout.launch([q], [k], [lse], scale, row)
-    partner: Tensor | None = None
+    partners: Partners | None = None
     index: Tensor | None = None
     if op == "pair_attention" and pairs:
-        partner = torch.arange(batch, device=device).roll(1)
+        partners = inverted(torch.arange(batch, device=device).roll(1), batch)
     if op == "local_attention":
         index = torch.arange(max(1, int(n * LOCAL_RATIO)), device=device).repeat(batch, 1)
-    arguments = (q, k, v, None, None, partner, index)
     if not backward:
-        return lambda: triton_launch.forward(op, *arguments, scale)
+        partner = None if partners is None else partners.image
+        return lambda: triton_launch.forward(op, q, k, v, None, None, partner, index, scale)
     rows = n if index is None else index.shape[1]
     out, dout = (torch.randn(batch, rows, heads, D, dtype=dtype, device=device) for _ in range(2))
     lse = lse[:, :, :rows].contiguous()
-    return lambda: triton_launch.backward(op, dout, *arguments, out, lse, scale)
+    return lambda: triton_launch.backward(op, dout, q, k, v, None, None, partners, index, out, lse, scale)
 
 
 def launch_of(

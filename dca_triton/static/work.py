@@ -59,8 +59,9 @@ def work_of(launch: Launch) -> Work:
     walks = [(a[walked], matrices)]  # how many rows, by how many matrices
     if a.get("p_partner") is not None:
         walks.append((a["N2"], matrices))
-    if a.get("p_reader") is not None:
-        walks = [(a["M"], a["p_reader"].shape[0] * a["H"])]
+    if kind == "dkdv":  # each image's own queries, and those of its readers, of whom the batch has so many
+        readers = 0 if a["p_reader"] is None else a["p_reader"].shape[0]
+        walks = [(a["M"], matrices * a["OWN"] + readers * a["H"])]
     tail = a.get("TAIL", TAIL.value)
     main_iterations = tiles * sum(count * (n // step) for n, count in walks)
     tail_iterations = tiles * sum(count * -(-(n % step) // tail) for n, count in walks)

@@ -3,11 +3,12 @@
 import pytest
 import rollout_cases
 import torch
+from triton.runtime.errors import OutOfResources
 
 from dca_triton import tuning
 from dca_triton.tuner import candidates
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:no measured launch configurations")]
 
 DTYPES = pytest.mark.parametrize("dtype", tuning.DTYPES.values(), ids=str)
 
@@ -33,7 +34,15 @@ def test_transposed_inputs_are_taken(dtype: torch.dtype) -> None:
     rollout_cases.transposed_inputs_are_taken(dtype, "cuda")
 
 
-@pytest.mark.parametrize("config", candidates("fp16"), ids=str)
-def test_configurations_agree(config: tuning.Config) -> None:
-    with tuning.forced({("rollout_row", "step"): config}):
-        rollout_cases.error_is_that_of_the_dtype((2, 197, 3, 64, 2), torch.float16, "cuda")
+@pytest.mark.parametrize("name", tuning.DTYPES)
+def test_configurations_agree(name: str) -> None:
+    """Whatever the tuner may choose, as far as it fits on the GPU; at least one has to."""
+    fit = 0
+    for config in candidates(name):
+        with tuning.forced({("rollout_row", "step"): config}):
+            try:
+                rollout_cases.error_is_that_of_the_dtype((2, 197, 3, 64, 2), tuning.DTYPES[name], "cuda")
+            except OutOfResources:
+                continue
+        fit += 1
+    assert fit > 0

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dca_triton import reference
 from dca_triton.ops import triton_backend
+from dca_triton.ops.partners import inverted
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 BOTH = pytest.mark.parametrize("case", [Pairs(2, 33, 1, 16, (1, 1)), Local(2, 33, 1, 16, R=9, repeats=True)])
@@ -77,12 +78,24 @@ def test_addresses_pass_32_bits(shape: tuple[int, ...], strides: tuple[int, ...]
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # torch's own check asks
 def test_operators_pass_opcheck() -> None:
-    q, k, v, k2, v2 = (torch.randn(2, 9, 1, 16, requires_grad=True) for _ in range(5))
-    partner, index = torch.tensor([1, 0]), torch.tensor([[1, 3], [0, 8]])
-    operator = torch.ops.dca_triton.attention.default
-    torch.library.opcheck(operator, ("pair_attention", q, k, v, None, None, partner, None, 0.25))
-    torch.library.opcheck(operator, ("pair_attention", q, k, v, k2, v2, partner, None, 0.25))
-    torch.library.opcheck(operator, ("local_attention", q, k, v, None, None, None, index, 0.25))
+    q, k, v, k2, v2 = (torch.randn(2, 3, 2, 16, requires_grad=True) for _ in range(5))
+    turned = q.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    pairs, rows = inverted(torch.tensor([1, 0]), 2), torch.tensor([[1, 2], [0, 2]])
+    none = None, None, None
+    forward, backward = (
+        torch.ops.dca_triton.attention.default,
+        torch.ops.dca_triton.attention_backward.default,
+    )
+    for op, *tensors in (
+        ("pair_attention", turned, k, v, None, None, *pairs, None),
+        ("pair_attention", q, k, v, k2, v2, *pairs, None),
+        ("local_attention", turned, k, v, None, None, *none, rows),
+    ):
+        torch.library.opcheck(forward, (op, *tensors, 0.25))
+        out, lse = (x.detach() for x in forward(op, *tensors, 0.25))
+        leaves = [x if x is None else x.detach() for x in tensors]
+        arguments = (op, out, *leaves, out, lse, 0.25)
+        torch.library.opcheck(backward, arguments, test_utils=["test_schema", "test_faketensor"])
 
 
 def test_compiles_to_one_graph() -> None:
