@@ -210,7 +210,7 @@ def _draw_shares(axis: Axes, shares: Tensor, prefix: int) -> None:
     inner.xaxis.label.set_fontsize(8)
     inner.tick_params(labelsize=8)
     inner.spines[["top", "right"]].set_visible(False)
-    inner.legend(frameon=False, fontsize=7, loc="upper right")
+    inner.legend(frameon=False, fontsize=7, loc="best")
 
 
 def _html_figure(model: DualAttentionModel, one: Explained, classes: Sequence[str]) -> str:
