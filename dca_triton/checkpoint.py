@@ -1,9 +1,12 @@
 """Checkpoint files: written whole or not at all, read without executing anything that they hold."""
 
+import hashlib
+import mmap
 import os
 import re
 import zipfile
 from collections.abc import Mapping
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,15 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 SHOWN = 3  # keys of each kind that an error spells out
+DIGEST = b"sha256:"
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """Write a checkpoint that is there entirely or not at all, whatever stops the writing.
 
     The bytes reach the disk under another name in the same folder before they take the place of an older
-    file. One writer per path; what a killed one left behind, the next one overwrites.
+    file. One writer per path; what a killed one left behind, the next one overwrites. The file is one of
+    `torch.save`, with the SHA-256 of its bytes as the comment of the zip archive that it is.
 
     Args:
         path: The file, in an existing folder.
@@ -32,8 +37,9 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "w+b") as file:
             torch.save(state, file)
+            _sign(file)
             file.flush()
             os.fsync(file.fileno())
         # Found now and not on the day that the checkpoint is needed: e.g. a NumPy scalar in the history.
@@ -64,7 +70,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         path: A file of `torch.save` (.pt, .pth), whose checksums must be right where its format has them, or
-            a .safetensors file.
+            a .safetensors file. The digest that `save_checkpoint` writes covers every byte.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -157,11 +163,31 @@ def _line(error: Exception) -> str:
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
+def _sign(file: BufferedRandom) -> None:
+    """Append the digest of all before it as the archive's comment: a zip ends with that and its length."""
+    file.seek(-2, os.SEEK_END)
+    file.write((len(DIGEST) + 64).to_bytes(2, "little"))
+    file.seek(0)
+    file.write(DIGEST + hashlib.file_digest(file, "sha256").hexdigest().encode())
+
+
+def _digest(path: Path, comment: int) -> bytes:
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as whole,
+        whole[:-comment] as signed,
+    ):
+        return hashlib.sha256(signed).hexdigest().encode()
+
+
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:  # torch reads past its own checksums
-            if damaged := archive.testzip():
+            if archive.comment and archive.comment != DIGEST + _digest(path, len(archive.comment)):
+                raise zipfile.BadZipFile("wrong checksum of the file")
+            if not archive.comment and (damaged := archive.testzip()):
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -24,6 +26,21 @@ ALLOWED = {
     "on_nonfinite": (lambda v: v in ("stop", "skip"), "'stop' and 'skip'"),
 }
 
+# What must not change between a run and its continuation.
+KEPT = (
+    "optimizer",
+    "lr",
+    "weight_decay",
+    "warmup_epochs",
+    "label_smoothing",
+    "clip_grad",
+    "seed",
+    "accumulate",
+    "precision",
+    "ema_decay",
+    "gather_partners",
+)
+
 
 def check(arguments: dict[str, Any]) -> None:
     """Raise ValueError naming every argument of the trainer outside its range."""
@@ -34,6 +51,19 @@ def check(arguments: dict[str, Any]) -> None:
     ]
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def fsdp_faults(accelerator: Accelerator, ema_decay: float | None) -> list[str]:
+    """Every reason why the launch's FSDP cannot serve; none without FSDP."""
+    plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
+    if plugin is None:
+        return []
+    checks = {
+        f"fsdp_version is {plugin.fsdp_version}; allowed is 2": plugin.fsdp_version == 2,
+        "fsdp_auto_wrap_policy is given; allowed is NO_WRAP": plugin.auto_wrap_policy is None,
+        f"ema_decay is {ema_decay}; allowed is None where weights are sharded": ema_decay is None,
+    }
+    return [fault for fault, fits in checks.items() if not fits]
 
 
 def make_optimizer(

@@ -1,6 +1,7 @@
 """A trainer to read from top to bottom: batches, pairs, three losses, one optimizer, checkpoints."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
 from threading import Event
@@ -8,7 +9,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
@@ -19,25 +20,10 @@ from .embedding import Batch
 from .losses import BranchLoss, UncertaintyWeightedLoss
 from .metrics_log import MetricsLog
 from .model import DualAttentionModel
-from .optimization import check, make_optimizer, warmup_cosine
+from .optimization import KEPT, check, fsdp_faults, make_optimizer, warmup_cosine
 from .pairs import PairSampler
 from .training_state import averaged, delayed_sigterm, load_state, state_of
 from .training_step import Augment, Objective
-
-# What must not change between a run and its continuation.
-KEPT = (
-    "optimizer",
-    "lr",
-    "weight_decay",
-    "warmup_epochs",
-    "label_smoothing",
-    "clip_grad",
-    "seed",
-    "accumulate",
-    "precision",
-    "ema_decay",
-    "gather_partners",
-)
 
 
 class DualAttentionTrainer:
@@ -121,6 +107,8 @@ class DualAttentionTrainer:
                 "batches gives every process the same photos; allowed is a loader of training_loader or one "
                 "with a DistributedSampler"
             )
+        if reasons := fsdp_faults(self.accelerator, ema_decay):
+            raise ValueError(f"FSDP2 is not possible here: {'; '.join(reasons)}")
         self.model, self.batches, self.evaluate = model, batches, evaluate
         self.evaluate_every, self.save_every, self.keep_last = evaluate_every, save_every, keep_last
         self.warmup_epochs, self.clip_grad, self.accumulate = warmup_epochs, clip_grad, accumulate
@@ -150,6 +138,7 @@ class DualAttentionTrainer:
         self.settings = {name: given[name] for name in KEPT} | {"processes": self.processes}
         self.epoch = self.step = self.skipped = 0  # epochs done; steps done and skipped in the one after them
         self.sums: dict[str, Tensor] = {}  # losses of these steps
+        self.epoch_began: list[Tensor] | None = None  # the generators that order the epoch, at its start
         self.history: list[dict[str, float]] = []
         self.best = -math.inf
 
@@ -189,8 +178,11 @@ class DualAttentionTrainer:
                     self._save(folder.save)
                     break
                 line = {"epoch": self.epoch + 1, "lr": float(self.schedule.get_last_lr()[0]), **losses}
-                self.schedule.step()
+                with warnings.catch_warnings():  # one resumed after its epoch's last step has had none here
+                    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+                    self.schedule.step()
                 self.epoch, self.step, self.skipped, self.sums = self.epoch + 1, 0, 0, {}
+                self.epoch_began = None
                 last = self.epoch == num_epochs
                 evaluates = last or (self.evaluate_every and self.epoch % self.evaluate_every == 0)
                 scores = self._evaluate() if evaluates else {}
@@ -234,8 +226,7 @@ class DualAttentionTrainer:
         """Mean losses of the epoch, or None when told to stop before its end."""
         self.model.train()
         set_epoch(self.batches, self.epoch)
-        if not self.step:
-            self.epoch_began = random_state(self.batches)
+        self.epoch_began = self.epoch_began or random_state(self.batches)
         groups = grouped(self.batches, self.accumulate)
         for _ in range(self.step):  # a resumed epoch draws its first batches again and drops them
             next(groups)
@@ -243,8 +234,8 @@ class DualAttentionTrainer:
         bar = tqdm(total=steps, initial=self.step, leave=False, disable=not self.progress or steps == 1)
         while True:
             group = next(groups, [])
-            images, stopping = self._agree(sum(len(batch["label"]) for batch in group), told_to_stop)
-            if stopping:
+            images = self._agree(sum(len(batch["label"]) for batch in group), told_to_stop)
+            if told_to_stop.is_set():
                 return None
             if not min(images):  # the epoch ends for all processes when one has no more batches
                 break
@@ -261,22 +252,25 @@ class DualAttentionTrainer:
         counted = {"skipped_steps": self.skipped} if self.on_nonfinite == "skip" else {}
         return means | counted | self.weighting.get_current_weights()
 
-    def _agree(self, images: int, told_to_stop: Event) -> tuple[list[int], bool]:
-        """Each process's number of images in the coming step, and whether any was told to stop."""
+    def _agree(self, images: int, told_to_stop: Event) -> list[int]:
+        """Each process's number of images in the coming step; one that was told to stop tells the others."""
         if self.processes == 1:
-            return [images], told_to_stop.is_set()
+            return [images]
         own = torch.tensor([[images, told_to_stop.is_set()]], device=self.device)
         every = self.accelerator.gather(own).tolist()
-        return [count for count, _ in every], any(told for _, told in every)
+        if any(told for _, told in every):
+            told_to_stop.set()
+        return [count for count, _ in every]
 
     def _step(self, group: list[Batch], images: int) -> None:
         """One step of the optimizer on the batches of `group`, of `images` images in all processes."""
         skips = self.on_nonfinite == "skip"
         buffers = [buffer.clone() for buffer in self.model.buffers()] if skips else []
         losses = self.objective.backward(group, images, self.epoch, self.step)
-        if faults := self._faults(losses["total_loss"], group):
+        if faults := self.objective.nonfinite(losses["total_loss"], group):
             if not skips:
-                raise RuntimeError(f"{faults}; the last checkpoint is kept")
+                where = f"epoch {self.epoch + 1}, step {self.step}"
+                raise RuntimeError(f"at {where} {faults}; the last checkpoint is kept")
             self.optimizer.zero_grad()
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)  # BatchNorm has seen the batch
@@ -289,16 +283,3 @@ class DualAttentionTrainer:
         if self.ema is not None:
             self.ema.update(self.model)
         self.sums = {name: self.sums.get(name, 0) + loss for name, loss in losses.items()}
-
-    def _faults(self, loss: Tensor, group: list[Batch]) -> str:
-        """Where and with which files a loss is not finite, empty if all are: the step's one host sync."""
-        if not self.accelerator.reduce((~loss.isfinite()).float()).item():
-            return ""
-        files = [str(path) for batch in group for path in batch.get("path", ["unknown files"])]
-        found = gather_object([(loss.item(), files)])
-        return "; ".join(
-            f"the loss is {value} at epoch {self.epoch + 1}, step {self.step}; "
-            f"the batch holds {', '.join(names)}"
-            for value, names in found
-            if not math.isfinite(value)
-        )

@@ -27,7 +27,6 @@ def state_of(run: "DualAttentionTrainer") -> dict[str, Any]:
 
     "epoch" counts the epochs done, "step" the steps of the next one that are done, too.
     """
-    rng = run.epoch_began if run.step else random_state(run.batches)
     scaler = run.accelerator.scaler
     return {
         "model_state_dict": whole(run.model.state_dict()),
@@ -41,7 +40,7 @@ def state_of(run: "DualAttentionTrainer") -> dict[str, Any]:
         "schedule_state_dict": run.schedule.state_dict(),
         "scaler_state_dict": scaler and scaler.state_dict(),
         "ema_state_dict": run.ema and run.ema.module.state_dict(),
-        "rng_state": gather_object([rng]),
+        "rng_state": gather_object([run.epoch_began or random_state(run.batches)]),
         "best": run.best,
         "settings": run.settings,
     }
@@ -76,8 +75,9 @@ def load_state(run: "DualAttentionTrainer", path: Path, state: dict[str, Any]) -
     run.epoch, run.step, run.skipped = state["epoch"], state["step"], state["skipped"]
     run.sums = {name: loss.to(run.device) for name, loss in state["sums"].items()}
     run.history, run.best = state["history"], state["best"]
-    run.epoch_began = state["rng_state"][run.accelerator.process_index]
-    set_random_state(run.batches, run.epoch_began)
+    rng = state["rng_state"][run.accelerator.process_index]
+    set_random_state(run.batches, rng)
+    run.epoch_began = rng if run.step else None
 
 
 def whole(tree: Any) -> Any:

@@ -1,10 +1,12 @@
 """The gradient of one training step: augmentation, pairs, forward and backward, in one process or in many."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from .batches import seed_of
@@ -80,6 +82,21 @@ class Objective:
         for weight in self.weighting.parameters():  # they are no part of what `parallel` joins
             weight.grad = self.accelerator.reduce(weight.grad, "mean")
         return sums
+
+    def nonfinite(self, loss: Tensor, group: Sequence[Batch]) -> str:
+        """The losses that are not finite, with their files, of all processes; "" if all are finite.
+
+        This is the one time in a step that the host waits for the device.
+        """
+        if not self.accelerator.reduce((~loss.isfinite()).float()).item():
+            return ""
+        files = [str(path) for batch in group for path in batch.get("path", ["unknown files"])]
+        losses = gather_object([(loss.item(), files)])
+        return "; ".join(
+            f"the loss is {value}; the batch holds {', '.join(names)}"
+            for value, names in losses
+            if not math.isfinite(value)
+        )
 
     def _losses(self, batch: Batch, own: torch.Generator, common: torch.Generator) -> dict[str, Tensor]:
         images = batch["image"].to(self.device, non_blocking=True)
