@@ -1,6 +1,6 @@
 """The demo: a small DCAL model trained from scratch on the ORL faces, for categorisation and for Re-ID."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from .data import IdentitySampler, ImageDataset, load_dataset, whole_batch_affine
+from .batches import training_loader
+from .data import ImageDataset, load_dataset, whole_batch_affine
 from .data.records import Item
 from .evaluation import evaluate_fgvc, evaluate_reid
-from .layouts import Call
 from .metrics import topk_accuracy
 from .model import DualAttentionModel
 from .training import DualAttentionTrainer
-from .visualisation import rollout_overlays, training_curves
+from .visualisation import explain, rollout_overlays, training_curves
 
 SIZE = 48
 MEAN, STD = 0.5, 0.25
@@ -38,23 +38,6 @@ class InMemory(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         return self.items[index]
-
-
-class Epoch:
-    """Batches of a P x K sampler that moves on by itself each epoch."""
-
-    def __init__(self, dataset: InMemory, sampler: IdentitySampler) -> None:
-        self.loader = DataLoader(dataset, batch_sampler=sampler)
-        self.sampler = sampler
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.sampler.set_epoch(self.epoch)
-        self.epoch += 1
-        return iter(self.loader)
 
 
 def face_transform() -> v2.Transform:
@@ -94,14 +77,14 @@ def face_model(
         pretrained=False,
         img_size=SIZE,
         top_k_ratio=top_k_ratio,
+        drop_path_rate=0.0,
     )
 
 
 def train_fgvc(
     save_dir: Path, epochs: int = 150, holdout: int = 0, seed: int = 0, progress: bool = True
 ) -> dict[str, float]:
-    """40 people, 6 photos each to train, 4 to test; returns the scores, nearest neighbour on raw pixels
-    included.
+    """40 people, 6 photos each to train, 4 to test; the scores, with nearest neighbour on raw pixels.
 
     holdout: photos a person kept from training and scored instead of the test photos.
     """
@@ -112,27 +95,12 @@ def train_fgvc(
     )
     train, test = InMemory(splits.train), InMemory(splits.validation if holdout else splits.test)
     model = face_model(40, "fgvc", 0.1)
-    loader = DataLoader(train, 60, shuffle=True, generator=torch.Generator().manual_seed(seed))
-    test_loader = DataLoader(test, 80)
-    trainer = DualAttentionTrainer(
-        model,
-        loader,
-        optimizer="adamw",
-        lr=1e-3,
-        warmup_epochs=10,
-        label_smoothing=0.1,
-        augment=whole_batch_affine,
-        evaluate=partial(evaluate_fgvc, model, test_loader, progress=False),
-        evaluate_every=25,
-        clip_grad=1.0,
-        seed=seed,
-        progress=progress,
-    )
-    history = trainer.train(epochs, save_dir)
-    scores = {k: v for k, v in history[-1].items() if k.endswith(("top1", "top5"))}
-    scores["pixels_top1"] = nearest_neighbour(train, test)
+    batches = training_loader(train, 40, workers=0, seed=seed)
+    evaluate = partial(evaluate_fgvc, model, DataLoader(test, 80), progress=False)
+    history = _train(model, batches, evaluate, epochs, save_dir, seed, progress)
     _pictures(model, test, history, save_dir)
-    return scores
+    scores = {k: v for k, v in history[-1].items() if k.endswith(("top1", "top5"))}
+    return scores | {"pixels_top1": nearest_neighbour(train, test)}
 
 
 def train_reid(save_dir: Path, epochs: int = 60, seed: int = 0, progress: bool = True) -> dict[str, float]:
@@ -142,25 +110,38 @@ def train_reid(save_dir: Path, epochs: int = 60, seed: int = 0, progress: bool =
     splits = load_dataset("orl-reid", train_transform=transform, test_transform=transform)
     train, query, gallery = (InMemory(part) for part in (splits.train, splits.query, splits.gallery))
     model = face_model(30, "reid", 0.3)
+    batches = training_loader(train, 40, per_identity=4, workers=0, seed=seed)
+    sides = DataLoader(query, 100), DataLoader(gallery, 100)
+    evaluate = partial(evaluate_reid, model, *sides, progress=False)
+    history = _train(model, batches, evaluate, epochs, save_dir, seed, progress)
+    _pictures(model, query, history, save_dir)
+    return {k: v for k, v in history[-1].items() if k.startswith(("mAP", "rank", "mINP"))}
+
+
+def _train(
+    model: DualAttentionModel,
+    batches: DataLoader,
+    evaluate: Callable[[], dict[str, float]],
+    epochs: int,
+    save_dir: Path,
+    seed: int,
+    progress: bool,
+) -> list[dict[str, float]]:
     trainer = DualAttentionTrainer(
         model,
-        Epoch(train, IdentitySampler(train.labels, p=15, k=4, seed=seed)),
+        batches,
         optimizer="adamw",
         lr=1e-3,
         warmup_epochs=10,
-        label_smoothing=0.1,
-        augment=whole_batch_affine,
-        evaluate=partial(
-            evaluate_reid, model, DataLoader(query, 100), DataLoader(gallery, 100), progress=False
-        ),
-        evaluate_every=20,
+        augment=partial(whole_batch_affine, rotation=5, scale=0.05, shift=0.05, flip=False),
+        evaluate=evaluate,
+        evaluate_every=25,
         clip_grad=1.0,
         seed=seed,
         progress=progress,
+        save_every=25,
     )
-    history = trainer.train(epochs, save_dir)
-    _pictures(model, query, history, save_dir)
-    return {k: v for k, v in history[-1].items() if k.startswith(("mAP", "rank", "mINP"))}
+    return trainer.train(epochs, save_dir)
 
 
 def nearest_neighbour(train: InMemory, test: InMemory) -> float:
@@ -188,17 +169,17 @@ def _stack(dataset: InMemory) -> tuple[Tensor, Tensor]:
     return torch.stack([item["image"] for item in dataset.items]), torch.as_tensor(dataset.labels)
 
 
-@torch.no_grad()
-def _pictures(model: DualAttentionModel, photos: InMemory, history: list[dict], save_dir: Path) -> None:
+def _pictures(
+    model: DualAttentionModel, photos: InMemory, history: list[dict[str, float]], save_dir: Path
+) -> None:
     training_curves(history, save_dir / "training.png")
     chosen = [photos[i] for i in range(0, len(photos), max(1, len(photos) // 8))][:8]
     images = torch.stack([item["image"] for item in chosen])
-    branches = model.eval()._branches(Call(images, None, None, False, model.backend))
-    assert branches.rollout is not None and branches.selected is not None
+    explained = explain(model, images)
     rollout_overlays(
         (images * STD + MEAN).clamp(0, 1),
-        branches.rollout,
-        branches.selected,
+        explained.rollout,
+        explained.selected,
         model.backbone.grid_size,
         model.backbone.num_prefix_tokens,
         [f"{Path(item['path']).parent.name}/{Path(item['path']).stem}" for item in chosen],
