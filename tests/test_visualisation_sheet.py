@@ -76,7 +76,7 @@ def test_each_row_is_one_photos_own(
     assert [text.get_text() for text in figures[0].texts] == [
         "photo",
         "rollout",
-        "1 local patches",
+        "local patches: 1",
         "predictions",
         "distractor",
         "attention on it",

@@ -45,7 +45,7 @@ def rollout_overlays(
         ValueError: Shapes, dtypes or values that do not fit, every reason at once.
     """
     _check_overlays(images, rows, selected, grid, num_prefix, titles)
-    heads = ("photo", "rollout", f"{selected.shape[1] - 1} local patches")
+    heads = ("photo", "rollout", f"local patches: {selected.shape[1] - 1}")
     figure, axes = contact_sheet(len(images), heads, (images.shape[2], images.shape[3]))
     for line, photo, row, tokens, title in zip(axes, images, rows, selected, titles, strict=True):
         draw_photo(line, photo, row, tokens, grid, num_prefix, title)

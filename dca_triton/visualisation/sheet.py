@@ -157,7 +157,7 @@ def _explained(
 
 def _draw(model: DualAttentionModel, rows: Sequence[Explained], classes: Sequence[str]) -> Figure:
     backbone, first = model.backbone, rows[0]
-    heads = ["photo", "rollout", f"{len(first.selected) - 1} local patches", "predictions"]
+    heads = ["photo", "rollout", f"local patches: {len(first.selected) - 1}", "predictions"]
     if first.distractor is not None:
         heads += ["distractor", "attention on it"]
     figure, axes = contact_sheet(len(rows), heads, (first.photo.shape[1], first.photo.shape[2]))
