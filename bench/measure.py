@@ -50,7 +50,7 @@ def measure(
 
 
 def check_agreement(paths: Mapping[str, Path], dtype: str) -> None:
-    """Raises `Disagreement`, naming every output that differs from its oracle's, is missing or is not finite."""
+    """Raises `Disagreement`, naming every output that differs from its oracle's, is missing or not finite."""
     expected = _outputs(next(iter(paths.values())).run)
     faults = []
     for name, path in paths.items():
@@ -121,7 +121,7 @@ def peak_bytes(run: Run, device: torch.device) -> int:
 
 
 def peaks(device: torch.device) -> dict[str, float]:
-    """What the device itself can do here: FLOP/s of a large matrix product per dtype, bytes/s of a large copy."""
+    """What the device can do here: FLOP/s of a large matrix product per dtype, bytes/s of a large copy."""
     side, size = (8192, 2**30) if device.type == "cuda" else (2048, 2**27)
     found = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):

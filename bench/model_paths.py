@@ -17,7 +17,7 @@ NUM_CLASSES = 200
 
 
 def paths(shape: ModelShape, dtype: str, device: torch.device, training: bool) -> dict[str, Path]:
-    """The competing ways to a training step (logits, loss and every gradient) or an evaluation step (logits)."""
+    """The ways to a training step (logits, loss and every gradient) or an evaluation step (logits)."""
     torch.manual_seed(0)
     own, paper = (
         DualAttentionModel(

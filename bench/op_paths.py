@@ -1,12 +1,14 @@
 """The three operations, each beside the other ways to compute it. Inputs are views of a packed projection."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from dca_triton import local_attention, pair_attention, reference, rollout_row
-from dca_triton.ops import torch_backend
 
 from .formulations import attention_map, merged
 from .measure import Outputs, Path
@@ -14,7 +16,7 @@ from .shapes import DTYPES, OpShape, backend_on
 
 
 def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool) -> dict[str, Path]:
-    """softmax(Q [K; K_partner]ᵀ / √D) [V; V_partner] (B, N, C), in training with the gradient of the projection."""
+    """softmax(Q [K; K_partner]ᵀ / √D) [V; V_partner] (B, N, C), in training with its gradient."""
     packed = _packed(shape, dtype, device).requires_grad_(training)
     partner = torch.arange(shape.B, device=device).roll(1)
     incoming = torch.randn(shape.B, shape.N, shape.H * shape.D, device=device).to(packed.dtype)
@@ -50,13 +52,13 @@ def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool)
         compiled_flex = torch.compile(flex_attention, dynamic=False)
         ways["FlexAttention"] = flex
 
-    def run(way) -> Outputs:
+    def run(way: Callable[[], Tensor]) -> Outputs:
         out = way()
         if not training:
             return {"out": out}
         return {"out": out.detach(), "gradient": torch.autograd.grad(out, packed, incoming)[0]}
 
-    return {name: Path(lambda way=way: run(way)) for name, way in ways.items()}
+    return {name: Path(partial(run, way)) for name, way in ways.items()}
 
 
 def _sdpa_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,8 +97,7 @@ def rollout_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str,
 def local_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str, Path]:
     """A tenth of the queries over all keys (B, R, C)."""
     packed = _packed(shape, dtype, device)
-    B, N, H, D, _ = shape
-    index = torch.rand(B, N, device=device).topk(N // 10).indices
+    index = torch.rand(shape.B, shape.N, device=device).topk(shape.N // 10).indices
     q, k, v = packed.unbind(2)
 
     def rows() -> Tensor:

@@ -56,30 +56,26 @@ def _operations(shape: OpShape, dtype: str, device: torch.device) -> Iterator[Be
     token = B * H * N * D * DTYPES[dtype].itemsize  # the queries of a batch, or its keys, or its values
     lse = 4 * B * H * N
     R = N // 10
-    at = {"shape": shape, "dtype": dtype, "seconds": 8}
+    operation = partial(Benchmark, shape=shape, dtype=dtype, seconds=8)
     pair = partial(op_paths.pair_paths, shape, dtype, device)
-    yield Benchmark(
-        "pair_attention", build=partial(pair, False), flops=4 * product, moved=4 * token + lse, **at
-    )
-    # Backward: the scores again, then the gradients of weights, values, queries and keys: 5 products for 2.
-    yield Benchmark(
+    yield operation("pair_attention", build=partial(pair, False), flops=4 * product, moved=4 * token + lse)
+    # Backward: the scores again, then the gradients of weights, values, queries and keys, 5 products for 2.
+    # It reads all that the forward pass read and wrote, with a gradient, and writes three gradients.
+    yield operation(
         "pair_attention, backward too",
         build=partial(pair, True),
         flops=14 * product,
-        moved=(4 + 8) * token + 3 * lse,
-        **at,
+        moved=12 * token + 2 * lse,
     )
-    yield Benchmark(
+    yield operation(
         "local_attention",
         build=partial(op_paths.local_paths, shape, dtype, device),
         flops=2 * product * R // N,
         moved=2 * token * (N + R) // N,
-        **at,
     )
-    yield Benchmark(
+    yield operation(
         "rollout_row",
         build=partial(op_paths.rollout_paths, shape, dtype, device),
         flops=(L - 1) * product,
         moved=L * (2 * token + lse),
-        **at,
     )

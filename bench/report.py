@@ -1,0 +1,192 @@
+"""Results as tables in Markdown and as plots; pure functions of a results document."""
+
+from collections.abc import Iterator
+from pathlib import Path as File
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .results import Results
+
+Entry = dict[str, Any]
+
+
+def markdown(results: Results, figures: list[str] = ()) -> str:  # type: ignore[assignment]
+    """The whole report; figures: file names of plots to show."""
+    machine, commit = results["machine_info"], results["commit_info"]
+    peaks = results["peaks"]
+    lines = [
+        f"Measured on {machine['device'].replace('_', ' ')} with torch {machine['torch']}, triton "
+        f"{machine['triton']}, timm {machine['timm']}, at commit {commit.get('id', 'unknown')[:12]}"
+        f"{' with changes' if commit.get('dirty') else ''}, {results['datetime'][:10]}.",
+        "",
+        f"Peaks measured in the same run: a matrix product {_tera(peaks['matmul fp32'])} TFLOP/s in fp32, "
+        f"{_tera(peaks['matmul bf16'])} in bf16; a copy {peaks['copy'] / 1e9:.1f} GB/s, read and written.",
+        "",
+        "Times are medians; ratios are taken round by round, in brackets their quartiles.",
+        "",
+        *model_table(results),
+        *operation_table(results),
+        *growth_table(results),
+        *(line for name in figures for line in (f"![{File(name).stem}]({name})", "")),
+    ]
+    return "\n".join(lines)
+
+
+def model_table(results: Results) -> list[str]:
+    """Training and evaluation steps: time, its ratio, memory above the model's own, its ratio."""
+    rows = []
+    for entries in groups(results):
+        if "N" in entries[0]["params"]:
+            continue
+        first = entries[0]["extra_info"]["peak_bytes"]
+        for entry in entries:
+            peak = entry["extra_info"]["peak_bytes"]
+            rows.append(
+                [
+                    entry["group"] if entry is entries[0] else "",
+                    entry["name"],
+                    _time(entry["stats"]["median"]),
+                    ratio(entry),
+                    _bytes(peak),
+                    f"{peak / first:.2f}",
+                ]
+            )
+    return _table(["step", "path", "time", "ratio", "peak memory", "ratio"], rows)
+
+
+def operation_table(results: Results) -> list[str]:
+    """The operations: time, ratio, rate of the least arithmetic and of the least traffic, memory."""
+    rows = []
+    for entries in groups(results):
+        if "N" not in entries[0]["params"]:
+            continue
+        for entry in entries:
+            extra, median = entry["extra_info"], entry["stats"]["median"]
+            rows.append(
+                [
+                    entry["group"] if entry is entries[0] else "",
+                    entry["name"],
+                    _time(median),
+                    ratio(entry),
+                    f"{share_of_matmul(results, entry):.0%}",
+                    f"{extra['moved'] / median / 1e9:.1f}",
+                    _bytes(extra["peak_bytes"]),
+                ]
+            )
+    return _table(["operation", "path", "time", "ratio", "of matmul peak", "GB/s", "peak memory"], rows)
+
+
+def growth_table(results: Results) -> list[str]:
+    """The exponents of N in time and memory."""
+    rows = [
+        [name, path, f"{time:.2f}", f"{memory:.2f}"]
+        for (name, path), (time, memory) in growth(results).items()
+    ]
+    return _table(["operation", "path", "time ~ N^", "memory ~ N^"], rows)
+
+
+def growth(results: Results) -> dict[tuple[str, str], tuple[float, float]]:
+    """For each (operation, path) the slopes of log time and of log memory over log N, by least squares."""
+    return {
+        (name, path): (exponent(lengths, times), exponent(lengths, memory))
+        for (name, path), (lengths, times, memory) in series(results).items()
+        if len(lengths) > 1
+    }
+
+
+def exponent(lengths: list[int], values: list[float]) -> float:
+    """The slope of log values over log lengths; 0 where a value is 0, of a path that allocates nothing."""
+    if min(values) <= 0:
+        return 0.0
+    return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
+
+
+def series(results: Results) -> dict[tuple[str, str], tuple[list[int], list[float], list[float]]]:
+    """For each (operation, path): lengths, median seconds, peak bytes."""
+    found: dict[tuple[str, str], tuple[list[int], list[float], list[float]]] = {}
+    for entry in results["benchmarks"]:
+        if "N" in entry["params"]:
+            key = entry["extra_info"]["benchmark"], entry["name"]
+            lengths, times, memory = found.setdefault(key, ([], [], []))
+            lengths.append(entry["params"]["N"])
+            times.append(entry["stats"]["median"])
+            memory.append(entry["extra_info"]["peak_bytes"])
+    return found
+
+
+def groups(results: Results) -> Iterator[list[Entry]]:
+    """The paths of each benchmark, in the order of measurement."""
+    by_group: dict[str, list[Entry]] = {}
+    for entry in results["benchmarks"]:
+        by_group.setdefault(entry["group"], []).append(entry)
+    yield from by_group.values()
+
+
+def share_of_matmul(results: Results, entry: Entry) -> float:
+    """The rate of the arithmetic that is needed at least, as a share of the measured matrix product's."""
+    peak = results["peaks"][f"matmul {entry['params']['dtype']}"]
+    return entry["extra_info"]["flops"] / entry["stats"]["median"] / peak
+
+
+def ratio(entry: Entry) -> str:
+    """The ratio to the first path, with quartiles."""
+    found = entry["extra_info"]["ratio"]
+    return f"{found['50']:.2f} ({found['25']:.2f}-{found['75']:.2f})"
+
+
+def plot(results: Results, folder: File) -> list[str]:
+    """Time, TFLOP/s, GB/s and memory over N for each operation, as one PNG each; returns their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for name in dict.fromkeys(name for name, _ in series(results)):
+        file = f"{name.replace(', ', '_').replace(' ', '_')}.png"
+        _figure(results, name).savefig(folder / file, dpi=110)
+        names.append(file)
+    return names
+
+
+def _figure(results: Results, name: str) -> Figure:
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    time, tera, giga, memory = figure.subplots(2, 2).flat
+    entries = [e for e in results["benchmarks"] if e["extra_info"]["benchmark"] == name]
+    for path in dict.fromkeys(entry["name"] for entry in entries):
+        own = [entry for entry in entries if entry["name"] == path]
+        lengths = [entry["params"]["N"] for entry in own]
+        seconds = np.array([entry["stats"]["median"] for entry in own])
+        style = {"marker": "o", "label": path, "linewidth": 2.5 if path == "library" else 1.2}
+        time.plot(lengths, seconds * 1e3, **style)
+        tera.plot(lengths, [e["extra_info"]["flops"] for e in own] / seconds / 1e12, **style)
+        giga.plot(lengths, [e["extra_info"]["moved"] for e in own] / seconds / 1e9, **style)
+        memory.plot(lengths, [e["extra_info"]["peak_bytes"] / 2**20 for e in own], **style)
+    peaks = results["peaks"]
+    tera.axhline(peaks[f"matmul {entries[0]['params']['dtype']}"] / 1e12, color="grey", linestyle="--")
+    giga.axhline(peaks["copy"] / 1e9, color="grey", linestyle="--")
+    for axes, label in ((time, "ms"), (tera, "TFLOP/s"), (giga, "GB/s"), (memory, "MiB above inputs")):
+        axes.set(xlabel="N, tokens", ylabel=label, xscale="log", yscale="log")
+        axes.grid(alpha=0.3)
+    time.legend()
+    figure.suptitle(
+        f"{name} on {results['machine_info']['device'].replace('_', ' ')}; dashed: the measured peak"
+    )
+    return figure
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    if not rows:
+        return []
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(row)} |" for row in lines] + [""]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def _tera(rate: float) -> str:
+    return f"{rate / 1e12:.3g}"
