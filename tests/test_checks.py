@@ -1,0 +1,128 @@
+"""Bad input of the public operations: one sentence with every reason."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from ops_cases import B, D, H, layers, normal, packed
+
+from dca_triton import ops
+
+
+def faulty(**changes: object) -> dict[str, object]:
+    """Arguments of `pair_attention` that are right but for `changes`."""
+    q, k, v = packed(B, 5, 3).unbind(2)
+    pk, pv = packed(3, 7, 2).unbind(2)
+    right = dict(q=q, k=k, v=v, partner_k=pk, partner_v=pv, partner_index=torch.tensor([0, 2, -1, 1]))
+    return right | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({"q": normal(2, 3)}, [r"q has shape \(2, 3\); allowed are 4 dimensions"]),
+        ({"q": torch.tensor(1.0)}, [r"q has shape \(\); allowed are 4 dimensions"]),
+        ({"q": normal(B, 0, H, D)}, [r"q has shape \(4, 0, 2, 16\); allowed are sizes of at least 1"]),
+        ({"k": normal(B, 6, H, 8)}, [r"k is \(4, 6, 2, 8\); .* = 4, 2, 16 as in q", r"v is \(4, 5, 2, 16\)"]),
+        (
+            {"v": normal(B, 5, H, D, dtype=torch.float32)},
+            ["v is torch.float32; .* dtype of q, torch.float64"],
+        ),
+        ({"k": torch.empty(B, 5, H, D, device="meta")}, ["k is on meta; allowed is the device of q, cpu"]),
+        ({"partner_v": None}, ["partner_k and partner_v must be given together"]),
+        ({"partner_index": None}, ["partner_k is given without partner_index"]),
+        ({"partner_v": normal(3, 6, H, D)}, [r"partner_v is \(3, 6, 2, 16\); .* \(3, 7, 2, 16\)"]),
+        (
+            {"partner_k": normal(3, 7, 1, D)},
+            [r"partner_k is \(3, 7, 1, 16\); H and D must be q's, \(2, 16\)"],
+        ),
+        ({"partner_index": torch.zeros(B)}, ["partner_index is torch.float32; allowed are int32, int64"]),
+        ({"partner_index": torch.zeros(2, dtype=torch.int64)}, [r"\(2,\); allowed is \(B,\) = \(4,\)"]),
+        ({"partner_index": torch.zeros(B, 1, dtype=torch.int64)}, ["allowed are 1 dimensions"]),
+        ({"partner_index": torch.tensor([0, 3, 0, 0])}, ["holds values from 0 to 3; allowed are -1 to 2"]),
+        ({"partner_index": torch.tensor([-2, 0, 0, 0])}, ["holds values from -2 to 0; allowed are -1 to 2"]),
+        ({"scale": float("nan")}, ["scale is nan; allowed is a finite number of at least 0"]),
+        ({"scale": -1.0}, ["scale is -1.0"]),
+        (
+            {"v": normal(3, 5), "partner_v": None, "partner_index": torch.zeros(2), "scale": float("inf")},
+            [
+                "v has shape",
+                "partner_v must be given",
+                "is torch.float32",
+                r"\(B,\) = \(4,\)",
+                "scale is inf",
+            ],
+        ),
+    ],
+)
+def test_pair_attention_names_every_fault(changes: dict[str, object], reasons: list[str]) -> None:
+    sentence(lambda: ops.pair_attention(**faulty(**changes)), reasons)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({"index": torch.tensor([[5]] * B)}, ["index holds values from 5 to 5; allowed are 0 to 4"]),
+        ({"index": torch.tensor([[-1]] * B)}, ["index holds values from -1 to -1; allowed are 0 to 4"]),
+        ({"index": torch.zeros(B, 0, dtype=torch.int64)}, [r"index has shape \(4, 0\); .* at least 1"]),
+        ({"index": torch.zeros(2, 3)}, ["index is torch.float32", r"\(2, 3\); .* \(B,\) = \(4,\)"]),
+        ({"q": torch.tensor(1.0)}, [r"q has shape \(\); allowed are 4 dimensions"]),
+        ({"k": normal(2, 5, H, D), "scale": "big"}, [r"k is \(2, 5, 2, 16\)", "v is", "scale is 'big'"]),
+    ],
+)
+def test_local_attention_names_every_fault(changes: dict[str, object], reasons: list[str]) -> None:
+    q, k, v = packed(B, 5, 3).unbind(2)
+    right = dict(q=q, k=k, v=v, index=torch.zeros(B, 2, dtype=torch.int64))
+    sentence(lambda: ops.local_attention(**(right | changes)), reasons)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({"qs": []}, ["qs, ks and lses hold 0, 3 and 3 layers; allowed is the same number, at least 1"]),
+        ({"row": normal(2, 8)}, [r"row is \(2, 8\) .* \(B, N\) = \(2, 9\)"]),
+        ({"row": torch.ones(2, 9, dtype=torch.int64)}, ["torch.int64; allowed is"]),
+        (
+            {"ks": [normal(2, 9, H, D), normal(2, 8, H, D), normal(2, 9, H, D)]},
+            [r"ks\[1\] is \(2, 8, 2, 16\)"],
+        ),
+        (
+            {"lses": [normal(2, 9, H)] + [normal(2, H, 9)] * 2, "row": normal(9), "scale": -2},
+            [r"lses\[0\] is \(2, 9, 2\); allowed is \(B, H, N\) = \(2, 2, 9\)", "row is", "scale is -2"],
+        ),
+        ({"lses": [normal(2, H, 9, dtype=torch.float16)] * 3}, [r"lses\[2\] is torch.float16"]),
+    ],
+)
+def test_rollout_row_names_every_fault(changes: dict[str, object], reasons: list[str]) -> None:
+    qs, ks, lses = layers(9, torch.float64)
+    sentence(lambda: ops.rollout_row(**(dict(qs=qs, ks=ks, lses=lses) | changes)), reasons)
+
+
+def sentence(call: Callable[[], object], reasons: list[str]) -> None:
+    """One line holds every reason."""
+    with pytest.raises(ValueError) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert [reason for reason in reasons if re.search(reason, text) is None] == [], text
+
+
+def test_a_backend_that_cannot_run_says_why() -> None:
+    pytest.importorskip("triton")
+    q, k, v = normal(1, 3, 1, 40).expand(3, 3, 1, 40).unbind(0)
+    q, k, v = (x[None] for x in (q, k, v))
+    lse = torch.zeros(1, 1, 3)
+    for call in (
+        lambda: ops.pair_attention(q, k, v, backend="triton"),
+        lambda: ops.local_attention(q, k, v, backend="triton"),
+        lambda: ops.rollout_row([q], [k], [lse], backend="triton"),
+    ):
+        with pytest.raises(RuntimeError, match=r"on the CPU.*float64.*40"):
+            call()
+
+
+def test_an_unknown_backend() -> None:
+    q, k, v = packed(1, 3, 3).unbind(2)
+    with pytest.raises(ValueError, match="backend is 'nonsense'; allowed are 'auto', 'triton' and 'torch'"):
+        ops.pair_attention(q, k, v, backend="nonsense")  # type: ignore[arg-type]
