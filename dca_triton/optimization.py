@@ -66,26 +66,15 @@ def fsdp_faults(accelerator: Accelerator, ema_decay: float | None) -> list[str]:
     return [fault for fault, fits in checks.items() if not fits]
 
 
-def make_optimizer(
-    name: str, model: nn.Module, weighting: nn.Module, lr: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """One of `OPTIMIZERS` over the model's parameters that learn and, without decay, the loss weights."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": weight_decay},
-        {"params": list(weighting.parameters()), "weight_decay": 0.0},
-    ]
+def make_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """One of `OPTIMIZERS` over the parameters of `model` that learn."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     extra = {"momentum": 0.9} if name == "sgd" else {}
-    return OPTIMIZERS[name](groups, lr=lr, **extra)
+    return OPTIMIZERS[name](learning, lr=lr, weight_decay=weight_decay, **extra)
 
 
-def warmup_cosine(
-    optimizer: torch.optim.Optimizer, epochs: int, warmup: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then a cosine that would reach 0 after the last epoch; one step an epoch."""
-
-    def factor(epoch: int) -> float:
-        if epoch < warmup:
-            return (epoch + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def warmup_cosine(epoch: int, epochs: int, warmup: int) -> float:
+    """The learning rate of an epoch (from 0) in peaks: linear warm-up, then a cosine that would end at 0."""
+    if epoch < warmup:
+        return (epoch + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))

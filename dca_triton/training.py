@@ -1,7 +1,6 @@
 """A trainer to read from top to bottom: batches, pairs, three losses, one optimizer, checkpoints."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
 from threading import Event
@@ -107,6 +106,8 @@ class DualAttentionTrainer:
                 "batches gives every process the same photos; allowed is a loader of training_loader or one "
                 "with a DistributedSampler"
             )
+        if precision == "fp16" and self.device.type == "cpu":
+            raise ValueError("precision is 'fp16'; allowed on a CPU are 'no' and 'bf16'")
         if reasons := fsdp_faults(self.accelerator, ema_decay):
             raise ValueError(f"FSDP2 is not possible here: {'; '.join(reasons)}")
         self.model, self.batches, self.evaluate = model, batches, evaluate
@@ -119,11 +120,11 @@ class DualAttentionTrainer:
         self.ema = None if ema_decay is None else ModelEmaV3(model, ema_decay).to(self.device)
         if checkpoint_blocks:
             model.set_grad_checkpointing()
-        # FSDP2 replaces the parameters: ours is made of what it leaves, but it wants to see one before.
-        self.parallel, _ = self.accelerator.prepare(model, torch.optim.SGD(model.parameters()))
-        self.optimizer = self.accelerator.prepare_optimizer(
-            make_optimizer(optimizer, model, self.weighting, lr, weight_decay)
+        self.parallel, self.optimizer = self.accelerator.prepare(
+            model, make_optimizer(optimizer, model, lr, weight_decay)
         )
+        # Only now: FSDP2 takes no parameters but the model's.
+        self.optimizer.add_param_group({"params": list(self.weighting.parameters()), "weight_decay": 0.0})
         self.objective = Objective(
             self.accelerator,
             model,
@@ -165,7 +166,6 @@ class DualAttentionTrainer:
         if num_epochs < 1:
             raise ValueError(f"num_epochs is {num_epochs}; allowed is at least 1")
         folder = CheckpointFolder(save_dir, self.keep_last)
-        self.schedule = warmup_cosine(self.optimizer.optimizer, num_epochs, self.warmup_epochs)
         self._begin(folder, resume)
         log = MetricsLog(folder.path, self.history, self.tensorboard) if self.main else None
         bar = tqdm(
@@ -173,14 +173,14 @@ class DualAttentionTrainer:
         )
         with delayed_sigterm() as told_to_stop:
             while self.epoch < num_epochs:
+                lr = self.settings["lr"] * warmup_cosine(self.epoch, num_epochs, self.warmup_epochs)
+                for parameters in self.optimizer.param_groups:
+                    parameters["lr"] = lr
                 losses = self._epoch(told_to_stop)
                 if losses is None:
                     self._save(folder.save)
                     break
-                line = {"epoch": self.epoch + 1, "lr": float(self.schedule.get_last_lr()[0]), **losses}
-                with warnings.catch_warnings():  # one resumed after its epoch's last step has had none here
-                    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-                    self.schedule.step()
+                line = {"epoch": self.epoch + 1, "lr": lr, **losses}
                 self.epoch, self.step, self.skipped, self.sums = self.epoch + 1, 0, 0, {}
                 self.epoch_began = None
                 last = self.epoch == num_epochs

@@ -19,7 +19,7 @@ from .checkpoint import load_weights
 if TYPE_CHECKING:
     from .training import DualAttentionTrainer
 
-OURS = ("step", "skipped", "sums", "schedule_state_dict", "rng_state", "best", "settings")
+OURS = ("step", "skipped", "sums", "rng_state", "best", "settings")
 
 
 def state_of(run: "DualAttentionTrainer") -> dict[str, Any]:
@@ -37,7 +37,6 @@ def state_of(run: "DualAttentionTrainer") -> dict[str, Any]:
         "step": run.step,
         "skipped": run.skipped,
         "sums": {name: run.accelerator.reduce(loss, "mean") for name, loss in run.sums.items()},
-        "schedule_state_dict": run.schedule.state_dict(),
         "scaler_state_dict": scaler and scaler.state_dict(),
         "ema_state_dict": run.ema and run.ema.module.state_dict(),
         "rng_state": gather_object([run.epoch_began or random_state(run.batches)]),
@@ -67,7 +66,6 @@ def load_state(run: "DualAttentionTrainer", path: Path, state: dict[str, Any]) -
     load_weights(run.model, sharded(state["model_state_dict"], run.model.state_dict()))
     load_optimizer(run.optimizer.optimizer, state["optimizer_state_dict"])
     run.weighting.load_state_dict(state["uncertainty_loss_state_dict"])
-    run.schedule.load_state_dict(state["schedule_state_dict"])
     if run.accelerator.scaler is not None:
         run.accelerator.scaler.load_state_dict(state["scaler_state_dict"])
     if run.ema is not None:

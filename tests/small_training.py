@@ -1,6 +1,7 @@
 """A model, photos and a trainer small enough to be trained many times."""
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -44,6 +45,7 @@ def small_model(seed: int = 0, **options) -> DualAttentionModel:
 
 
 def small_trainer(batches=None, model: DualAttentionModel | None = None, **options) -> DualAttentionTrainer:
+    AcceleratorState._reset_state()  # Accelerate allows one precision in a process
     if batches is None:
         batches = training_loader(Photos(), 8, workers=0)
     return DualAttentionTrainer(
