@@ -20,8 +20,6 @@ def pair_attention(
 ) -> tuple[Tensor, Tensor]:
     if partner_index is None:
         return attention_with_lse(q, k, v, scale, dropout=dropout)
-    partner_k = k if partner_k is None else partner_k
-    partner_v = v if partner_v is None else partner_v
     alone = _leading_rows_without_partner(partner_index)
     if alone == len(q):
         return attention_with_lse(q, k, v, scale, dropout=dropout)
@@ -29,10 +27,9 @@ def pair_attention(
     if alone:
         parts.append(attention_with_lse(q[:alone], k[:alone], v[:alone], scale, dropout=dropout))
     partner_index = partner_index[alone:]
-    partner = partner_index.clamp(min=0)
-    keys = torch.cat([k[alone:], partner_k[partner]], 1)
-    values = torch.cat([v[alone:], partner_v[partner]], 1)
-    mask = _partner_mask(partner_index, k.shape[1], partner_k.shape[1], q.dtype)
+    keys = _with_partners(k, partner_k, partner_index)
+    values = _with_partners(v, partner_v, partner_index)
+    mask = _partner_mask(partner_index, k.shape[1], keys.shape[1], q.dtype)
     parts.append(attention_with_lse(q[alone:], keys, values, scale, mask, dropout))
     out, lse = zip(*parts, strict=True)
     return torch.cat(out), torch.cat(lse)
@@ -40,8 +37,17 @@ def pair_attention(
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale: float) -> Tensor:
     if index is not None:
-        q = torch.take_along_dim(q, index.long()[:, :, None, None], 1)
+        q = take_rows(q, index)
     return attention_with_lse(q, k, v, scale)[0]
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (B, R) of x (B, N, ...) -> (B, R, ...).
+
+    `torch.take_along_dim` would do, but pins the batch size in an exported graph.
+    """
+    wide = index.long().view(*index.shape, *[1] * (x.dim() - 2))
+    return x.gather(1, wide.expand(-1, -1, *x.shape[2:]))
 
 
 def rollout_row(
@@ -61,14 +67,26 @@ def attention_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """softmax(Q Kᵀ scale + mask) V (B, M, H, D) and its log-sum-exp (B, H, M), which carries no gradient."""
     q_, k_, v_ = (t.transpose(1, 2) for t in (q, k, v))
-    if q.device.type == "cpu" and dropout == 0:
-        # The kernel behind F.scaled_dot_product_attention on a CPU, which alone returns the log-sum-exp too.
+    if q.device.type == "cpu" and dropout == 0 and not torch.compiler.is_exporting():
+        # The kernel behind F.scaled_dot_product_attention on a CPU, which alone returns the log-sum-exp too;
+        # other runtimes have no such kernel.
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q_, k_, v_, attn_mask=mask, scale=scale
         )
         return out.transpose(1, 2), lse
     out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, dropout_p=dropout, scale=scale)
     return out.transpose(1, 2).contiguous(), _log_sum_exp(q, k, scale, mask)
+
+
+def _with_partners(own: Tensor, partners: Tensor | None, index: Tensor) -> Tensor:
+    """Own tokens of the last len(index) rows, each row followed by its partner's (B', N + N', H, D)."""
+    alone = len(own) - len(index)
+    index = index.clamp(min=0)
+    if partners is None:  # one gather: its backward pass adds each gradient once
+        rows = torch.arange(alone, len(own), device=index.device, dtype=index.dtype)
+        pairs = torch.stack([rows, index], 1).flatten()
+        return own.index_select(0, pairs).unflatten(0, (len(index), 2)).flatten(1, 2)
+    return torch.cat([own[alone:], partners.index_select(0, index)], 1)
 
 
 def _leading_rows_without_partner(partner_index: Tensor) -> int:
@@ -79,11 +97,11 @@ def _leading_rows_without_partner(partner_index: Tensor) -> int:
     return lonely.index(False) if False in lonely else len(lonely)
 
 
-def _partner_mask(partner_index: Tensor, own: int, partners: int, dtype: torch.dtype) -> Tensor | None:
+def _partner_mask(partner_index: Tensor, own: int, total: int, dtype: torch.dtype) -> Tensor | None:
     readable = not torch.compiler.is_compiling() and partner_index.device.type == "cpu"
     if readable and bool((partner_index >= 0).all()):
         return None
-    absent = torch.zeros(len(partner_index), own + partners, dtype=dtype, device=partner_index.device)
+    absent = torch.zeros(len(partner_index), total, dtype=dtype, device=partner_index.device)
     absent[:, own:].masked_fill_((partner_index < 0)[:, None], float("-inf"))
     return absent[:, None, None, :]
 
@@ -119,5 +137,7 @@ def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tenso
 
 
 def _row_chunks(rows: int, scores_per_row: int) -> list[slice]:
+    if torch.compiler.is_exporting():  # the graph is one for all batch sizes
+        return [slice(None)]
     step = max(1, CHUNK // scores_per_row)
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
