@@ -1,8 +1,8 @@
 """`python -m bench`: every benchmark on this machine, a report, and the CPU's targets as a gate."""
 
 import argparse
+import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,44 +10,55 @@ from tqdm import tqdm
 
 from . import gate, report, results
 from .measure import keep_freed_memory, measure, peaks
-from .registry import benchmarks
+from .registry import Benchmark, benchmarks
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch on the CPU; the targets are for 2")
+    parser.add_argument("--only", type=re.compile, default="", help="measure what this pattern is found in")
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="have the C library keep freed memory (see docs/performance.md)",
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/bench"), help="folder of results and report"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    document, _ = run(device, arguments.output)
+    if arguments.keep_memory:
+        keep_freed_memory()
+    chosen = [b for b in benchmarks(device) if re.search(arguments.only, b.title)]
+    if not chosen:
+        sys.exit(f"--only is {arguments.only.pattern!r}, which is found in no benchmark")
+    document, _ = run(chosen, device, arguments.output)
     if device.type == "cpu" and (missed := gate.missed_targets(document)):
         sys.exit("\n".join([f"{len(missed)} targets missed:", *missed]))
 
 
-def run(device: torch.device, output: Path) -> tuple[results.Results, Path]:
-    """Measure everything, write `<device>.json`, `.md` and plots to output, and print the report."""
-    if device.type == "cpu":
-        keep_freed_memory()
+def run(chosen: list[Benchmark], device: torch.device, output: Path) -> tuple[results.Results, Path]:
+    """Measure, write `<device>.json`, `.md` and plots to output, and print the report."""
     measured = []
-    for benchmark in (bar := tqdm(list(benchmarks(device)), file=sys.stderr)):
+    for benchmark in (bar := tqdm(chosen, file=sys.stderr)):
         bar.set_description(benchmark.title)
         measured.append((benchmark, measure(benchmark.build(), benchmark.dtype, device, benchmark.seconds)))
     document = results.collect(measured, peaks(device), device)
     return document, publish(document, output)
 
 
-def publish(document: results.Results, output: Path, say: Callable[[str], None] = print) -> Path:
+def publish(document: results.Results, output: Path) -> Path:
     """Write `<device>.json`, its report `<device>.md` and plots; returns the JSON file."""
     file = output / f"{document['machine_info']['device']}.json"
     results.write(file, document)
     text = report.markdown(document, report.plot(document, output))
     file.with_suffix(".md").write_text(text)
-    say(text)
-    say(f"written to {file} (which `pytest-benchmark compare` reads too) and {file.with_suffix('.md').name}")
+    print(text)
+    print(
+        f"written to {file} (which `pytest-benchmark compare` reads too) and {file.with_suffix('.md').name}"
+    )
     return file
 
 

@@ -12,6 +12,7 @@ from dca_triton import tuner
 
 from . import gate, results
 from .__main__ import run
+from .registry import benchmarks
 
 BASELINES = Path(__file__).parent / "baselines"  # <device>.json of every GPU that has one
 
@@ -27,7 +28,7 @@ def main() -> None:
     if failed := subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]).returncode:
         sys.exit(f"the GPU tests ended with status {failed}; nothing is measured while they fail")
     print(tuner.table(tuner.tune(device)))
-    document, file = run(device, arguments.output)
+    document, file = run(list(benchmarks(device)), device, arguments.output)
     print(f"{time.monotonic() - start:.0f} s in all")
     sys.exit(verdict(document, BASELINES / file.name))
 

@@ -139,10 +139,7 @@ def _seconds(run: Run, device: torch.device) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed: else every large tensor of every path waits for the system's pages anew.
-
-    It takes time from the paths that allocate most, so it is the library that loses by it.
-    """
+    """Have the C library keep what is freed, so that no path waits for the system to clear its pages anew."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
