@@ -84,7 +84,7 @@ def reference_branches(
     rollout_of: RolloutOf,
 ) -> Branches:
     """SA, GLCA and PWCA on a whole ViT's output f; a distractor's stream stays norm1(f of the pair)."""
-    B = len(call.images)
+    B = call.images.shape[0]
     paired = call.pair_images is not None or call.partner_index is not None
     if call.pair_images is not None:
         features = backbone(torch.cat([call.images, call.pair_images]))
@@ -132,7 +132,7 @@ def paper_branches(
     rollout_of: RolloutOf,
 ) -> Branches:
     """The backbone's blocks carry SA and PWCA; a distractor is its partner's PWCA stream at that depth."""
-    B = len(call.images)
+    B = call.images.shape[0]
     x, partner_index = _paper_streams(backbone, call)
     *blocks, last = backbone.model.blocks
     attended: list[Attended] = []
@@ -166,7 +166,7 @@ def paper_branches(
 
 def _paper_streams(backbone: Backbone, call: Call) -> tuple[Tensor, Tensor | None]:
     """SA rows, then PWCA rows, then PWCA rows of the pair images; partners index this batch."""
-    B = len(call.images)
+    B = call.images.shape[0]
     if call.pair_images is not None:
         tokens = backbone.embed(torch.cat([call.images, call.pair_images]))
         images = torch.arange(B, device=tokens.device)

@@ -145,11 +145,11 @@ def run_local_block(block: TimmModule, x: Tensor, index: Tensor, *, backend: Bac
     heads = project_heads(attn, block.norm1(x))
     if _dropout(attn):
         _say_dropout_needs_torch(backend)
-        q = torch.take_along_dim(heads.q, index[:, :, None, None], 1)
+        q = torch_backend.take_rows(heads.q, index)
         out, _ = torch_backend.attention_with_lse(q, heads.k, heads.v, attn.scale, dropout=attn.attn_drop.p)
     else:
         out = local_attention(*heads, index, attn.scale, backend=backend)
-    return residuals(block, torch.take_along_dim(x, index[:, :, None], 1), out)
+    return residuals(block, torch_backend.take_rows(x, index), out)
 
 
 def _dropout(attn: TimmModule) -> float:
@@ -172,7 +172,7 @@ class GlobalLocalAttention(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor, backend: Backend = "auto") -> Tensor:
         """Attention of the rows `index` (B, R) of x (B, N, C) over all N rows -> (B, R, C), before `proj`."""
-        selected = torch.take_along_dim(x, index[:, :, None], 1)
+        selected = torch_backend.take_rows(x, index)
         q, k, v = (self._heads(y) for y in (self.q_proj(selected), self.k_proj(x), self.v_proj(x)))
         if _dropout(self):
             _say_dropout_needs_torch(backend)
@@ -203,7 +203,7 @@ class GLCABlock(nn.Module):
 
     def class_token(self, x: Tensor, backend: Backend = "auto") -> Tensor:
         """The class token's row of `forward` (B, 1, C), which no other selected row can influence."""
-        first = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
+        first = torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device)
         attended = self.glca(self.norm(x), first, backend)
         return x[:, :1] + self.drop_path(self.glca.proj_drop(self.glca.proj(attended)))
 
