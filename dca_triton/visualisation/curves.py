@@ -85,4 +85,4 @@ def _panel(axis: Axes, title: str, curves: Sequence[str], metrics: Sequence[Mapp
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(title="last value", frameon=False, fontsize=9, title_fontsize=9)
+    axis.legend(title="last value", framealpha=0.85, edgecolor="none", fontsize=9, title_fontsize=9)
