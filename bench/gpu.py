@@ -25,12 +25,17 @@ def main() -> None:
         sys.exit("this machine has no GPU that PyTorch can use; `make static` and `make bench` need none")
     device = torch.device("cuda", torch.cuda.current_device())
     start = time.monotonic()
-    if failed := subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]).returncode:
+    if failed := gpu_tests():
         sys.exit(f"the GPU tests ended with status {failed}; nothing is measured while they fail")
     print(tuner.table(tuner.tune(device)))
     document, file = run(list(benchmarks(device)), device, arguments.output)
     print(f"{time.monotonic() - start:.0f} s in all")
     sys.exit(verdict(document, BASELINES / file.name))
+
+
+def gpu_tests() -> int:
+    """Run the tests that need a GPU; returns pytest's exit status."""
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]).returncode
 
 
 def verdict(document: results.Results, baseline: Path) -> str | None:

@@ -1,0 +1,94 @@
+"""Gates on results that nobody measured: a planted regression fails, and so does a missed target."""
+
+import copy
+
+import fakes
+import pytest
+
+from bench import gate
+from bench.registry import benchmarks
+
+
+def slowed(document, fullname: str, **factors: float):
+    changed = copy.deepcopy(document)
+    (entry,) = (e for e in changed["benchmarks"] if e["fullname"] == fullname)
+    entry["stats"]["median"] *= factors.get("median", 1.0)
+    entry["extra_info"]["peak_bytes"] *= factors.get("memory", 1.0)
+    return changed
+
+
+LIBRARY = "rollout_row B=2 N=785 H=3 D=64 L=12 fp32: library"
+
+
+def test_the_same_results_pass():
+    document = fakes.document()
+    assert gate.regressions(document, document) == []
+    assert gate.regressions(slowed(document, LIBRARY, median=1.04, memory=1.04), document) == []
+
+
+@pytest.mark.parametrize(
+    ("factors", "told"), [({"median": 1.06}, "median rose"), ({"memory": 1.06}, "peak MiB rose")]
+)
+def test_a_planted_regression_is_found(factors, told):
+    document = fakes.document()
+    (found,) = gate.regressions(slowed(document, LIBRARY, **factors), document)
+    assert LIBRARY in found
+    assert told in found
+    assert "+6.0%" in found
+
+
+def test_not_a_number_is_a_regression():
+    document = fakes.document()
+    assert gate.regressions(slowed(document, LIBRARY, median=float("nan")), document)
+
+
+def test_the_first_regression_comes_first():
+    before = fakes.document()
+    found = gate.regressions(fakes.document(milliseconds=2.0), before)
+    assert len(found) == 3
+    assert "N=128 " in found[0]
+
+
+def test_what_is_no_longer_measured_is_told():
+    before, after = fakes.document(), fakes.document()
+    after["benchmarks"] = [e for e in after["benchmarks"] if e["fullname"] != LIBRARY]
+    (found,) = gate.regressions(after, before)
+    assert "now is not" in found
+
+
+def test_other_paths_may_become_slower():
+    document = fakes.document()
+    other = LIBRARY.replace("library", "matrix")
+    assert gate.regressions(slowed(document, other, median=2.0), document) == []
+
+
+def test_the_baseline_is_of_the_same_device():
+    with pytest.raises(ValueError, match="baseline is of Other_GPU; allowed is one of this device, Fake_GPU"):
+        gate.regressions(fakes.document(), fakes.document(device="Other_GPU"))
+
+
+def test_targets_are_met_and_missed():
+    assert gate.missed_targets(fakes.document(share=0.4)) == []
+    missed = gate.missed_targets(fakes.document(share=0.6, milliseconds=1.2))
+    assert {line.split(":")[0] for line in missed} == {
+        "train step deit_small_patch16_224 size=448 B=2 fp32",
+        "train step deit_tiny_patch16_224 size=224 B=8 fp32",
+        "rollout_row B=2 N=785 H=3 D=64 L=12 fp32",
+    }
+    assert sum("peak memory of library is 0.60 of eager maps's, above 0.5" in line for line in missed) == 2
+    assert any("time of library is 0.27 of matrix's, above 0.25" in line for line in missed)
+
+
+def test_memory_may_not_grow_faster_than_its_tokens():
+    document = fakes.document()
+    for entry in document["benchmarks"]:
+        if entry["name"] == "library" and "N" in entry["params"]:
+            entry["extra_info"]["peak_bytes"] *= entry["params"]["N"] ** 0.2
+    assert gate.missed_targets(document) == [
+        "rollout_row: the library's memory grows as N^1.20, above 1.1",
+    ]
+
+
+def test_every_target_is_of_a_benchmark():
+    titles = {benchmark.title for benchmark in benchmarks(fakes.CPU)}
+    assert {target.group for target in (*gate.TIME, *gate.MEMORY)} <= titles

@@ -1,0 +1,87 @@
+"""The GPU's one command with every measurement faked: what it runs, writes, and ends with."""
+
+import fakes
+import pytest
+
+from bench import __main__ as bench_main
+from bench import gpu, results
+from dca_triton import tuning
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """`python -m bench.gpu` on a GPU that is not there; returns what it ended with and the steps it took."""
+
+    def run(tests_status: int = 0, milliseconds: float = 1.0):
+        steps = []
+        fake = fakes.document(milliseconds=milliseconds)
+
+        def gpu_tests():
+            steps.append("tests")
+            return tests_status
+
+        def tune(device):
+            steps.append("tune")
+            return []
+
+        def measured(chosen, device, output):
+            steps.append("measure")
+            return fake, bench_main.publish(fake, output)
+
+        monkeypatch.setattr("sys.argv", ["bench.gpu", "--output", str(tmp_path / "out")])
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+        monkeypatch.setattr(gpu, "gpu_tests", gpu_tests)
+        monkeypatch.setattr(gpu.tuner, "tune", tune)
+        monkeypatch.setattr(gpu, "run", measured)
+        monkeypatch.setattr(gpu, "BASELINES", tmp_path / "baselines")
+        with pytest.raises(SystemExit) as end:
+            gpu.main()
+        return end.value.code, steps
+
+    return run
+
+
+def test_without_a_baseline_it_passes_and_says_so(command, capsys, tmp_path):
+    assert command() == (None, ["tests", "tune", "measure"])
+    assert "no baseline of this device yet" in capsys.readouterr().out
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {
+        "Fake_GPU.json",
+        "Fake_GPU.md",
+        "rollout_row.png",
+    }
+
+
+def test_its_results_serve_as_the_baseline(command, capsys, tmp_path):
+    command()
+    results.write(tmp_path / "baselines/Fake_GPU.json", results.read(tmp_path / "out/Fake_GPU.json"))
+    assert command()[0] is None
+    assert "within 5% of the baseline" in capsys.readouterr().out
+
+
+def test_a_planted_regression_ends_it_with_its_name(command, tmp_path):
+    results.write(tmp_path / "baselines/Fake_GPU.json", fakes.document())
+    status, _ = command(milliseconds=1.06)
+    assert status.startswith(
+        "first of 3 regressions: rollout_row B=2 N=128 H=3 D=64 L=12 fp32: library: median"
+    )
+
+
+def test_failing_tests_end_it_before_anything_is_measured(command):
+    status, steps = command(tests_status=1)
+    assert "GPU tests ended with status 1" in status
+    assert steps == ["tests"]
+
+
+def test_without_a_gpu_it_says_so(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bench.gpu"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no GPU that PyTorch can use"):
+        gpu.main()
+
+
+def test_committed_baselines_are_of_their_name():
+    for file in gpu.BASELINES.glob("*.json"):
+        document = results.read(file)
+        assert file.stem == document["machine_info"]["device"] == tuning.sanitised(file.stem)
+        assert document["machine_info"]["kind"] == "cuda"

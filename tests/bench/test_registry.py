@@ -1,0 +1,76 @@
+"""The compared paths compute the same on small shapes, a planted fault is refused, and titles are unique."""
+
+from unittest.mock import patch
+
+import fakes
+import pytest
+import torch
+
+from bench import model_paths, op_paths
+from bench.formulations import Maps
+from bench.measure import Disagreement, check_agreement
+from bench.registry import Benchmark, benchmarks
+from bench.shapes import ModelShape, OpShape
+
+MODEL = ModelShape("deit_tiny_patch16_224", size=48, B=3)
+OP = OpShape(B=3, N=21, H=2, D=16, L=3)
+GPU = torch.device("cuda")
+
+
+def without_compiler(paths):
+    return {name: path for name, path in paths.items() if "compiled" not in name}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("training", [False, True])
+def test_steps_agree(dtype, training):
+    check_agreement(without_compiler(model_paths.paths(MODEL, dtype, fakes.CPU, training)), dtype)
+
+
+def test_a_wrong_partner_is_refused():
+    paths = without_compiler(model_paths.paths(MODEL, "bf16", fakes.CPU, True))
+    right = Maps.pair_block
+
+    def planted(self, block, x, pair):
+        return right(self, block, x, pair.roll(1, 0))
+
+    with patch.object(Maps, "pair_block", planted), pytest.raises(Disagreement, match="pwca_logits differs"):
+        check_agreement(paths, "bf16")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_pair_attentions_agree(training):
+    paths = op_paths.pair_paths(OP, "fp32", fakes.CPU, training)
+    check_agreement(paths, "fp32")
+    assert ("two SDPA merged" in paths) == (not training)
+
+
+@pytest.mark.parametrize("build", [op_paths.rollout_paths, op_paths.local_paths])
+def test_operations_agree(build):
+    check_agreement(build(OP, "fp32", fakes.CPU), "fp32")
+
+
+@pytest.mark.parametrize("device", [fakes.CPU, GPU], ids=str)
+def test_benchmarks_are_told_apart(device):
+    found = list(benchmarks(device))
+    assert len({benchmark.title for benchmark in found}) == len(found)
+    assert {benchmark.dtype for benchmark in found if isinstance(benchmark.shape, ModelShape)} == {
+        "fp32",
+        "bf16",
+    }
+    assert {b.shape.N for b in found if isinstance(b.shape, OpShape)} >= {128, 3136}
+
+
+def test_a_title_holds_shape_and_dtype():
+    assert (
+        Benchmark("rollout_row", OP, "fp32", dict, seconds=1).title
+        == "rollout_row B=3 N=21 H=2 D=16 L=3 fp32"
+    )
+
+
+def test_least_arithmetic_of_attention():
+    """Of one operation counted by hand: 4 B H N 2N D for the scores and the values of two images."""
+    (pair, *_) = (b for b in benchmarks(fakes.CPU) if b.name == "pair_attention" and b.shape.N == 128)
+    B, N, H, D, _ = pair.shape
+    assert pair.flops == 4 * B * H * N * (2 * N) * D
+    assert pair.moved == 4 * (4 * B * N * H * D + B * N * H)
