@@ -165,7 +165,7 @@ class DualAttentionModel(nn.Module):
     def attention_scale(self) -> float:
         """The factor of the SA blocks' scores, 1/√D."""
         first: TimmModule = self._sa_blocks[0]
-        return first.attn.scale
+        return first.attn.head_dim**-0.5
 
     def _rollout(self, images: Tensor, attended: list[Attended]) -> Tensor:
         scale = self.attention_scale

@@ -119,7 +119,7 @@ def _run_block(
 ) -> tuple[Tensor, Attended]:
     attn = block.attn
     heads = project_heads(attn, block.norm1(x))
-    out, lse = attend(heads, partner, partner_index, _dropout(attn), attn.scale, backend)
+    out, lse = attend(heads, partner, partner_index, _dropout(attn), attn.head_dim**-0.5, backend)
     return residuals(block, x, out), Attended(heads.q, heads.k, lse)
 
 
@@ -135,7 +135,7 @@ def run_last_block(
     attn = block.attn
     heads = project_heads(attn, block.norm1(x))
     heads = heads._replace(q=heads.q[:, :1])
-    out, _ = attend(heads, partner, partner_index, _dropout(attn), attn.scale, backend)
+    out, _ = attend(heads, partner, partner_index, _dropout(attn), attn.head_dim**-0.5, backend)
     return residuals(block, x[:, :1], out)
 
 
@@ -146,9 +146,11 @@ def run_local_block(block: TimmModule, x: Tensor, index: Tensor, *, backend: Bac
     if _dropout(attn):
         _say_dropout_needs_torch(backend)
         q = torch_backend.take_rows(heads.q, index)
-        out, _ = torch_backend.attention_with_lse(q, heads.k, heads.v, attn.scale, dropout=attn.attn_drop.p)
+        out, _ = torch_backend.attention_with_lse(
+            q, heads.k, heads.v, attn.head_dim**-0.5, dropout=attn.attn_drop.p
+        )
     else:
-        out = local_attention(*heads, index, attn.scale, backend=backend)
+        out = local_attention(*heads, index, attn.head_dim**-0.5, backend=backend)
     return residuals(block, torch_backend.take_rows(x, index), out)
 
 
