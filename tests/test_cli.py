@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -178,34 +176,3 @@ def test_bad_input_ends_with_one_sentence(
     assert message.startswith("dca-triton: ")
     assert sentence in message
     assert "\n" not in message
-
-
-WITHOUT_TRITON = """
-import sys
-
-import torch  # first: its own probes for triton expect find_spec to answer None
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "triton":
-            raise ModuleNotFoundError("no triton here")
-
-sys.meta_path.insert(0, Absent())
-from dca_triton import DualAttentionModel
-from dca_triton.cli import main
-
-model = DualAttentionModel("test_vit", 3, layout="paper", img_size=64, pretrained=False)
-model(torch.randn(2, 3, 64, 64), partner_index=torch.tensor([1, 0]))["pwca_logits"].sum().backward()
-main(["info"])
-assert "triton" not in sys.modules
-main(["tune", "--target=sm_90"])
-"""
-
-
-def test_without_triton() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "backend: torch, because triton cannot be imported (no triton here)" in done.stdout
-    assert (
-        done.stderr.strip() == "dca-triton: tuning needs Triton, which is not installed here (no triton here)"
-    )

@@ -1,7 +1,5 @@
 """The public operations on the torch backend, against `dca_triton.reference` in float64."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -234,39 +232,3 @@ def test_autocast_lowers_attention_alone() -> None:
     torch.testing.assert_close(row, ops.rollout_row(*inputs), rtol=0, atol=0)
     assert exact.dtype == torch.float64
     assert gradients(out, leaves)[0].dtype == torch.float32
-
-
-WITHOUT_TRITON = """
-import sys
-
-import torch  # first: its own probes for triton expect find_spec to answer None
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "triton":
-            raise ImportError("no triton here")
-
-sys.meta_path.insert(0, Absent())
-from dca_triton import ops, reference
-
-qkv = torch.randn(2, 9, 3, 1, 16, requires_grad=True)
-q, k, v = qkv.unbind(2)
-out, lse = ops.pair_attention(q, k, v, partner_index=torch.tensor([1, -1]))
-expected, _ = reference.pair_attention(q, k, v, partner_index=torch.tensor([1, -1]))
-torch.testing.assert_close(out, expected)
-out.sum().backward()
-ops.rollout_row([q], [k], [lse])
-try:
-    ops.local_attention(q, k, v, backend="triton")
-except RuntimeError as error:
-    assert "no triton here" in str(error), error
-else:
-    raise AssertionError("nothing was raised")
-assert "triton" not in sys.modules
-print("served")
-"""
-
-
-def test_without_triton() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "served", done.stderr
