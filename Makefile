@@ -9,7 +9,7 @@ PY := .venv/bin/python
 demo: .venv/ready ; $(PY) -m dca_triton.cli demo
 test: .venv/ready ; OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 && OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PY) -m pytest --numprocesses 2 tests/interpreted
 lint: .venv/ready ; .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
-bench: .venv/ready ; $(PY) -m bench
+bench: .venv/ready ; KINETO_LOG_LEVEL=99 $(PY) -m bench
 gpu: .venv/ready ; $(PY) -m bench.gpu
 static: .venv/ready ; $(PY) -m bench.static --baseline bench/static/baseline.json
 tune: .venv/ready ; $(PY) -m dca_triton.cli tune

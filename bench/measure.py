@@ -82,7 +82,6 @@ def by_turns(runs: Mapping[str, Run], device: torch.device, seconds: float) -> d
     for done in range(MAX_ROUNDS):
         if done >= MIN_ROUNDS and (time.perf_counter() - start) * (done + 1) / done > seconds:
             break
-        gc.collect()
         for name, run in runs.items():
             times[name].append(_milliseconds(run, device))
     return times
