@@ -51,9 +51,10 @@ def measure(
 
 def check_agreement(paths: Mapping[str, Path], dtype: str) -> None:
     """Raises `Disagreement`, naming every output that differs from its oracle's, is missing or not finite."""
-    expected = _outputs(next(iter(paths.values())).run)
+    (_, first), *others = paths.items()
+    expected = _outputs(first.run)
     faults = []
-    for name, path in paths.items():
+    for name, path in others:
         oracle = expected if path.oracle is None else _outputs(path.oracle)
         actual = _outputs(path.run)
         if actual.keys() != oracle.keys():

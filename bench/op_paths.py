@@ -14,6 +14,8 @@ from .formulations import attention_map, merged
 from .measure import Outputs, Path
 from .shapes import DTYPES, OpShape, backend_on
 
+MAPS_HELD = 1000  # tokens; the maps of more, held besides those that are made, would take gigabytes
+
 
 def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool) -> dict[str, Path]:
     """softmax(Q [K; K_partner]ᵀ / √D) [V; V_partner] (B, N, C), in training with its gradient."""
@@ -73,7 +75,6 @@ def rollout_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str,
     layers = [_packed(shape, dtype, device) for _ in range(shape.L)]
     qs, ks = ([packed[:, :, i] for packed in layers] for i in (0, 1))
     lses = [_sdpa_lse(*packed.permute(2, 0, 3, 1, 4))[1] for packed in layers]
-    maps = [reference.attention_weights(q, k) for q, k in zip(qs, ks, strict=True)]
     backend = backend_on(device)
 
     @torch.no_grad()
@@ -87,11 +88,11 @@ def rollout_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str,
     def library() -> Outputs:
         return {"row": rollout_row(qs, ks, lses, backend=backend)}
 
-    return {
-        "matrix": Path(matrix),
-        "matrix of given maps": Path(matrix_of_maps),
-        "library": Path(library),
-    }
+    ways = {"matrix": Path(matrix), "library": Path(library)}
+    if shape.N <= MAPS_HELD:
+        maps = [reference.attention_weights(q, k) for q, k in zip(qs, ks, strict=True)]
+        ways["matrix of given maps"] = Path(matrix_of_maps)
+    return ways
 
 
 def local_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str, Path]:
