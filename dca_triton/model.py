@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .attention_maps import attention_maps
 from .backbone import Backbone, TimmModule
+from .hub import HubMixin
 from .layouts import (
     Branches,
     Call,
@@ -22,7 +23,7 @@ from .ops import Backend, checks
 from .rollout import RolloutCache, rollout_of, weights_version
 
 
-class DualAttentionModel(nn.Module):
+class DualAttentionModel(nn.Module, HubMixin):
     """Dual cross-attention learning (Zhu et al., CVPR 2022) on a timm vision transformer.
 
     Args:

@@ -1,0 +1,135 @@
+"""Models in folders: saved, loaded offline, described, and refused where they do not fit."""
+
+import copy
+import json
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+from small_training import small_model
+from torch import nn
+
+from dca_triton.model import DualAttentionModel
+
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    def refuse(*arguments, **_):
+        raise AssertionError(f"asked the network for {arguments}")
+
+    monkeypatch.setattr("dca_triton.hub.hf_hub_download", refuse)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse)
+
+
+@pytest.mark.parametrize("layout", ["reference", "paper"])
+@pytest.mark.parametrize("task", ["fgvc", "reid"])
+def test_there_and_back(layout, task, tmp_path):
+    model = small_model(seed=3, layout=layout, task_type=task, img_size=(32, 16)).eval()
+    model.save_pretrained(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["backbone_name"] == "test_vit" and config["layout"] == layout and config["depth"] == 2
+    assert config["pretrained"] is False
+
+    torch.manual_seed(9)
+    again = DualAttentionModel.from_pretrained(tmp_path)
+    assert not again.training and again.backbone.grid_size == model.backbone.grid_size
+    images = torch.randn(2, 3, 32, 16)
+    with torch.no_grad():
+        for name, value in model(images).items():
+            assert torch.equal(again(images)[name], value)
+    again.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "config.json").read_text()
+
+
+def test_card(tmp_path):
+    small_model().save_pretrained(
+        tmp_path, model_card_kwargs={"model_name": "Birds", "results": "top-1 91 %"}
+    )
+    card = (tmp_path / "README.md").read_text()
+    for text in ("# Birds", "top-1 91 %", "library_name: dca-triton", "arxiv.org/abs/2205.02151", "- dcal"):
+        assert text in card
+
+
+def test_files_of_the_machine_stay_out_of_the_config(tmp_path):
+    weights = tmp_path / "weights.pt"
+    torch.save(small_model().backbone.model.state_dict(), weights)
+    model = small_model(pretrained=True, pretrained_cfg_overlay={"file": str(weights), "num_classes": 0})
+    model.save_pretrained(tmp_path / "saved")
+    assert str(tmp_path) not in (tmp_path / "saved" / "config.json").read_text()
+    weights.unlink()
+    again = DualAttentionModel.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.sa_head.weight, model.sa_head.weight)
+
+
+def test_options_override_the_config(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    model = DualAttentionModel.from_pretrained(tmp_path, top_k_ratio=0.9, cache_attention_rollout=False)
+    assert model.top_k_ratio == 0.9 and model.cache is None
+
+
+def test_layers_are_given_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"norm_layer cannot be written to config\.json; .*names in timm"):
+        small_model(norm_layer=nn.RMSNorm).save_pretrained(tmp_path)
+    small_model(norm_layer="rmsnorm").save_pretrained(tmp_path)
+    model = DualAttentionModel.from_pretrained(tmp_path)
+    assert "RmsNorm" in type(model.backbone.model.norm).__name__
+
+
+def test_a_tag_of_timm_names_the_weights(tmp_path):
+    model = DualAttentionModel("test_vit.r160_in1k", 4, pretrained=False, img_size=16, num_heads=4)
+    model.save_pretrained(tmp_path)
+    assert DualAttentionModel.from_pretrained(tmp_path).num_classes == 4
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"checkpoint_path": "/etc/passwd"}, r"gives checkpoint_path; allowed are none that name files"),
+        ({"pretrained_cfg_overlay": {"file": "../x.pt"}}, "gives pretrained_cfg_overlay"),
+        ({"backbone_name": "hf-hub:someone/model"}, "backbone_name is 'hf-hub:someone/model'"),
+        ({"backbone_name": "local-dir:/tmp"}, "backbone_name is 'local-dir:/tmp'"),
+        ({"num_classes": 0, "top_k_ratio": 7}, "num_classes is 0.*top_k_ratio is 7"),
+        ({"num_classes": 5}, "does not fit the model: .*of another shape"),
+        ({"nonsense": 1}, "nonsense"),
+    ],
+)
+def test_hostile_configs(change, words, tmp_path):
+    small_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=words):
+        DualAttentionModel.from_pretrained(tmp_path)
+
+
+def test_weights_must_be_whole_and_all_there(tmp_path):
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-7])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        DualAttentionModel.from_pretrained(tmp_path)
+    state = model.state_dict()
+    del state["sa_head.weight"]
+    safetensors.torch.save_file(state, file)
+    with pytest.raises(ValueError, match=r"1 missing \(sa_head\.weight\)"):
+        DualAttentionModel.from_pretrained(tmp_path)
+    file.unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors does not exist"):
+        DualAttentionModel.from_pretrained(tmp_path)
+
+
+def test_copies_and_pickles_keep_the_config(tmp_path):
+    model = small_model(top_k_ratio=0.25)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        again.save_pretrained(tmp_path / "again")
+        assert json.loads((tmp_path / "again" / "config.json").read_text())["top_k_ratio"] == 0.25
