@@ -48,9 +48,9 @@ def _create(
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0, img_size=img_size, **kwargs)
         reasons = layout_faults(model, layout)
-    except TypeError as error:
+    except Exception as error:  # timm's constructors raise nearly anything at arguments that do not fit
         with torch.device("meta"):
-            reasons = [str(error), *layout_faults(timm.create_model(name), layout)]
+            reasons = [str(error) or type(error).__name__, *layout_faults(timm.create_model(name), layout)]
     if reasons:
         raise ValueError(f"backbone_name {name!r} cannot serve layout={layout!r}: {'; '.join(reasons)}")
     if not pretrained:

@@ -1,4 +1,4 @@
-"""Hugging Face's way to keep a model: config.json, model.safetensors and a card, in a folder or on the Hub."""
+"""Hugging Face's way to keep a model: config.json, model.safetensors and a card, on disk or on the Hub."""
 
 from pathlib import Path
 from typing import Any, Self

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .arguments import choice, flag, integer, number, size, violations
 from .attention_maps import attention_maps
 from .backbone import Backbone, TimmModule
 from .hub import HubMixin
@@ -21,6 +22,23 @@ from .layouts import (
 from .modules import Attended, init_linears
 from .ops import Backend, checks
 from .rollout import RolloutCache, rollout_of, weights_version
+
+ALLOWED = {
+    "backbone_name": (lambda v: isinstance(v, str), "a timm model's name"),
+    "num_classes": integer(1),
+    "task_type": choice("fgvc", "reid"),
+    "num_sa_blocks": integer(1),
+    "num_glca_blocks": integer(1),
+    "num_heads": integer(1),
+    "top_k_ratio": number(lambda v: 0 < v <= 1, "in (0, 1]"),
+    "drop_rate": number(lambda v: 0 <= v < 1, "in [0, 1)"),
+    "drop_path_rate": number(lambda v: 0 <= v < 1, "in [0, 1)"),
+    "img_size": size(),
+    "cache_attention_rollout": flag(),
+    "layout": choice("reference", "paper"),
+    "pretrained": flag(),
+    "backend": choice("auto", "triton", "torch"),
+}
 
 
 class DualAttentionModel(nn.Module, HubMixin):
@@ -257,23 +275,7 @@ class DualAttentionModel(nn.Module, HubMixin):
 
 
 def _faults(arguments: dict[str, Any]) -> list[str]:
-    allowed = {
-        "num_classes": (lambda v: v >= 1, "at least 1"),
-        "task_type": (lambda v: v in ("fgvc", "reid"), "'fgvc' and 'reid'"),
-        "layout": (lambda v: v in ("reference", "paper"), "'reference' and 'paper'"),
-        "backend": (lambda v: v in ("auto", "triton", "torch"), "'auto', 'triton' and 'torch'"),
-        "num_sa_blocks": (lambda v: v >= 1, "at least 1"),
-        "num_glca_blocks": (lambda v: v >= 1, "at least 1"),
-        "num_heads": (lambda v: v >= 1, "at least 1"),
-        "top_k_ratio": (lambda v: 0 < v <= 1, "in (0, 1]"),
-        "drop_rate": (lambda v: 0 <= v < 1, "in [0, 1)"),
-        "drop_path_rate": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    }
-    faults = [
-        f"{name} is {arguments[name]!r}; allowed is {text}"
-        for name, (fits, text) in allowed.items()
-        if not fits(arguments[name])
-    ]
-    if arguments["layout"] == "paper" and arguments["num_glca_blocks"] > 1:
+    faults = violations(arguments, ALLOWED)
+    if arguments["layout"] == "paper" and arguments["num_glca_blocks"] != 1:
         faults.append(f"num_glca_blocks is {arguments['num_glca_blocks']}; allowed is 1 with layout='paper'")
     return faults

@@ -8,22 +8,25 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
+from .arguments import choice, integer, number, optional, violations
+
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 ALLOWED = {
-    "optimizer": (lambda v: v in OPTIMIZERS, "'adam', 'adamw' and 'sgd'"),
-    "lr": (lambda v: 0 < v < math.inf, "a finite number above 0"),
-    "weight_decay": (lambda v: 0 <= v < math.inf, "a finite number of at least 0"),
-    "warmup_epochs": (lambda v: v >= 0, "at least 0"),
-    "label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "evaluate_every": (lambda v: v >= 0, "at least 0"),
-    "clip_grad": (lambda v: v is None or v > 0, "above 0, or None"),
-    "accumulate": (lambda v: v >= 1, "at least 1"),
-    "precision": (lambda v: v in ("no", "bf16", "fp16"), "'no', 'bf16' and 'fp16'"),
-    "ema_decay": (lambda v: v is None or 0 < v < 1, "in (0, 1), or None"),
-    "keep_last": (lambda v: v >= 1, "at least 1"),
-    "save_every": (lambda v: v >= 1, "at least 1"),
-    "on_nonfinite": (lambda v: v in ("stop", "skip"), "'stop' and 'skip'"),
+    "optimizer": choice(*OPTIMIZERS),
+    "lr": number(lambda v: v > 0, "a finite number above 0"),
+    "weight_decay": number(lambda v: v >= 0, "a finite number of at least 0"),
+    "warmup_epochs": integer(0),
+    "label_smoothing": number(lambda v: 0 <= v < 1, "in [0, 1)"),
+    "evaluate_every": integer(0),
+    "clip_grad": optional(number(lambda v: v > 0, "a finite number above 0")),
+    "seed": integer(0),
+    "accumulate": integer(1),
+    "precision": choice("no", "bf16", "fp16"),
+    "ema_decay": optional(number(lambda v: 0 < v < 1, "in (0, 1)")),
+    "keep_last": integer(1),
+    "save_every": integer(1),
+    "on_nonfinite": choice("stop", "skip"),
 }
 
 # What must not change between a run and its continuation.
@@ -44,12 +47,7 @@ KEPT = (
 
 def check(arguments: dict[str, Any]) -> None:
     """Raise ValueError naming every argument of the trainer outside its range."""
-    faults = [
-        f"{name} is {arguments[name]!r}; allowed is {text}"
-        for name, (fits, text) in ALLOWED.items()
-        if not fits(arguments[name])
-    ]
-    if faults:
+    if faults := violations(arguments, ALLOWED):
         raise ValueError("; ".join(faults))
 
 

@@ -98,7 +98,8 @@ def rollout_row(
             )
         if row.device != q0.device:
             faults.append(f"row is on {row.device}; allowed is {q0.device}")
-        faults += _unless((row >= 0).all(), "row holds a value that is negative or not a number", faults)
+        if row.is_floating_point():
+            faults += _unless((row >= 0).all(), "row holds a value that is negative or not a number", faults)
     return faults + _scale_faults(scale)
 
 

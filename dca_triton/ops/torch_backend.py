@@ -1,5 +1,7 @@
 """The three operations on plain PyTorch: any device, linear memory, differentiable by autograd."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,7 +57,9 @@ def rollout_row(
 ) -> Tensor:
     row = None if row is None else row.float()
     lses = [lse.float() for lse in lses]
-    with torch.autocast(qs[0].device.type, enabled=False):  # sums over N tokens and L layers stay in float32
+    device = qs[0].device.type
+    autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else None
+    with autocast or nullcontext():  # sums over N tokens and L layers stay in float32
         for q, k, lse in zip(reversed(qs), reversed(ks), reversed(lses), strict=True):
             row = _first_step(q, k, lse, scale) if row is None else _step(row, q, k, lse, scale)
     assert row is not None
@@ -131,7 +135,8 @@ def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tenso
     Σ_m r_m exp(s_mn - lse_m) is the mean of r under the softmax over m, times that softmax's denominator.
     """
     values = row[:, :, None, None].expand_as(q).contiguous()
-    mean, denominator = attention_with_lse(k.float(), q.float(), values, scale, -lse[:, :, None])
+    mask = -lse.contiguous()[:, :, None]  # a strided mask would be expanded to all N x N by PyTorch's kernel
+    mean, denominator = attention_with_lse(k.float(), q.float(), values, scale, mask)
     mixed = mean[..., 0].transpose(1, 2) * denominator.exp()  # [B, H, N]
     return 0.5 * row + 0.5 * mixed.mean(1)
 
