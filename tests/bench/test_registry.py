@@ -1,14 +1,15 @@
 """The compared paths compute the same on small shapes, a planted fault is refused, and titles are unique."""
 
+from functools import partial
 from unittest.mock import patch
 
 import fakes
 import pytest
 import torch
 
-from bench import model_paths, op_paths
+from bench import gate, model_paths, op_paths, report
 from bench.formulations import Maps
-from bench.measure import Disagreement, check_agreement
+from bench.measure import Disagreement, check_agreement, peak_bytes
 from bench.registry import Benchmark, benchmarks
 from bench.shapes import ModelShape, OpShape
 
@@ -48,6 +49,26 @@ def test_pair_attentions_agree(training):
 @pytest.mark.parametrize("build", [op_paths.rollout_paths, op_paths.local_paths])
 def test_operations_agree(build):
     check_agreement(build(OP, "fp32", fakes.CPU), "fp32")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        partial(op_paths.pair_paths, training=False),
+        partial(op_paths.pair_paths, training=True),
+        op_paths.rollout_paths,
+        op_paths.local_paths,
+    ],
+)
+def test_the_library_s_memory_grows_as_its_tokens(build):
+    """As it is used, with the strides of a packed projection and of a fused kernel's log-sum-exp."""
+    lengths = [785, 1568]
+    runs = [build(OP._replace(N=N), dtype="fp32", device=fakes.CPU) for N in lengths]
+    library, eager = (
+        report.exponent(lengths, [peak_bytes(paths[name].run, fakes.CPU) for paths in runs])
+        for name in ("library", next(iter(runs[0])))
+    )
+    assert library <= gate.GROWTH < 1.3 < eager
 
 
 @pytest.mark.parametrize("device", [fakes.CPU, GPU], ids=str)
