@@ -81,6 +81,8 @@ def layout_faults(model: TimmModule, layout: str) -> list[str]:
         return [*faults, f"it is a {type(model).__name__}, not a timm VisionTransformer"]
     if not model.has_class_token and "it has no class token" not in faults:
         faults.append("it has no class token")
+    if not len(model.blocks):
+        faults.append("it has no blocks")
     for block in model.blocks:
         if type(block) is not Block:
             faults.append(f"its blocks are {type(block).__name__}, not pre-norm Block")

@@ -13,13 +13,24 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .arguments import integer, violations
 from .batches import random_state, set_random_state
 from .checkpoint import load_weights
 
 if TYPE_CHECKING:
     from .training import DualAttentionTrainer
 
-OURS = ("step", "skipped", "sums", "rng_state", "best", "settings")
+OURS = ("epoch", "history", "step", "skipped", "sums", "rng_state", "best", "settings")
+PLAIN = {
+    "epoch": integer(0),
+    "step": integer(0),
+    "skipped": integer(0),
+    "history": (
+        lambda v: isinstance(v, list) and all(isinstance(line, dict) for line in v),
+        "a list of dicts",
+    ),
+    "best": (lambda v: isinstance(v, float), "a float"),
+}
 
 
 def state_of(run: "DualAttentionTrainer") -> dict[str, Any]:
@@ -49,20 +60,31 @@ def load_state(run: "DualAttentionTrainer", path: Path, state: dict[str, Any]) -
     """Put a trainer where `state`, read from `path`, was taken.
 
     Raises:
-        ValueError: Another trainer's checkpoint, other settings, or weights that do not fit.
+        ValueError: Another trainer's checkpoint, other settings, or contents that do not fit; the trainer is
+            then not to be used.
     """
     if absent := [name for name in OURS if name not in state]:
         raise ValueError(
             f"checkpoint {path} holds no {', '.join(absent)}; allowed is one written by this trainer "
             "(load_weights takes the weights of any other)"
         )
+    try:
+        _restore(run, state)
+    except Exception as error:  # tensors and plain values of any kind in any place
+        raise ValueError(f"checkpoint {path} cannot be resumed from: {str(error) or repr(error)}") from error
+
+
+def _restore(run: "DualAttentionTrainer", state: dict[str, Any]) -> None:
+    before = state["settings"]
     others = [
-        f"{name} was {state['settings'].get(name)!r} and is {value!r}"
+        f"{name} was {before.get(name)!r} and is {value!r}"
         for name, value in run.settings.items()
-        if state["settings"].get(name) != value
+        if before.get(name) != value
     ]
     if others:
-        raise ValueError(f"checkpoint {path} is of a run with other settings: {'; '.join(others)}")
+        raise ValueError(f"it is of a run with other settings: {'; '.join(others)}")
+    if faults := violations(state, PLAIN):
+        raise ValueError("; ".join(faults))
     load_weights(run.model, sharded(state["model_state_dict"], run.model.state_dict()))
     load_optimizer(run.optimizer.optimizer, state["optimizer_state_dict"])
     run.weighting.load_state_dict(state["uncertainty_loss_state_dict"])
