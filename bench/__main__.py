@@ -40,18 +40,28 @@ def main() -> None:
 
 
 def run(chosen: list[Benchmark], device: torch.device, output: Path) -> tuple[results.Results, Path]:
-    """Measure, write `<device>.json`, `.md` and plots to output, and print the report."""
+    """Measure, write `<device>.json`, `.md` and plots to output, and print the report.
+
+    The file grows with every benchmark, so that an interrupted run keeps what it measured.
+    """
     measured = []
+    highest = peaks(device)
     for benchmark in (bar := tqdm(chosen, file=sys.stderr)):
         bar.set_description(benchmark.title)
         measured.append((benchmark, measure(benchmark.build(), benchmark.dtype, device, benchmark.seconds)))
-    document = results.collect(measured, peaks(device), device)
+        document = results.collect(measured, highest, device)
+        results.write(file_of(document, output), document)
     return document, publish(document, output)
+
+
+def file_of(document: results.Results, output: Path) -> Path:
+    """Results are named after their device."""
+    return output / f"{document['machine_info']['device']}.json"
 
 
 def publish(document: results.Results, output: Path) -> Path:
     """Write `<device>.json`, its report `<device>.md` and plots; returns the JSON file."""
-    file = output / f"{document['machine_info']['device']}.json"
+    file = file_of(document, output)
     results.write(file, document)
     text = report.markdown(document, report.plot(document, output))
     file.with_suffix(".md").write_text(text)
