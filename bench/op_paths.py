@@ -51,7 +51,8 @@ def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool)
     if not training:  # PyTorch's fused kernels pass no gradient to the log-sum-exp
         ways["two SDPA merged"] = two_sdpa
     if device.type == "cuda":
-        compiled_flex = torch.compile(flex_attention, dynamic=False)
+        torch.compiler.reset()  # as in `CompiledMaps`
+        compiled_flex = torch.compile(flex_attention, dynamic=False, fullgraph=True)
         ways["FlexAttention"] = flex
 
     def run(way: Callable[[], Tensor]) -> Outputs:

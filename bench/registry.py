@@ -15,7 +15,7 @@ from .shapes import DTYPES, ModelShape, OpShape, model_shapes, op_dtype, op_shap
 class Benchmark:
     """build gives the paths, of which the first is the one that ratios are taken to.
 
-    seconds: about how long it is timed on a CPU. flops: of the products that it needs at least, 0 if not
+    seconds: about how long it is timed. flops: of the products that it needs at least, 0 if not
     counted. moved: bytes that it needs to read and write at least, 0 if not counted.
     """
 
@@ -40,23 +40,24 @@ class Benchmark:
 
 
 def benchmarks(device: torch.device) -> Iterator[Benchmark]:
-    """Every benchmark, small ones first."""
+    """Every benchmark, small ones first; on a GPU a round itself holds many repetitions."""
+    hurry = 30 if device.type == "cuda" else 1
     for shape in op_shapes(device):
-        yield from _operations(shape, op_dtype(device), device)
+        yield from _operations(shape, op_dtype(device), device, 8 / hurry)
     for model in model_shapes(device):
         for dtype in DTYPES:
             for name, training in (("evaluation step", False), ("train step", True)):
                 build = partial(model_paths.paths, model, dtype, device, training)
-                yield Benchmark(name, model, dtype, build, seconds=60)
+                yield Benchmark(name, model, dtype, build, seconds=60 / hurry)
 
 
-def _operations(shape: OpShape, dtype: str, device: torch.device) -> Iterator[Benchmark]:
+def _operations(shape: OpShape, dtype: str, device: torch.device, seconds: float) -> Iterator[Benchmark]:
     B, N, H, D, L = shape
     product = 2 * B * H * N * N * D  # all queries by all keys of one image
     token = B * H * N * D * DTYPES[dtype].itemsize  # the queries of a batch, or its keys, or its values
     lse = 4 * B * H * N
     R = N // 10
-    operation = partial(Benchmark, shape=shape, dtype=dtype, seconds=8)
+    operation = partial(Benchmark, shape=shape, dtype=dtype, seconds=seconds)
     pair = partial(op_paths.pair_paths, shape, dtype, device)
     yield operation("pair_attention", build=partial(pair, False), flops=4 * product, moved=4 * token + lse)
     # Backward: the scores again, then the gradients of weights, values, queries and keys, 5 products for 2.

@@ -28,6 +28,22 @@ def test_steps_agree(dtype, training):
     check_agreement(without_compiler(model_paths.paths(MODEL, dtype, fakes.CPU, training)), dtype)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # PyTorch's own tracing asks for it
+def test_the_compiled_path_has_one_graph_for_all_blocks(monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch.manual_seed(0)
+    paths = model_paths.paths(MODEL, "fp32", fakes.CPU, True)
+    names = "eager maps", "eager maps, compiled"
+    check_agreement({name: paths[name] for name in names}, "fp32")
+    assert len(graphs) == 4  # the backbone's block, SA, PWCA, GLCA
+
+
 def test_a_wrong_partner_is_refused():
     paths = without_compiler(model_paths.paths(MODEL, "bf16", fakes.CPU, True))
     right = Maps.pair_block
