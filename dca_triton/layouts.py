@@ -21,6 +21,7 @@ from .modules import (
     run_block,
     run_last_block,
     run_local_block,
+    skip_block,
 )
 from .ops import Backend
 from .reference import select_local
@@ -104,8 +105,10 @@ def reference_branches(
     block: TimmModule
     for i, block in enumerate(sa_blocks):
         partner = project_keys(block.attn, block.norm1(pair_f)) if paired else None
-        if call.class_tokens_only and not needs_rollout and i == len(sa_blocks) - 1:
+        if not needs_rollout and i == len(sa_blocks) - 1:
             x = run_last_block(block, x, partner, partner_index, backend=call.backend)
+        elif not needs_rollout:
+            x = skip_block(block, x, partner, partner_index, backend=call.backend)
         else:
             x, left = run_block(block, x, partner, partner_index, backend=call.backend)
             attended.append(Attended(*(t[:B] for t in left)))
@@ -136,20 +139,19 @@ def paper_branches(
     x, partner_index = _paper_streams(backbone, call)
     *blocks, last = backbone.model.blocks
     attended: list[Attended] = []
-    for block in blocks:
-        x, left = run_block(block, x, None, partner_index, backend=call.backend)
-        attended.append(Attended(*(t[:B] for t in left)))
-
     pwca = None
-    if partner_index is not None and call.class_tokens_only:
-        sa, left = run_block(last, x[:B], backend=call.backend)
-        among_pwca = torch.where(partner_index[B:] < 0, -1, partner_index[B:] - B)
-        pwca = run_last_block(last, x[B:], None, among_pwca, backend=call.backend)[:B]
+    if call.class_tokens_only:
+        for block in blocks:
+            x = skip_block(block, x, None, partner_index, backend=call.backend)
+        if partner_index is not None:
+            among_pwca = torch.where(partner_index[B:] < 0, -1, partner_index[B:] - B)
+            pwca = run_last_block(last, x[B:], None, among_pwca, backend=call.backend)[:B]
+        sa = skip_block(last, x[:B], backend=call.backend)
     else:
-        x, left = run_block(last, x, None, partner_index, backend=call.backend)
-        sa = x[:B]
-        pwca = None if partner_index is None else x[B : 2 * B]
-    attended.append(Attended(*(t[:B] for t in left)))
+        for block in backbone.model.blocks:
+            x, left = run_block(block, x, None, partner_index, backend=call.backend)
+            attended.append(Attended(*(t[:B] for t in left)))
+        sa, pwca = x[:B], None if partner_index is None else x[B : 2 * B]
 
     norm = backbone.model.norm
     pwca = None if pwca is None else norm(pwca)

@@ -6,7 +6,8 @@ this module runs such a block on several streams at once and adds the reference'
 
 import functools
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from timm.layers import DropPath
@@ -15,6 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .backbone import TimmModule
 from .ops import Backend, local_attention, pair_attention, torch_backend
+from .stochastic_depth import add_branch, surviving
+
+T = TypeVar("T")
 
 
 class Heads(NamedTuple):
@@ -86,10 +90,12 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def residuals(block: TimmModule, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a pre-norm block after its attention: x + attention, then x + MLP(norm(x))."""
-    x = x + block.drop_path1(block.ls1(project_output(block.attn, attended)))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+def residuals(block: TimmModule, x: Tensor, attended: Tensor, rows: Tensor | None = None) -> Tensor:
+    """The rest of a pre-norm block: x + attention (that of the images `rows`), then x + MLP(norm(x))."""
+    x = add_branch(x, block.drop_path1, rows, block.ls1(project_output(block.attn, attended)))
+    rows = surviving(block.drop_path2, x)
+    kept = x if rows is None else x[rows]
+    return add_branch(x, block.drop_path2, rows, block.ls2(block.mlp(block.norm2(kept))))
 
 
 def run_block(
@@ -105,9 +111,25 @@ def run_block(
     `partner` holds keys and values (B', N', H, D), x's own by default; `partner_index` as in
     `pair_attention`.
     """
+    return _checkpointed(block, _run_block, x, partner, partner_index, backend)
+
+
+def skip_block(
+    block: TimmModule,
+    x: Tensor,
+    partner: tuple[Tensor, Tensor] | None = None,
+    partner_index: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """`run_block` where nobody asks for a rollout: images that stochastic depth drops attend to nothing."""
+    return _checkpointed(block, _skip_block, x, partner, partner_index, backend)
+
+
+def _checkpointed(block: TimmModule, run: Callable[..., T], *arguments: object) -> T:
     if getattr(block, "grad_checkpointing", False) and torch.is_grad_enabled():
-        return checkpoint(_run_block, block, x, partner, partner_index, backend, use_reentrant=False)
-    return _run_block(block, x, partner, partner_index, backend)
+        return checkpoint(run, block, *arguments, use_reentrant=False)
+    return run(block, *arguments)
 
 
 def _run_block(
@@ -121,6 +143,24 @@ def _run_block(
     heads = project_heads(attn, block.norm1(x))
     out, lse = attend(heads, partner, partner_index, _dropout(attn), attn.head_dim**-0.5, backend)
     return residuals(block, x, out), Attended(heads.q, heads.k, lse)
+
+
+def _skip_block(
+    block: TimmModule,
+    x: Tensor,
+    partner: tuple[Tensor, Tensor] | None,
+    partner_index: Tensor | None,
+    backend: Backend,
+) -> Tensor:
+    attn = block.attn
+    heads = project_heads(attn, block.norm1(x))
+    rows = surviving(block.drop_path1, x)
+    if rows is not None:
+        if partner_index is not None:  # others may attend to an image that itself attends to nothing
+            partner, partner_index = partner or (heads.k, heads.v), partner_index[rows]
+        heads = Heads(*(part[rows] for part in heads))
+    out, _ = attend(heads, partner, partner_index, _dropout(attn), attn.head_dim**-0.5, backend)
+    return residuals(block, x, out, rows)
 
 
 def run_last_block(
