@@ -99,7 +99,7 @@ def visualize(
 
 
 def demo(
-    output: Path = Path("runs/demo"), fgvc_epochs: int = 150, reid_epochs: int = 60, seed: int = 0
+    output: Path = Path("runs/demo"), fgvc_epochs: int = 220, reid_epochs: int = 60, seed: int = 0
 ) -> None:
     """Train a small DCAL model on the ORL faces, as categorisation and as re-identification.
 

@@ -82,7 +82,7 @@ def face_model(
 
 
 def train_fgvc(
-    save_dir: Path, epochs: int = 150, holdout: int = 0, seed: int = 0, progress: bool = True
+    save_dir: Path, epochs: int = 220, holdout: int = 0, seed: int = 0, progress: bool = True
 ) -> dict[str, float]:
     """40 people, 6 photos each to train, 4 to test; the scores, with nearest neighbour on raw pixels.
 
@@ -95,7 +95,7 @@ def train_fgvc(
     )
     train, test = InMemory(splits.train), InMemory(splits.validation if holdout else splits.test)
     model = face_model(40, "fgvc", 0.1)
-    batches = training_loader(train, 40, workers=0, seed=seed)
+    batches = training_loader(train, 16, workers=0, seed=seed)
     evaluate = partial(evaluate_fgvc, model, DataLoader(test, 80), progress=False)
     history = _train(model, batches, evaluate, epochs, save_dir, seed, progress)
     _pictures(model, test, history, save_dir)
@@ -133,7 +133,8 @@ def _train(
         optimizer="adamw",
         lr=1e-3,
         warmup_epochs=10,
-        augment=partial(whole_batch_affine, rotation=5, scale=0.05, shift=0.05, flip=False),
+        label_smoothing=0.1,
+        augment=partial(whole_batch_affine, rotation=8, scale=0.08, shift=0.08, flip=False),
         evaluate=evaluate,
         evaluate_every=25,
         clip_grad=1.0,
