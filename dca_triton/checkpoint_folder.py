@@ -62,7 +62,8 @@ class CheckpointFolder:
                     stacklevel=4,
                 )
             return None
-        return self._newest() if resume == "auto" else (Path(resume), load_checkpoint(resume))
+        path = Path(resume)
+        return self._newest() if path == Path("auto") else (path, load_checkpoint(path))
 
     def _newest(self) -> tuple[Path, State] | None:
         faults = []

@@ -53,6 +53,7 @@ def begun(tmp_path):
 
 def test_an_ended_run_is_left_as_it_is(begun):
     before = bits(load_checkpoint(begun / "checkpoint.pt"))
+    small_trainer().train(3, begun, resume=Path("auto"))  # what a command line makes of the word
     lines = (begun / "metrics.jsonl").read_bytes()
     assert continued(begun) == before
     assert (begun / "metrics.jsonl").read_bytes() == lines

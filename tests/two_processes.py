@@ -117,7 +117,8 @@ def joint_gradients(scratch: Path) -> dict[str, list[float]]:
         def accumulated(rank: int, layout=layout) -> float:
             parts = [[(0, 3, [1, 2, 0]), (3, 5, [1, 0])], [(5, 7, [1, 0]), (7, 8, [-1])]][rank]
             batches, pairs = [photos(start, stop) for start, stop, _ in parts], [index for *_, index in parts]
-            return error(gradients(layout, batches, *pairs), torch.load(scratch / "near"))
+            found = gradients(layout, batches, *pairs, checkpoint_blocks=True)
+            return error(found, torch.load(scratch / "near"))
 
         def gathered(rank: int, layout=layout) -> float:
             found = gradients(layout, [photos(4 * rank, 4 * rank + 4)], FAR, gather_partners=True)
