@@ -7,6 +7,8 @@ import sys
 from itertools import chain
 from pathlib import Path
 
+import pytest
+
 
 def found(what: str, scratch: Path) -> dict:
     program = Path(__file__).parent / "two_processes.py"
@@ -69,6 +71,9 @@ def test_fsdp2_trains_like_ddp(tmp_path):
     ):
         assert sharded["weights"] == replicated["weights"] == resumed["weights"]
         assert sharded["history"] == replicated["history"] == resumed["history"]
+    clipped, sharded = (runs[name][0]["history"] for name in ("clipped", "sharded_and_clipped"))
+    for ours, truth in zip(sharded, clipped, strict=True):  # shards sum the norm in another order
+        assert ours == pytest.approx(truth, rel=1e-4)
     assert runs["same checkpoint"] == [True, True, True]
     assert not runs["sharded"][1]["files"]
     assert all("ema_decay is 0.9; allowed is None" in said for said in runs["refused"])

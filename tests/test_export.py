@@ -28,7 +28,8 @@ class Step(torch.nn.Module):
 
     def __init__(self, layout: str) -> None:
         super().__init__()
-        self.model = small_model(layout=layout, drop_path_rate=0.4)
+        depth = 1 if layout == "reference" else 2
+        self.model = small_model(layout=layout, depth=depth, drop_path_rate=0.4)
         self.weighting = UncertaintyWeightedLoss()
         self.branch_loss = BranchLoss()
 

@@ -108,7 +108,9 @@ def test_other_settings_and_other_checkpoints_are_refused(begun):
     with pytest.raises(ValueError, match=r"lr was 0\.001 and is 0\.01; seed was 0 and is 1"):
         small_trainer(lr=0.01, seed=1).train(3, begun, resume="auto")
     save_checkpoint(begun / "theirs.pt", {"model_state_dict": small_model().state_dict(), "epoch": 3})
-    with pytest.raises(ValueError, match=r"theirs\.pt holds no step, .*load_weights takes the weights"):
+    with pytest.raises(
+        ValueError, match=r"theirs\.pt holds no history, step, .*load_weights takes the weights"
+    ):
         small_trainer().train(3, begun, resume=begun / "theirs.pt")
 
 

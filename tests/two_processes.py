@@ -243,21 +243,24 @@ def sharding(scratch: Path) -> dict[str, list]:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU
 
     def replicated(rank: int) -> dict:
-        return run(scratch / f"replicated {rank}", clip_grad=1.0, accumulate=2)
+        return run(scratch / f"replicated {rank}", accumulate=2)
+
+    def clipped(rank: int) -> dict:
+        return run(scratch / f"clipped {rank}", clip_grad=0.1)
 
     def sharded(rank: int) -> dict:
         claim()
-        return run(scratch / f"sharded {rank}", clip_grad=1.0, accumulate=2)
+        return run(scratch / f"sharded {rank}", accumulate=2)
+
+    def sharded_and_clipped(rank: int) -> dict:
+        claim()
+        return run(scratch / f"sharded and clipped {rank}", clip_grad=0.1)
 
     def resumed(rank: int) -> dict:
         """From the last epoch but one of rank 0's folder, to the same end."""
         claim()
-        return run(
-            scratch / "sharded 0",
-            resume=scratch / "sharded 0" / "checkpoint.1.pt",
-            clip_grad=1.0,
-            accumulate=2,
-        )
+        folder = scratch / "sharded 0"
+        return run(folder, resume=folder / "checkpoint.1.pt", accumulate=2)
 
     def refused(rank: int) -> str:
         claim()
@@ -266,8 +269,8 @@ def sharding(scratch: Path) -> dict[str, list]:
         except ValueError as error:
             return str(error)
 
-    found = {"replicated": together(replicated)}
-    for work in (sharded, resumed, refused):
+    found = {"replicated": together(replicated), "clipped": together(clipped)}
+    for work in (sharded, sharded_and_clipped, resumed, refused):
         found[work.__name__] = together(work, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     ours, theirs = (load_checkpoint(scratch / f"{k} 0" / "checkpoint.pt") for k in ("sharded", "replicated"))
     found["same checkpoint"] = [
