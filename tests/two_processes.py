@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dca_triton.batches import training_loader
 from dca_triton.checkpoint import load_checkpoint
+from dca_triton.pairs import PairSampler
 from dca_triton.training_state import whole
 
 
@@ -182,7 +183,14 @@ def training(scratch: Path) -> dict[str, list]:
         return history[-1]["total_loss"]
 
     def averaged(rank: int) -> dict:
-        return run(scratch / f"averaged {rank}", ema_decay=0.9, evaluate=lambda: {"top1": float(rank)})
+        """With hard negatives among all photos."""
+        return run(
+            scratch / f"averaged {rank}",
+            ema_decay=0.9,
+            evaluate=lambda: {"top1": float(rank)},
+            pairs=PairSampler("mixed"),
+            gather_partners=True,
+        )
 
     def same_photos(rank: int) -> str:
         try:
