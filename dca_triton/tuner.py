@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import triton.testing
 from tqdm import tqdm
+from triton.runtime.errors import OutOfResources
 
 from . import tuning
 from .static.assess import Assessment, Job, assess_all
@@ -141,6 +142,7 @@ def tune(
         known[key] = known.get(key, {}) | by_length
     tuning.write(output, f"measured on {gpu.name}", known)
     unfinished.unlink(missing_ok=True)
+    tuning.forget()
     return choices
 
 
@@ -154,7 +156,10 @@ def _fastest(key: tuning.Key, n: int, device: torch.device, ranked: list[tuning.
     times = {}
     for config in dict.fromkeys([default[key.op, key.direction], *ranked]):
         with tuning.forced(default | {(key.op, key.direction): config}):
-            times[config] = float(triton.testing.do_bench(launch, return_mode="median"))
+            try:
+                times[config] = float(triton.testing.do_bench(launch, return_mode="median"))
+            except OutOfResources:  # a chip with less than the one that the model knows
+                times[config] = math.inf
     best = min(times, key=times.__getitem__)
     return Choice(key, n, best, times[best], times[default[key.op, key.direction]])
 

@@ -164,6 +164,12 @@ def _number(arch: str) -> int:
     return int(arch[3:], 16 if arch.startswith("gfx") else 10)
 
 
+def forget() -> None:
+    """Read the files anew at the next choice: one of them has changed."""
+    for remembered in (tables, _look_up):
+        remembered.cache_clear()
+
+
 def read(path: Path) -> Table:
     """The choices of one file."""
     table: Table = {}

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 from dca_triton import info, tuner, tuning
 from dca_triton.static.chips import CHIPS
@@ -22,20 +23,13 @@ A, B, C = Config(16, 16, 4, 1), Config(32, 32, 4, 1), Config(64, 64, 8, 2)
 @pytest.fixture
 def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of tables of its own, and nothing remembered from another."""
-
-    remembered = (tuning.gpu_of, tuning.tables, tuning._look_up)
-
-    def forget() -> None:
-        for function in remembered:
-            function.cache_clear()
-
     monkeypatch.setattr(tuning, "CONFIGS", tmp_path)
-    forget()
+    tuning.forget()
     tuning.write(tmp_path / "sm_80.json", "static model", {KEY: {197: A}})
     tuning.write(tmp_path / "sm_90.json", "static model", {KEY: {197: B}})
     tuning.write(tmp_path / "gfx942.json", "static model", {KEY: {197: C}})
     yield tmp_path
-    forget()
+    tuning.forget()
 
 
 def on(monkeypatch: pytest.MonkeyPatch, name: str, arch: str) -> torch.device:
@@ -148,14 +142,14 @@ def test_tables_are_read_as_written_and_never_half(tmp_path: Path) -> None:
 
 
 def test_the_model_ranks_without_a_gpu_and_leaves_out_what_spills(monkeypatch: pytest.MonkeyPatch) -> None:
-    good, bad = Config(64, 128, 4, 2), Config(128, 256, 4, 2)
+    good, bad = Config(16, 64, 2, 1), Config(16, 256, 1, 1)
     monkeypatch.setattr(tuner, "candidates", lambda dtype: [bad, good])
     ranking = tuner.rank("sm_90", ["rollout_row"], progress=False)
     ((choice, found),) = ranking.items()
     assert choice == (KEY, 197)
     assert [assessment.job.config for assessment in found] == [good]
     assert math.isfinite(found[0].clocks)
-    assert "64/128/4/2" in tuner.ranking_table(ranking)
+    assert "16/64/2/1" in tuner.ranking_table(ranking)
     monkeypatch.setattr(tuner, "candidates", lambda dtype: [bad])
     with pytest.raises(RuntimeError, match=r"no candidate .* on sm_90 for .*rollout_row.* with 197 tokens"):
         tuner.rank("sm_90", ["rollout_row"], progress=False)
@@ -200,7 +194,9 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
         measured.append(chosen)
         if len(measured) == 5:  # in the middle of the second length
             raise KeyboardInterrupt
-        return {A: 3.0, B: 2.0, C: 1.0}[chosen]
+        if chosen == A:
+            raise OutOfResources(200_000, 100_000, "shared memory")
+        return {B: 2.0, C: 1.0}[chosen]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tuner, "_ranked", ranked)
@@ -213,6 +209,7 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
     (choice,) = tuner.tune(**run)  # type: ignore[arg-type]
     assert measured == [B, A, C, B, A, B, A, C]
     assert choice == tuner.Choice(KEY, 785, C, 1.0, 2.0)
+    assert tuning.choose("rollout_row", "step", 64, torch.float16, 785, device) == C
     assert tuning.read(configs / "Fake.json") == {KEY: {197: C, 785: C}}
     assert '"measured on Fake"' in (configs / "Fake.json").read_text()
     assert not (configs / "Fake.unfinished").exists()

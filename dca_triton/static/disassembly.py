@@ -180,8 +180,10 @@ def _tcgen05_flops(ptx: str) -> list[int]:
     flops = []
     for kind, descriptor in re.findall(r"tcgen05\.mma\.\S*kind::(\w+) [^;]*?, (%r\d+), %p\d+;", ptx):
         bits = int(constants[descriptor])
-        depth = {"f16": 16, "tf32": 8}[kind]
-        flops.append(2 * (bits >> 17 & 63) * 8 * (bits >> 24 & 31) * 16 * depth)
+        columns, rows = (bits >> 17 & 63) * 8, (bits >> 24 & 31) * 16
+        if rows == 128 and columns % 16:  # no assembler sees it: the shape lies in a register
+            raise RuntimeError(f"tcgen05.mma of {rows} rows by {columns} columns; it takes multiples of 16")
+        flops.append(2 * columns * rows * {"f16": 16, "tf32": 8}[kind])
     return flops
 
 

@@ -1,0 +1,72 @@
+"""What a launcher compiles anew for sizes of 1 and of multiples of 16, and for partners of another length.
+
+Triton turns an argument of 1 into a constant, which changes the types that meet at a kernel's branches; the
+interpreter does not.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dca_triton import tuning
+from dca_triton.ops import triton_launch, triton_rollout
+from dca_triton.ops.partners import inverted
+from dca_triton.static.capture import Launch, capture
+from dca_triton.static.disassembly import examine
+from dca_triton.static.problems import launch_of
+
+D = 16
+SIZES = [  # queries, keys, keys of the partners (None: in the batch), heads
+    (1, 1, 50, 1),
+    (1, 16, None, 3),
+    (17, 17, 1, 16),
+]
+SIZE_NAMES = ("M", "N", "N2", "H")
+
+
+def cuda(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.empty(shape, device="cuda", dtype=dtype)
+
+
+def launches(M: int, N: int, others: int | None, H: int) -> list[Launch]:
+    """A step of every operation at these sizes, on a chip's shipped configurations."""
+
+    def run() -> None:
+        q, k, v = cuda(2, N, 3, H, D).unbind(2)
+        q = q[:, :M]
+        for pairs in (None, inverted(cuda(2, dtype=torch.long), 2)):
+            image = None if pairs is None else pairs.image
+            pk, pv = (None, None) if others is None or pairs is None else cuda(2, others, 2, H, D).unbind(2)
+            out, lse = triton_launch.forward("pair_attention", q, k, v, pk, pv, image, None, 0.1)
+            triton_launch.backward("pair_attention", out, q, k, v, pk, pv, pairs, None, out, lse, 0.1)
+        index = cuda(2, M, dtype=torch.int32)
+        out, lse = triton_launch.forward("local_attention", k, k, v, None, None, None, index, 0.1)
+        triton_launch.backward("local_attention", out, k, k, v, None, None, None, index, out, lse, 0.1)
+        if M == N:
+            triton_rollout.launch([q, q], [k, k], [lse, lse], 0.1, None)
+
+    config = tuning.Config(16, 16, 1, 1)
+    with tuning.forced({(op, d): config for op, directions in tuning.DIRECTIONS.items() for d in directions}):
+        return capture(run, "sm_90")
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_every_specialisation_compiles(sizes: tuple[int, int, int | None, int]) -> None:
+    found = {str((x.name, x.signature, x.constexprs, x.attributes)): x for x in launches(*sizes)}
+    assert len(found) >= 7
+    assert any(
+        x.signature[size] == "constexpr" for x in found.values() for size in x.signature if size in SIZE_NAMES
+    )
+    for launch in found.values():
+        assert launch.compile("sm_90").asm["cubin"]
+
+
+def test_a_matrix_instruction_that_blackwell_lacks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = dict(
+        op="pair_attention", direction="forward", head_dim=D, dtype=torch.float16, n=197, arch="sm_100"
+    )
+    config = tuning.Config(128, 64, 4, 2)
+    assert examine(launch_of(**launch, config=config).compile("sm_100"), "sm_100").loops  # type: ignore[arg-type]
+    monkeypatch.setattr(triton_launch, "least_width", lambda arch: 8)
+    with pytest.raises(RuntimeError, match=r"tcgen05\.mma of 128 rows by 8 columns"):
+        examine(launch_of(**launch, config=config).compile("sm_100"), "sm_100")  # type: ignore[arg-type]
