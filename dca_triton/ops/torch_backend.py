@@ -130,18 +130,15 @@ def _first_step(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
 
 
 def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
-    """0.5 r + 0.5 mean_h(r P_h), the weights of some heads and rows at a time, as many as a cache holds."""
-    B, M, H, _ = q.shape
-    N = k.shape[1]
-    queries, keys = (t.float().transpose(1, 2).flatten(0, 1) for t in (q, k))  # [B * H, ·, D]
-    shift = -lse.reshape(B * H, M, 1)
-    start = row.repeat_interleave(H, 0)[:, None]
-    mixed = row.new_zeros(B * H, 1, N)
-    for heads in _row_chunks(B * H, M * N):
-        for rows in _row_chunks(M, (heads.stop - heads.start) * N):
-            scores = torch.baddbmm(shift[heads, rows], queries[heads, rows], keys[heads].mT, alpha=scale)
-            mixed[heads] += start[heads, :, rows] @ scores.exp_()
-    return 0.5 * row + 0.5 * mixed.view(B, H, N).mean(1)
+    """r P as attention the other way round: keys ask queries, whose values are r; no weight is ever stored.
+
+    Σ_m r_m exp(s_mn - lse_m) is the mean of r under the softmax over m, times that softmax's denominator.
+    """
+    values = row[:, :, None, None].expand_as(q).contiguous()
+    mask = -lse.contiguous()[:, :, None]  # a strided mask would be expanded to all N x N by PyTorch's kernel
+    mean, denominator = attention_with_lse(k.float(), q.float(), values, scale, mask)
+    mixed = mean[..., 0].transpose(1, 2) * denominator.exp()  # [B, H, N]
+    return 0.5 * row + 0.5 * mixed.mean(1)
 
 
 def _row_chunks(rows: int, scores_per_row: int) -> list[slice]:
