@@ -88,11 +88,11 @@ def growth_table(results: Results) -> list[str]:
 
 
 def growth(results: Results) -> dict[tuple[str, str], tuple[float, float]]:
-    """For each (operation, path) the slopes of log time and of log memory over log N, by least squares."""
+    """For each (operation, path) the slopes of log time and log memory over log N, from 3 lengths on."""
     return {
         (name, path): (exponent(lengths, times), exponent(lengths, memory))
         for (name, path), (lengths, times, memory) in series(results).items()
-        if len(lengths) > 1
+        if len(lengths) > 2
     }
 
 
