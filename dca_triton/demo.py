@@ -176,7 +176,7 @@ def _pictures(
     training_curves(history, save_dir / "training.png")
     chosen = [photos[i] for i in range(0, len(photos), max(1, len(photos) // 8))][:8]
     images = torch.stack([item["image"] for item in chosen])
-    explained = explain(model, images)
+    explained = explain(model.cpu(), images)  # training moved it to the GPU if there is one
     rollout_overlays(
         (images * STD + MEAN).clamp(0, 1),
         explained.rollout,
