@@ -28,7 +28,7 @@ from .visualisation import visualize as draw
 Part = Literal["train", "validation", "test", "query", "gallery"]
 
 
-def train(experiment: Namespace, resume: Path | Literal["auto"] | None = None) -> None:
+def train(experiment: Namespace, resume: Literal["auto"] | Path | None = None) -> None:
     """Train a model; writes config.yaml, metrics.jsonl and checkpoints to `output`.
 
     Args:
