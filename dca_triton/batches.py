@@ -54,6 +54,11 @@ class SeededDataset(Dataset[Any]):
             return self.dataset[index]
 
 
+def process() -> PartialState:
+    """This process among those of a launch, with its device: a GPU of its own where there is one."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def training_loader(
     dataset: Labelled, batch_size: int, per_identity: int = 0, workers: int = 4, seed: int = 0
 ) -> DataLoader[Batch]:
@@ -70,7 +75,7 @@ def training_loader(
     Raises:
         ValueError: As `IdentitySampler`, or a batch_size that per_identity does not divide.
     """
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = process()
     rank, processes = state.process_index, state.num_processes
     if per_identity and batch_size % per_identity:
         raise ValueError(f"batch_size is {batch_size}; allowed are multiples of per_identity, {per_identity}")

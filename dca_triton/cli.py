@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from . import commands
-from .experiment import DataOptions, process
+from .batches import process
+from .experiment import DataOptions
 from .model import DualAttentionModel
 from .pairs import PairSampler
 from .training import DualAttentionTrainer

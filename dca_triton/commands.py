@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from . import demo as faces
 from . import embedding
+from .batches import process
 from .checkpoint import load_weights
 from .evaluation import Metric, score_table
 from .experiment import (
@@ -16,7 +17,6 @@ from .experiment import (
     evaluation_batches,
     load_splits,
     normalisation,
-    process,
     scores,
     train_batches,
 )

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from accelerate import PartialState
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_pretrained_cfg
 from torch import Tensor
@@ -57,11 +55,6 @@ class DataOptions:
     on_corrupt: Literal["raise", "skip"] = "raise"
     workers: int = 2
     seed: int = 0
-
-
-def process() -> PartialState:
-    """This process among those of a launch, with its device: a GPU of its own where there is one."""
-    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def load_splits(data: DataOptions, backbone_name: str) -> Splits:
