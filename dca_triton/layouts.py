@@ -23,7 +23,7 @@ from .modules import (
     run_local_block,
     skip_block,
 )
-from .ops import Backend
+from .ops import Backend, Partners, partners
 from .reference import select_local
 
 
@@ -97,20 +97,20 @@ def reference_branches(
 
     needs_rollout = not call.class_tokens_only or len(glca_blocks) > 1
     x = f
-    partner_index = None
+    pairs: Partners | None = None
     if paired:
         x = torch.cat([f, f])
-        partner_index = torch.cat([torch.full_like(index, -1), index])
+        pairs = partners(torch.cat([torch.full_like(index, -1), index]), pair_f.shape[0])
     attended: list[Attended] = []
     block: TimmModule
     for i, block in enumerate(sa_blocks):
         partner = project_keys(block.attn, block.norm1(pair_f)) if paired else None
         if not needs_rollout and i == len(sa_blocks) - 1:
-            x = run_last_block(block, x, partner, partner_index, backend=call.backend)
+            x = run_last_block(block, x, partner, pairs, backend=call.backend)
         elif not needs_rollout:
-            x = skip_block(block, x, partner, partner_index, backend=call.backend)
+            x = skip_block(block, x, partner, pairs, backend=call.backend)
         else:
-            x, left = run_block(block, x, partner, partner_index, backend=call.backend)
+            x, left = run_block(block, x, partner, pairs, backend=call.backend)
             attended.append(Attended(*(t[:B] for t in left)))
 
     sa, pwca = x[:B], x[B:] if paired else None
@@ -137,19 +137,20 @@ def paper_branches(
     """The backbone's blocks carry SA and PWCA; a distractor is its partner's PWCA stream at that depth."""
     B = call.images.shape[0]
     x, partner_index = _paper_streams(backbone, call)
+    pairs = None if partner_index is None else partners(partner_index, x.shape[0])
     *blocks, last = backbone.model.blocks
     attended: list[Attended] = []
     pwca = None
     if call.class_tokens_only:
         for block in blocks:
-            x = skip_block(block, x, None, partner_index, backend=call.backend)
+            x = skip_block(block, x, None, pairs, backend=call.backend)
         if partner_index is not None:
             among_pwca = torch.where(partner_index[B:] < 0, -1, partner_index[B:] - B)
             pwca = run_last_block(last, x[B:], None, among_pwca, backend=call.backend)[:B]
         sa = skip_block(last, x[:B], backend=call.backend)
     else:
         for block in backbone.model.blocks:
-            x, left = run_block(block, x, None, partner_index, backend=call.backend)
+            x, left = run_block(block, x, None, pairs, backend=call.backend)
             attended.append(Attended(*(t[:B] for t in left)))
         sa, pwca = x[:B], None if partner_index is None else x[B : 2 * B]
 

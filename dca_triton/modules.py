@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .backbone import TimmModule
-from .ops import Backend, local_attention, pair_attention, torch_backend
+from .ops import Backend, Partners, local_attention, pair_attention, torch_backend
 from .stochastic_depth import add_branch, surviving
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def project_output(attn: TimmModule, x: Tensor) -> Tensor:
 def attend(
     heads: Heads,
     partner: tuple[Tensor, Tensor] | None,
-    partner_index: Tensor | None,
+    partner_index: Tensor | Partners | None,
     dropout: float,
     scale: float,
     backend: Backend,
@@ -74,7 +74,8 @@ def attend(
             heads.q, heads.k, heads.v, partner_k, partner_v, partner_index, scale, backend=backend
         )
     _say_dropout_needs_torch(backend)
-    return torch_backend.pair_attention(*heads, partner_k, partner_v, partner_index, scale, dropout)
+    image = partner_index.image if isinstance(partner_index, Partners) else partner_index
+    return torch_backend.pair_attention(*heads, partner_k, partner_v, image, scale, dropout)
 
 
 def _say_dropout_needs_torch(backend: Backend) -> None:
@@ -102,7 +103,7 @@ def run_block(
     block: TimmModule,
     x: Tensor,
     partner: tuple[Tensor, Tensor] | None = None,
-    partner_index: Tensor | None = None,
+    partner_index: Tensor | Partners | None = None,
     *,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Attended]:
@@ -118,7 +119,7 @@ def skip_block(
     block: TimmModule,
     x: Tensor,
     partner: tuple[Tensor, Tensor] | None = None,
-    partner_index: Tensor | None = None,
+    partner_index: Tensor | Partners | None = None,
     *,
     backend: Backend = "auto",
 ) -> Tensor:
@@ -136,7 +137,7 @@ def _run_block(
     block: TimmModule,
     x: Tensor,
     partner: tuple[Tensor, Tensor] | None,
-    partner_index: Tensor | None,
+    partner_index: Tensor | Partners | None,
     backend: Backend,
 ) -> tuple[Tensor, Attended]:
     attn = block.attn
@@ -149,7 +150,7 @@ def _skip_block(
     block: TimmModule,
     x: Tensor,
     partner: tuple[Tensor, Tensor] | None,
-    partner_index: Tensor | None,
+    partner_index: Tensor | Partners | None,
     backend: Backend,
 ) -> Tensor:
     attn = block.attn
@@ -157,7 +158,10 @@ def _skip_block(
     rows = surviving(block.drop_path1, x)
     if rows is not None:
         if partner_index is not None:  # others may attend to an image that itself attends to nothing
-            partner, partner_index = partner or (heads.k, heads.v), partner_index[rows]
+            partner = partner or (heads.k, heads.v)
+            partner_index = (
+                partner_index.of(rows) if isinstance(partner_index, Partners) else partner_index[rows]
+            )
         heads = Heads(*(part[rows] for part in heads))
     out, _ = attend(heads, partner, partner_index, _dropout(attn), attn.head_dim**-0.5, backend)
     return residuals(block, x, out, rows)
@@ -167,7 +171,7 @@ def run_last_block(
     block: TimmModule,
     x: Tensor,
     partner: tuple[Tensor, Tensor] | None = None,
-    partner_index: Tensor | None = None,
+    partner_index: Tensor | Partners | None = None,
     *,
     backend: Backend = "auto",
 ) -> Tensor:

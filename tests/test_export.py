@@ -130,6 +130,21 @@ def test_the_host_never_waits_for_a_gpu(layout, training, fake_gpu):
     assert called.names["dca_triton.rollout_row.default"] == (0 if training else 1)
 
 
+@LAYOUTS
+@pytest.mark.parametrize("class_tokens_only", [True, False])
+def test_partners_are_inverted_once_a_step(layout, class_tokens_only, fake_gpu):
+    """By a sort; in the paper's layout the last block has PWCA rows alone, whose partners are others."""
+    pytest.importorskip("triton")
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        model = small_model(layout=layout, depth=4, num_sa_blocks=4, drop_path_rate=0.0)
+    model.to_empty(device="cuda").train()
+    images, _, partners = (tensor.cuda() for tensor in photos(4))
+    with Called() as called:
+        model(images, partner_index=partners, class_tokens_only=class_tokens_only)
+    sorts = 2 if layout == "paper" and class_tokens_only else 1
+    assert called.names["aten.sort.stable"] == sorts
+
+
 def test_a_wait_is_seen(fake_gpu):
     images = photos(4)[0].cuda()
     with pytest.raises(DataDependentOutputException):

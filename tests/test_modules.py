@@ -8,6 +8,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from dca_triton import modules, reference
+from dca_triton.ops import Partners, partners
 
 B, N, C, H = 3, 11, 32, 2
 X = torch.randn(B, N, C, generator=torch.Generator().manual_seed(0))
@@ -70,13 +71,14 @@ def test_glca_replaces_the_selected_rows_before_the_projection() -> None:
     torch.testing.assert_close(glca.class_token(X), expected[:, :1])
 
 
-def test_dropout_of_probabilities_drops_and_keeps_the_mean() -> None:
+@pytest.mark.parametrize("index", [INDEX, partners(INDEX, B)], ids=["plain", "inverted"])
+def test_dropout_of_probabilities_drops_and_keeps_the_mean(index: Tensor | Partners) -> None:
     own = block(attn_drop=0.5).train()
     still = copy.deepcopy(own).eval()
     torch.manual_seed(0)
-    mean = torch.stack([modules.run_block(own, X, None, INDEX)[0] for _ in range(400)]).mean(0)
-    expected, _ = modules.run_block(still, X, None, INDEX)
-    assert not torch.equal(modules.run_block(own, X, None, INDEX)[0], expected)
+    mean = torch.stack([modules.run_block(own, X, None, index)[0] for _ in range(400)]).mean(0)
+    expected, _ = modules.run_block(still, X, None, index)
+    assert not torch.equal(modules.run_block(own, X, None, index)[0], expected)
     torch.testing.assert_close(mean, expected, rtol=0, atol=0.05)
 
 

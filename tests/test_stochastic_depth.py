@@ -8,10 +8,12 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from dca_triton import modules
+from dca_triton.ops import partners
 from dca_triton.stochastic_depth import add_branch, surviving
 
 B, N, C = 8, 5, 32
 X = torch.randn(B, N, C, generator=torch.Generator().manual_seed(0))
+PARTNERS = torch.tensor([3, -1, 0, 1, 5, 4, 2, 6])
 
 
 def drawn(p: float, times: int) -> torch.Tensor:
@@ -42,12 +44,11 @@ def test_nothing_is_dropped_in_evaluation_or_without_stochastic_depth():
     assert surviving(DropPath(0.5).eval(), X) is None
 
 
-@pytest.mark.parametrize("paired", [False, True])
-def test_the_survivors_of_a_block_are_computed_as_ever(paired, monkeypatch):
+@pytest.mark.parametrize("index", [None, PARTNERS, partners(PARTNERS, B)], ids=["none", "plain", "inverted"])
+def test_the_survivors_of_a_block_are_computed_as_ever(index, monkeypatch):
     """Whoever survives attends to partners that do not."""
     torch.manual_seed(0)
     block = Block(C, 2, drop_path=0.25)
-    index = torch.tensor([3, -1, 0, 1, 5, 4, 2, 6]) if paired else None
     rows = torch.tensor([0, 2, 3, 4, 6, 7])
     monkeypatch.setattr(modules, "surviving", lambda path, x: rows)
     x = X.clone().requires_grad_()

@@ -102,6 +102,9 @@ def test_readers_of_an_image_in_order(index: list[int], dtype: torch.dtype) -> N
     for j in range(4):
         readers = pairs.reader[pairs.first[j] : pairs.first[j + 1]].tolist()
         assert readers == [i for i, image in enumerate(index) if image == j]
+    even = torch.arange(0, len(index), 2)
+    for some, expected in zip(pairs.of(even), ops.partners(pairs.image[even], 4), strict=True):
+        assert torch.equal(some, expected)
 
 
 def test_partners_name_every_fault() -> None:

@@ -19,6 +19,10 @@ class Partners(NamedTuple):
     reader: Tensor
     first: Tensor
 
+    def of(self, rows: Tensor) -> "Partners":
+        """Those of the rows (K,) alone, inverted anew."""
+        return inverted(self.image[rows], self.first.shape[0] - 1)
+
 
 def partners(index: Tensor, images: int) -> Partners:
     """Check and invert an index of partners once for all blocks of a step.
