@@ -183,10 +183,11 @@ def test_rollout_from_a_given_row(dtype: torch.dtype) -> None:
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_rollout_in_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chunk", [10 * 63, 3 * 63 * 63])  # 10 rows of a head, 3 at the end; 3 heads, then 1
+def test_rollout_in_many_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     qs, ks, lses = layers(63, torch.float32)
     whole = ops.rollout_row(qs, ks, lses)
-    monkeypatch.setattr(torch_backend, "CHUNK", 5 * H * 63)  # 5 rows at a time, and 3 at the end
+    monkeypatch.setattr(torch_backend, "CHUNK", chunk)
     torch.testing.assert_close(ops.rollout_row(qs, ks, lses), whole)
 
 

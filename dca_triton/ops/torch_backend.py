@@ -1,5 +1,6 @@
 """The three operations on plain PyTorch: any device, linear memory, differentiable by autograd."""
 
+import math
 from contextlib import nullcontext
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 # Scores that one chunk of a row-wise product may hold: 1 MiB of fp32 stays in a core's cache.
 CHUNK = 1 << 18
+LOG2_E = 1 / math.log(2)
 
 
 def pair_attention(
@@ -130,7 +132,26 @@ def _first_step(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
 
 
 def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
-    """r P as attention the other way round: keys ask queries, whose values are r; no weight is ever stored.
+    """0.5 r + 0.5 mean_h(r P_h), the weights of some heads and rows at a time, as many as a cache holds."""
+    if torch.compiler.is_compiling() or q.device.type != "cpu":
+        return _fused_step(row, q, k, lse, scale)
+    B, M, H, _ = q.shape
+    N = k.shape[1]
+    queries, keys = (t.float().transpose(1, 2).flatten(0, 1) for t in (q, k))  # [B * H, N, D]
+    # Powers of 2 take half the time of those of e.
+    shift = LOG2_E * (row.log()[:, None] - lse).reshape(B * H, M, 1)
+    mixed = row.new_zeros(B * H, N)
+    for heads in _row_chunks(B * H, M * N):
+        for rows in _row_chunks(M, len(mixed[heads]) * N):
+            scores = torch.baddbmm(
+                shift[heads, rows], queries[heads, rows], keys[heads].mT, alpha=scale * LOG2_E
+            )
+            mixed[heads] += scores.exp2_().sum(1)
+    return 0.5 * row + 0.5 * mixed.view(B, H, N).mean(1)
+
+
+def _fused_step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
+    """r P as attention the other way round, whose graph is one for all batch sizes: keys ask queries.
 
     Σ_m r_m exp(s_mn - lse_m) is the mean of r under the softmax over m, times that softmax's denominator.
     """
