@@ -101,6 +101,9 @@ def _examine_sass(cubin: bytes, ptx: str, common: dict[str, Any]) -> Code:
         listing = _run("cuobjdump", "-sass", file.name)
         usage = _run("cuobjdump", "-res-usage", file.name)
     lines = [(int(a, 16), t) for a, t in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", listing, re.M)]
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if not found or not lines:
+        raise RuntimeError(f"cuobjdump told nothing about a cubin for {common['arch']}: {listing[:200]!r}")
     texts = [text for _, text in lines]
     opcodes = [_opcode(text) for text in texts]
     umma = [i for i, opcode in enumerate(opcodes) if opcode.startswith("UTCHMMA")]
@@ -117,9 +120,6 @@ def _examine_sass(cubin: bytes, ptx: str, common: dict[str, Any]) -> Code:
             loop.shared_flops[kind] += umma_flops.get(i, 0)
             loop.smem_bytes += _smem_bytes(opcodes[i], texts[i])
         loops.append(loop)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    if not found or not lines:
-        raise RuntimeError(f"cuobjdump told nothing about a cubin for {common['arch']}: {listing[:200]!r}")
     spills = sum(op.startswith(("STL", "LDL")) for op in opcodes)
     return Code(
         registers=int(found[1]),
