@@ -1,7 +1,10 @@
-"""Markers and limits common to all tests."""
+"""Markers and fixtures common to all tests."""
+
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -10,3 +13,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures saved during the test."""
+    saved: list[Figure] = []
+    save = Figure.savefig
+
+    def spy(figure: Figure, *args: Any, **options: Any) -> None:
+        saved.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    return saved

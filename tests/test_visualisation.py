@@ -24,20 +24,6 @@ def png_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures saved during the test."""
-    saved: list[Figure] = []
-    save = Figure.savefig
-
-    def spy(figure: Figure, *args: Any, **options: Any) -> None:
-        saved.append(figure)
-        save(figure, *args, **options)
-
-    monkeypatch.setattr(Figure, "savefig", spy)
-    return saved
-
-
 def record(epoch: int) -> dict[str, object]:
     losses = {"sa_loss": 3.0 / epoch, "glca_loss": 2.0 / epoch, "pwca_loss": 4.0 / epoch, "total_loss": -1.0}
     weights = {"sa_loss_weight": 1.0, "sa_loss_log_var": 9.0}

@@ -38,19 +38,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    saved: list[Figure] = []
-    save = Figure.savefig
-
-    def spy(figure: Figure, *args: Any, **options: Any) -> None:
-        saved.append(figure)
-        save(figure, *args, **options)
-
-    monkeypatch.setattr(Figure, "savefig", spy)
-    return saved
-
-
 def picture(image: Any) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image.get_array()))
 
