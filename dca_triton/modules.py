@@ -6,8 +6,7 @@ this module runs such a block on several streams at once and adds the reference'
 
 import functools
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import DropPath
@@ -17,8 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from .backbone import TimmModule
 from .ops import Backend, Partners, local_attention, pair_attention, torch_backend
 from .stochastic_depth import add_branch, surviving
-
-T = TypeVar("T")
 
 
 class Heads(NamedTuple):
@@ -112,7 +109,7 @@ def run_block(
     `partner` holds keys and values (B', N', H, D), x's own by default; `partner_index` as in
     `pair_attention`.
     """
-    return _checkpointed(block, _run_block, x, partner, partner_index, backend)
+    return _checkpointed(block, x, partner, partner_index, backend, False)
 
 
 def skip_block(
@@ -124,38 +121,26 @@ def skip_block(
     backend: Backend = "auto",
 ) -> Tensor:
     """`run_block` where nobody asks for a rollout: images that stochastic depth drops attend to nothing."""
-    return _checkpointed(block, _skip_block, x, partner, partner_index, backend)
+    return _checkpointed(block, x, partner, partner_index, backend, True)[0]
 
 
-def _checkpointed(block: TimmModule, run: Callable[..., T], *arguments: object) -> T:
+def _checkpointed(block: TimmModule, *arguments: Any) -> tuple[Tensor, Attended]:
     if getattr(block, "grad_checkpointing", False) and torch.is_grad_enabled():
-        return checkpoint(run, block, *arguments, use_reentrant=False)
-    return run(block, *arguments)
+        return checkpoint(_run, block, *arguments, use_reentrant=False)
+    return _run(block, *arguments)
 
 
-def _run_block(
+def _run(
     block: TimmModule,
     x: Tensor,
     partner: tuple[Tensor, Tensor] | None,
     partner_index: Tensor | Partners | None,
     backend: Backend,
+    skips: bool,
 ) -> tuple[Tensor, Attended]:
     attn = block.attn
     heads = project_heads(attn, block.norm1(x))
-    out, lse = attend(heads, partner, partner_index, _dropout(attn), attn.head_dim**-0.5, backend)
-    return residuals(block, x, out), Attended(heads.q, heads.k, lse)
-
-
-def _skip_block(
-    block: TimmModule,
-    x: Tensor,
-    partner: tuple[Tensor, Tensor] | None,
-    partner_index: Tensor | Partners | None,
-    backend: Backend,
-) -> Tensor:
-    attn = block.attn
-    heads = project_heads(attn, block.norm1(x))
-    rows = surviving(block.drop_path1, x)
+    rows = surviving(block.drop_path1, x) if skips else None
     if rows is not None:
         if partner_index is not None:  # others may attend to an image that itself attends to nothing
             partner = partner or (heads.k, heads.v)
@@ -163,8 +148,8 @@ def _skip_block(
                 partner_index.of(rows) if isinstance(partner_index, Partners) else partner_index[rows]
             )
         heads = Heads(*(part[rows] for part in heads))
-    out, _ = attend(heads, partner, partner_index, _dropout(attn), attn.head_dim**-0.5, backend)
-    return residuals(block, x, out, rows)
+    out, lse = attend(heads, partner, partner_index, _dropout(attn), attn.head_dim**-0.5, backend)
+    return residuals(block, x, out, rows), Attended(heads.q, heads.k, lse)
 
 
 def run_last_block(
