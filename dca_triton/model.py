@@ -155,7 +155,8 @@ class DualAttentionModel(nn.Module, HubMixin):
         self._check(x, x_pair, partner_index)
         if not self.training:
             x_pair = partner_index = None
-        branches = self._branches(Call(x, x_pair, partner_index, class_tokens_only, self.backend))
+        call = Call(x, x_pair, partner_index, class_tokens_only, self.backend)
+        branches = self.branches(call, lambda attended: self._rollout(x, attended))
         outputs = {
             "sa_logits": self.sa_head(branches.sa[:, 0]),
             "glca_logits": self.glca_head(branches.glca[:, 0]),
@@ -176,9 +177,6 @@ class DualAttentionModel(nn.Module, HubMixin):
         return reference_branches(
             self.backbone, self.sa_blocks, self.glca_blocks, self.top_k_ratio, call, rollout_of
         )
-
-    def _branches(self, call: Call) -> Branches:
-        return self.branches(call, lambda attended: self._rollout(call.images, attended))
 
     @property
     def attention_scale(self) -> float:
