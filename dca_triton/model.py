@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .arguments import choice, flag, integer, number, size, violations
 from .attention_maps import attention_maps
 from .backbone import Backbone, TimmModule
 from .hub import HubMixin
@@ -19,26 +18,10 @@ from .layouts import (
     reference_blocks,
     reference_branches,
 )
+from .model_checks import check_arguments, check_inputs
 from .modules import Attended, init_linears
-from .ops import Backend, checks
+from .ops import Backend
 from .rollout import RolloutCache, rollout_of, weights_version
-
-ALLOWED = {
-    "backbone_name": (lambda v: isinstance(v, str), "a timm model's name"),
-    "num_classes": integer(1),
-    "task_type": choice("fgvc", "reid"),
-    "num_sa_blocks": integer(1),
-    "num_glca_blocks": integer(1),
-    "num_heads": integer(1),
-    "top_k_ratio": number(lambda v: 0 < v <= 1, "in (0, 1]"),
-    "drop_rate": number(lambda v: 0 <= v < 1, "in [0, 1)"),
-    "drop_path_rate": number(lambda v: 0 <= v < 1, "in [0, 1)"),
-    "img_size": size(),
-    "cache_attention_rollout": flag(),
-    "layout": choice("reference", "paper"),
-    "pretrained": flag(),
-    "backend": choice("auto", "triton", "torch"),
-}
 
 
 class DualAttentionModel(nn.Module, HubMixin):
@@ -91,9 +74,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        faults = _faults(locals())
-        if faults:
-            raise ValueError("; ".join(faults))
+        check_arguments(locals())
         self.task_type = task_type
         self.num_classes = num_classes
         self.top_k_ratio = top_k_ratio
@@ -152,7 +133,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         Raises:
             ValueError: Inputs that do not fit, every reason at once.
         """
-        self._check(x, x_pair, partner_index)
+        check_inputs(x, x_pair, partner_index)
         if not self.training:
             x_pair = partner_index = None
         call = Call(x, x_pair, partner_index, class_tokens_only, self.backend)
@@ -205,31 +186,6 @@ class DualAttentionModel(nn.Module, HubMixin):
         weights = [*self.backbone.parameters(), *self._sa_blocks.parameters()]
         return weights_version(weights), autocast, torch.get_float32_matmul_precision(), self.backend
 
-    def _check(self, x: Tensor, x_pair: Tensor | None, partner_index: Tensor | None) -> None:
-        faults = []
-        for name, images in (("x", x), ("x_pair", x_pair)):
-            if images is None:
-                continue
-            if images.dim() != 4 or 0 in images.shape:
-                faults.append(f"{name} has shape {tuple(images.shape)}; allowed is (B, 3, h, w) with B >= 1")
-            if not images.is_floating_point():
-                faults.append(f"{name} is {images.dtype}; allowed are floating-point images")
-        if x_pair is not None and x_pair.shape != x.shape:
-            faults.append(f"x_pair has shape {tuple(x_pair.shape)}; allowed is x's, {tuple(x.shape)}")
-        if x_pair is not None and partner_index is not None:
-            faults.append("x_pair and partner_index are both given; allowed is one of them")
-        if partner_index is not None and (
-            partner_index.shape != x.shape[:1] or partner_index.dtype not in checks.INTEGERS
-        ):
-            faults.append(
-                f"partner_index is {tuple(partner_index.shape)} {partner_index.dtype}; "
-                f"allowed is (B,) = ({x.shape[0]},) in int32 or int64"
-            )
-        if faults:
-            raise ValueError("; ".join(faults))
-        if partner_index is not None:
-            checks.check_range("partner_index", partner_index, -1, len(x))
-
     def get_cache_stats(self) -> dict[str, float]:
         """Per image: cache_hits, cache_misses, hit_rate in [0, 1] and cache_size in entries."""
         return (self.cache or RolloutCache()).stats()
@@ -270,10 +226,3 @@ class DualAttentionModel(nn.Module, HubMixin):
         backbone = list(self.backbone.parameters())
         own = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
         return [{"params": backbone, "lr": lr_backbone}, {"params": own, "lr": lr_attention}]
-
-
-def _faults(arguments: dict[str, Any]) -> list[str]:
-    faults = violations(arguments, ALLOWED)
-    if arguments["layout"] == "paper" and arguments["num_glca_blocks"] != 1:
-        faults.append(f"num_glca_blocks is {arguments['num_glca_blocks']}; allowed is 1 with layout='paper'")
-    return faults

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from small_training import small_model
 
-from dca_triton.model import ALLOWED as OF_MODELS
 from dca_triton.model import DualAttentionModel
+from dca_triton.model_checks import ALLOWED as OF_MODELS
 from dca_triton.optimization import ALLOWED as OF_TRAINERS
 from dca_triton.optimization import check
 from dca_triton.training import DualAttentionTrainer
