@@ -11,6 +11,7 @@ import sys
 import time
 
 import torch
+from torch import Tensor
 
 from dca_triton.distances import k_reciprocal_rerank
 from dca_triton.metrics import reid_metrics
@@ -29,14 +30,16 @@ def main() -> None:
 
     rng = torch.Generator().manual_seed(0)
     people = torch.randn(options.identities, options.width, generator=rng)
-    sides = []
-    for count in (options.queries, options.gallery):
+
+    def photos(count: int) -> tuple[Tensor, Tensor, Tensor]:
         ids = torch.randint(options.identities, (count,), generator=rng)
         features = torch.randn(count, options.width, generator=rng).mul_(4).add_(people[ids])
-        sides += [features, ids, torch.randint(15, (count,), generator=rng)]
+        return features, ids, torch.randint(15, (count,), generator=rng)
+
+    queries, gallery = photos(options.queries), photos(options.gallery)
 
     start, start_cpu = time.perf_counter(), time.process_time()
-    found = reid_metrics(*sides, rerank=k_reciprocal_rerank if options.rerank else None)
+    found = reid_metrics(*queries, *gallery, rerank=k_reciprocal_rerank if options.rerank else None)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     # CPU seconds are what a machine would have taken that others did not use meanwhile.

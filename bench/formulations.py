@@ -7,10 +7,11 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel, reference
+from dca_triton.backbone import TimmModule
+from dca_triton.modules import GLCABlock
 
 Logits = dict[str, Tensor]
 
@@ -44,13 +45,13 @@ class Maps(nn.Module):
         """The whole timm backbone, with the fused attention that timm takes (B, N, C)."""
         return self.model.backbone(images)
 
-    def block(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+    def block(self, block: TimmModule, x: Tensor) -> tuple[Tensor, Tensor]:
         """A block of the SA branch, and the map that its rollout takes (B, H, N, N)."""
         q, k, v = heads(block, x)
         weights = attention_map(q, k)
         return rest(block, x, weights @ v), weights
 
-    def pair_block(self, block: Block, x: Tensor, pair: Tensor) -> Tensor:
+    def pair_block(self, block: TimmModule, x: Tensor, pair: Tensor) -> Tensor:
         """The same block in the PWCA branch, where x also attends to the features of the pair."""
         q, k, v = with_pair(heads(block, x), heads(block, pair))
         return rest(block, x, attention_map(q, k) @ v)
@@ -59,6 +60,7 @@ class Maps(nn.Module):
         """GLCA of the rows that the rollout selects; `proj` applies to all rows of x (B, N, C)."""
         selected = select(self.model, maps)[:, :, None]
         for block in self.model.glca_blocks:
+            assert isinstance(block, GLCABlock)
             normed, glca = block.norm(x), block.glca
             rows = torch.take_along_dim(normed, selected, 1)
             projected = glca.q_proj(rows), glca.k_proj(normed), glca.v_proj(normed)
@@ -97,14 +99,14 @@ class OwnWay(Maps):
     map, averaged over the heads, is made for the rollout alone and without gradient.
     """
 
-    def block(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+    def block(self, block: TimmModule, x: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Maps`; the map is (B, 1, N, N)."""
         q, k, v = heads(block, x)
         with torch.no_grad():
             weights = attention_map(q, k).mean(1, keepdim=True)
         return rest(block, x, F.scaled_dot_product_attention(q, k, v)), weights
 
-    def pair_block(self, block: Block, x: Tensor, pair: Tensor) -> Tensor:
+    def pair_block(self, block: TimmModule, x: Tensor, pair: Tensor) -> Tensor:
         """As in `Maps`."""
         q, k, v = with_pair(heads(block, x), heads(block, pair))
         return rest(block, x, F.scaled_dot_product_attention(q, k, v))
@@ -146,7 +148,7 @@ class PaperMaps(nn.Module):
         return outputs
 
 
-def heads(block: Block, x: Tensor) -> tuple[Tensor, ...]:
+def heads(block: TimmModule, x: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values (B, H, N, D) of a pre-norm block's input (B, N, C)."""
     qkv = block.attn.qkv(block.norm1(x)).unflatten(2, (3, block.attn.num_heads, -1))
     return qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -167,7 +169,7 @@ def merged(out: Tensor) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
-def rest(block: Block, x: Tensor, attended: Tensor) -> Tensor:
+def rest(block: TimmModule, x: Tensor, attended: Tensor) -> Tensor:
     """The block after its attention (B, H, M, D): projection, residual, MLP, residual."""
     x = x + block.attn.proj(merged(attended))
     return x + block.mlp(block.norm2(x))

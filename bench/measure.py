@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -125,12 +126,16 @@ def peaks(device: torch.device) -> dict[str, float]:
     side, size = (8192, 2**30) if device.type == "cuda" else (2048, 2**27)
     found = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        found[f"matmul {name}"] = 2 * side**3 / _seconds(lambda a=a, b=b: {"": a @ b}, device)
+        product = partial(_product, *torch.randn(2, side, side, device=device).to(dtype))
+        found[f"matmul {name}"] = 2 * side**3 / _seconds(product, device)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     found["copy"] = 2 * size / _seconds(lambda: {"": target.copy_(source)}, device)
     return found
+
+
+def _product(a: Tensor, b: Tensor) -> Outputs:
+    return {"": a @ b}
 
 
 def _seconds(run: Run, device: torch.device) -> float:
