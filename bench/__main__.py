@@ -11,6 +11,7 @@ from tqdm import tqdm
 from . import gate, report, results
 from .measure import keep_freed_memory, measure, peaks
 from .registry import Benchmark, benchmarks
+from .shapes import dtypes_on
 
 
 def main() -> None:
@@ -34,6 +35,8 @@ def main() -> None:
     chosen = [b for b in benchmarks(device) if re.search(arguments.only, b.title)]
     if not chosen:
         sys.exit(f"--only is {arguments.only.pattern!r}, which is found in no benchmark")
+    if "bf16" not in dtypes_on(device):
+        print("bf16 is left out: this CPU has no instructions for it")
     document, _ = run(chosen, device, arguments.output)
     if device.type == "cpu" and (missed := gate.missed_targets(document)):
         sys.exit("\n".join([f"{len(missed)} targets missed:", *missed]))

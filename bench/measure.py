@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .shapes import DTYPES, dtypes_on
+
 Outputs = dict[str, Tensor]
 Run = Callable[[], Outputs]
 
@@ -125,8 +127,8 @@ def peaks(device: torch.device) -> dict[str, float]:
     """What the device can do here: FLOP/s of a large matrix product per dtype, bytes/s of a large copy."""
     side, size = (8192, 2**30) if device.type == "cuda" else (2048, 2**27)
     found = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        product = partial(_product, *torch.randn(2, side, side, device=device).to(dtype))
+    for name in dtypes_on(device):
+        product = partial(_product, *torch.randn(2, side, side, device=device).to(DTYPES[name]))
         found[f"matmul {name}"] = 2 * side**3 / _seconds(product, device)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

@@ -8,7 +8,7 @@ import torch
 
 from . import model_paths, op_paths
 from .measure import Path
-from .shapes import DTYPES, ModelShape, OpShape, model_shapes, op_dtype, op_shapes
+from .shapes import DTYPES, ModelShape, OpShape, dtypes_on, model_shapes, op_dtype, op_shapes
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def benchmarks(device: torch.device) -> Iterator[Benchmark]:
     for shape in op_shapes(device):
         yield from _operations(shape, op_dtype(device), device, 8 / hurry)
     for model in model_shapes(device):
-        for dtype in DTYPES:
+        for dtype in dtypes_on(device):
             for name, training in (("evaluation step", False), ("train step", True)):
                 build = partial(model_paths.paths, model, dtype, device, training)
                 yield Benchmark(name, model, dtype, build, seconds=60 / hurry)

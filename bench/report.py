@@ -16,13 +16,16 @@ def markdown(results: Results, figures: list[str] = ()) -> str:  # type: ignore[
     """The whole report; figures: file names of plots to show."""
     machine, commit = results["machine_info"], results["commit_info"]
     peaks = results["peaks"]
+    products = ", ".join(
+        f"{name.removeprefix('matmul ')} {_tera(peak)}" for name, peak in peaks.items() if name != "copy"
+    )
     lines = [
         f"Measured on {machine['device'].replace('_', ' ')} with torch {machine['torch']}, triton "
         f"{machine['triton']}, timm {machine['timm']}, at commit {commit.get('id', 'unknown')[:12]}"
         f"{' with changes' if commit.get('dirty') else ''}, {results['datetime'][:10]}.",
         "",
-        f"Peaks measured in the same run: a matrix product {_tera(peaks['matmul fp32'])} TFLOP/s in fp32, "
-        f"{_tera(peaks['matmul bf16'])} in bf16; a copy {peaks['copy'] / 1e9:.1f} GB/s, read and written.",
+        f"Peaks measured in the same run: a matrix product {products} TFLOP/s; "
+        f"a copy {peaks['copy'] / 1e9:.1f} GB/s, read and written.",
         "",
         "Times are medians; ratios are taken round by round, in brackets their quartiles.",
         "",

@@ -45,6 +45,12 @@ def op_dtype(device: torch.device) -> str:
     return "bf16" if device.type == "cuda" else "fp32"
 
 
+def dtypes_on(device: torch.device) -> list[str]:
+    """Those that the device multiplies in: a CPU without bf16 instructions takes a hundred times as long."""
+    slow = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return [name for name in DTYPES if name != "bf16" or not slow]
+
+
 def backend_on(device: torch.device) -> Backend:
     """On a GPU the kernels or nothing: a fallback must not be timed in their name."""
     return "triton" if device.type == "cuda" else "torch"
