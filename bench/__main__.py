@@ -32,11 +32,11 @@ def main() -> None:
     device = torch.device(arguments.device)
     if arguments.keep_memory:
         keep_freed_memory()
+    if "bf16" not in dtypes_on(device):
+        print("bf16 is left out: this CPU has no instructions for it")
     chosen = [b for b in benchmarks(device) if re.search(arguments.only, b.title)]
     if not chosen:
         sys.exit(f"--only is {arguments.only.pattern!r}, which is found in no benchmark")
-    if "bf16" not in dtypes_on(device):
-        print("bf16 is left out: this CPU has no instructions for it")
     document, _ = run(chosen, device, arguments.output)
     if device.type == "cpu" and (missed := gate.missed_targets(document)):
         sys.exit("\n".join([f"{len(missed)} targets missed:", *missed]))
