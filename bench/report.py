@@ -154,20 +154,30 @@ def _figure(results: Results, name: str) -> Figure:
     figure = Figure(figsize=(12, 7), layout="constrained")
     time, tera, giga, memory = figure.subplots(2, 2).flat
     entries = [e for e in results["benchmarks"] if e["extra_info"]["benchmark"] == name]
-    for path in dict.fromkeys(entry["name"] for entry in entries):
+    paths = dict.fromkeys(["library", *(entry["name"] for entry in entries)])  # the same colour in every plot
+    for path in paths:
         own = [entry for entry in entries if entry["name"] == path]
         lengths = [entry["params"]["N"] for entry in own]
         seconds = np.array([entry["stats"]["median"] for entry in own])
-        style = {"marker": "o", "label": path, "linewidth": 2.5 if path == "library" else 1.2}
+        first = path == "library"
+        style = {
+            "marker": "o",
+            "label": path,
+            "linewidth": 2.5 if first else 1.2,
+            "zorder": 3 if first else 2,
+        }
         time.plot(lengths, seconds * 1e3, **style)
         tera.plot(lengths, [e["extra_info"]["flops"] for e in own] / seconds / 1e12, **style)
         giga.plot(lengths, [e["extra_info"]["moved"] for e in own] / seconds / 1e9, **style)
         memory.plot(lengths, [e["extra_info"]["peak_bytes"] / 2**20 for e in own], **style)
+    ticks = sorted({entry["params"]["N"] for entry in entries})
     peaks = results["peaks"]
     tera.axhline(peaks[f"matmul {entries[0]['params']['dtype']}"] / 1e12, color="grey", linestyle="--")
     giga.axhline(peaks["copy"] / 1e9, color="grey", linestyle="--")
     for axes, label in ((time, "ms"), (tera, "TFLOP/s"), (giga, "GB/s"), (memory, "MiB above inputs")):
         axes.set(xlabel="N, tokens", ylabel=label, xscale="log", yscale="log")
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
     time.legend()
     figure.suptitle(
