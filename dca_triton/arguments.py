@@ -18,7 +18,10 @@ def violations(arguments: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[
 
 def integer(least: int) -> Rule:
     """A whole number of at least `least`."""
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least, f"at least {least}"
+    return (
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least,
+        f"a whole number of at least {least}",
+    )
 
 
 def number(fits: Callable[[float], bool], words: str) -> Rule:
@@ -33,12 +36,12 @@ def number(fits: Callable[[float], bool], words: str) -> Rule:
 
 def choice(*names: str) -> Rule:
     """One of a few names."""
-    return lambda v: isinstance(v, str) and v in names, " and ".join(map(repr, names))
+    return lambda v: isinstance(v, str) and v in names, " or ".join(map(repr, names))
 
 
 def flag() -> Rule:
     """True or False."""
-    return lambda v: isinstance(v, bool), "True and False"
+    return lambda v: isinstance(v, bool), "True or False"
 
 
 def size() -> Rule:

@@ -75,6 +75,8 @@ def layout_faults(model: TimmModule, layout: str) -> list[str]:
     faults = []
     if getattr(model, "num_prefix_tokens", 0) < 1 or not hasattr(model, "patch_embed"):
         faults.append("it has no class token")
+    elif not hasattr(model.patch_embed, "grid_size"):
+        faults.append("its patch embedding tells no grid")
     if layout == "reference":
         return faults
     if not isinstance(model, VisionTransformer):

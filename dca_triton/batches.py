@@ -73,8 +73,10 @@ def training_loader(
         seed: Of the order and of the random transforms.
 
     Raises:
-        ValueError: As `IdentitySampler`, or a batch_size that per_identity does not divide.
+        ValueError: As `IdentitySampler`, a batch_size below 1 or one that per_identity does not divide.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; allowed is at least 1")
     state = process()
     rank, processes = state.process_index, state.num_processes
     if per_identity and batch_size % per_identity:

@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
             chosen.output.mkdir(parents=True, exist_ok=True)
             parsers["train"].save(options.train, chosen.output / "config.yaml", overwrite=True)
         command(*([chosen] if "experiment" in names else []), **given)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         sys.exit(f"dca-triton: {error}")
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jsonargparse import Namespace
@@ -77,25 +77,31 @@ def embed(experiment: Namespace, file: Path, part: Part) -> None:
         part: Which photos.
     """
     model, splits = _trained(experiment)
-    found = embedding.embed(model, evaluation_batches(getattr(splits, part), experiment.data), file)
+    dataset = getattr(splits, part)
+    if dataset is None:
+        present = [name for name in get_args(Part) if getattr(splits, name) is not None]
+        raise ValueError(f"part is {part!r}; allowed for {experiment.data.name} are {', '.join(present)}")
+    found = embedding.embed(model, evaluation_batches(dataset, experiment.data), file)
     print(f"{file}: {found.features.shape[0]} photos, {found.features.shape[1]} features each")
 
 
 def visualize(
-    experiment: Namespace, photos: list[Path], file: Path, distractors: list[Path] | None = None
+    experiment: Namespace, photos: list[Path] | Path, file: Path, distractors: list[Path] | Path | None = None
 ) -> None:
     """Draw photos with rollout, selected patches and predictions into one .png or .html file.
 
     Args:
         experiment: The options of the config.
-        photos: What to draw.
+        photos: What to draw: a file, or '[a.jpg, b.jpg]'.
         file: The picture, .png, or contact sheet, .html.
         distractors: One for each photo; shows how much of PWCA's attention leaks to it, block by block.
     """
+    drawn = [photos] if isinstance(photos, Path) else photos
+    others = [distractors] if isinstance(distractors, Path) else distractors
     model, splits = _trained(experiment)
     mean, std = normalisation(experiment.model.backbone_name)
-    draw(model, photos, file, distractors, splits.classes, mean, std)
-    print(f"{file}: {len(photos)} photos")
+    draw(model, drawn, file, others, splits.classes, mean, std)
+    print(f"{file}: {len(drawn)} photos")
 
 
 def demo(
@@ -145,7 +151,9 @@ def _trained(experiment: Namespace) -> tuple[DualAttentionModel, Any]:
     splits = load_splits(experiment.data, experiment.model.backbone_name)
     options = _model_options(experiment) | {"pretrained": False}
     model = build_model(splits, experiment.data, options)
-    load_weights(model, experiment.weights or experiment.output / "checkpoint.pt")
+    rest = load_weights(model, experiment.weights or experiment.output / "checkpoint.pt")
+    if average := rest.get("ema_state_dict"):  # what training's own scores were of
+        load_weights(model, average)
     return model.to(process().device), splits
 
 

@@ -18,7 +18,8 @@ def export_program(
         class_tokens_only: As in `DualAttentionModel.forward`; the graph then has no rollout.
 
     Returns:
-        A program whose `.module()(images)` returns the dict that the model does.
+        A program whose `.module()(images, class_tokens_only=...)`, given the same value, returns the dict
+        that the model does.
 
     Raises:
         ValueError: backend="triton", which no other runtime has.

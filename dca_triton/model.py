@@ -122,8 +122,9 @@ class DualAttentionModel(nn.Module, HubMixin):
             partner_index: Instead of `x_pair`, the row of x that is each image's distractor (B,), -1 = none;
                 nothing of it is computed again. Used in training only.
             class_tokens_only: Features hold the class token alone (B, 1, C); the last block then computes
-                one query row, and with one GLCA block no rollout is needed, since no selected patch reaches
-                the class token. The logits are the same.
+                one query row (in layout="paper" that of PWCA, since GLCA reads all of SA's tokens), and with
+                one GLCA block no rollout is needed, since no selected patch reaches the class token.
+                The logits are the same.
 
         Returns:
             sa_logits, glca_logits (B, K); sa_features (B, N, C); glca_features (B, N, C), in layout="paper"
@@ -131,7 +132,8 @@ class DualAttentionModel(nn.Module, HubMixin):
             pwca_features; for reid combined_features (B, 2C), the class tokens of SA and GLCA.
 
         Raises:
-            ValueError: Inputs that do not fit, every reason at once.
+            ValueError: Inputs that do not fit, every reason at once; another height or width than the
+                backbone's is told by timm (AssertionError).
         """
         check_inputs(x, x_pair, partner_index)
         if not self.training:
@@ -197,12 +199,15 @@ class DualAttentionModel(nn.Module, HubMixin):
 
     @torch.no_grad()
     def extract_features(self, x: Tensor) -> Tensor:
-        """Embeddings of images x: combined features (B, 2C) for reid, SA class tokens (B, C) for fgvc."""
+        """Embeddings of images x (B, 3, h, w): combined features (B, 2C) for reid, SA class tokens (B, C) for
+        fgvc, in the model's dtype or autocast's. Raises ValueError as `forward`.
+        """
         outputs = self(x, class_tokens_only=True)
         return outputs["combined_features"] if self.task_type == "reid" else outputs["sa_features"][:, 0]
 
     def get_attention_maps(self, x: Tensor) -> dict[str, Any]:
-        """Attention maps for pictures, under the reference's names; here alone maps are kept in memory.
+        """Attention maps of x (B, 3, h, w) for pictures, under the reference's names; only here are they
+        kept.
 
         Returns:
             sa_attention_weights, a list of (B, H, N, N) for each SA block; accumulated_attention, the rollout

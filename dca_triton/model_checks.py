@@ -36,6 +36,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 
 def check_inputs(x: Tensor, x_pair: Tensor | None, partner_index: Tensor | None) -> None:
     """Raise ValueError naming everything that does not fit of the inputs of `DualAttentionModel.forward`."""
+    checks.check_tensors({"x": x}, x_pair=x_pair, partner_index=partner_index)
     faults = []
     for name, images in (("x", x), ("x_pair", x_pair)):
         if images is None:

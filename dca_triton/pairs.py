@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .arguments import number, violations
+from .ops import checks
+
 Strategy = Literal["random", "hard_negative", "mixed"]
 
 
@@ -26,8 +29,9 @@ class PairSampler:
         faults = []
         if strategy not in get_args(Strategy):
             faults.append(f"strategy is {strategy!r}; allowed are {get_args(Strategy)}")
-        if not 0 <= hard_ratio <= 1:
-            faults.append(f"hard_ratio is {hard_ratio}; allowed are 0 to 1")
+        faults += violations(
+            {"hard_ratio": hard_ratio}, {"hard_ratio": number(lambda v: 0 <= v <= 1, "in [0, 1]")}
+        )
         _raise(faults)
         self.strategy = strategy
         self.hard_ratio = hard_ratio
@@ -63,6 +67,7 @@ class PairSampler:
         return torch.where(take_hard, hard, partner)
 
     def _check(self, labels: Tensor, features: Tensor | None, generator: torch.Generator | None) -> None:
+        checks.check_tensors({"labels": labels}, features=features)
         faults = []
         if labels.dim() != 1 or not labels.numel() or labels.is_floating_point():
             faults.append(f"labels is {tuple(labels.shape)} {labels.dtype}; allowed is (B,) integers, B >= 1")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from .arguments import integer, violations
 from .modules import Attended
 from .ops import Backend, rollout_row
 
@@ -29,9 +30,14 @@ class RolloutCache:
 
     Args:
         entries: How many images are kept, at least 1.
+
+    Raises:
+        ValueError: Fewer entries.
     """
 
     def __init__(self, entries: int = 4096) -> None:
+        if faults := violations({"entries": entries}, {"entries": integer(1)}):
+            raise ValueError(faults[0])
         self.entries = entries
         self.hits = self.misses = 0
         self._rows: OrderedDict[Hashable, Tensor] = OrderedDict()

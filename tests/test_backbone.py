@@ -55,6 +55,11 @@ def test_tokens_before_the_blocks_are_the_backbones_own(name: str) -> None:
     torch.testing.assert_close(backbone.model.norm(tokens), backbone(images))
 
 
+def test_a_backbone_without_a_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="its patch embedding tells no grid"):
+        Backbone("xcit_nano_12_p16_224", "reference", False, 64)
+
+
 def test_every_reason_against_a_backbone() -> None:
     model = Backbone("test_vit", "paper", False, 64).model
     assert layout_faults(model, "paper") == []

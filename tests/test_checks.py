@@ -30,7 +30,7 @@ def faulty(**changes: object) -> dict[str, object]:
             ["v is torch.float32; .* dtype of q, torch.float64"],
         ),
         ({"k": torch.empty(B, 5, H, D, device="meta")}, ["k is on meta; allowed is the device of q, cpu"]),
-        ({"partner_v": None}, ["partner_k and partner_v must be given together"]),
+        ({"partner_v": None}, ["partner_v is None, partner_k is given; allowed are both or neither"]),
         ({"partner_index": None}, ["partner_k is given without partner_index"]),
         ({"partner_v": normal(3, 6, H, D)}, [r"partner_v is \(3, 6, 2, 16\); .* \(3, 7, 2, 16\)"]),
         (
@@ -48,7 +48,7 @@ def faulty(**changes: object) -> dict[str, object]:
             {"v": normal(3, 5), "partner_v": None, "partner_index": torch.zeros(2), "scale": float("inf")},
             [
                 "v has shape",
-                "partner_v must be given",
+                "partner_v is None, partner_k is given",
                 "is torch.float32",
                 r"\(B,\) = \(4,\)",
                 "scale is inf",
@@ -126,3 +126,19 @@ def test_an_unknown_backend() -> None:
     q, k, v = packed(1, 3, 3).unbind(2)
     with pytest.raises(ValueError, match="backend is 'nonsense'; allowed are 'auto', 'triton' and 'torch'"):
         ops.pair_attention(q, k, v, backend="nonsense")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (
+            lambda q: ops.pair_attention(q, None, q, partner_index=[1, 0]),
+            "k is a NoneType; .* partner_index is a list",
+        ),
+        (lambda q: ops.local_attention(q, q, q, 0.5), "index is a float; allowed is a tensor or None"),
+        (lambda q: ops.rollout_row([q], [q], ["lse"]), r"lses\[0\] is a str; allowed is a tensor"),
+    ],
+)
+def test_what_is_no_tensor_is_named(call: Callable[[torch.Tensor], object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        call(normal(B, 5, H, D))

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from dca_triton import DualAttentionModel, PairSampler, commands
+from dca_triton.checkpoint import load_checkpoint, save_checkpoint
 from dca_triton.cli import RECIPES, main
 from dca_triton.experiment import DataOptions
 from dca_triton.training import DualAttentionTrainer
@@ -75,6 +76,37 @@ def test_embed(run: Path, tmp_path: Path, photos: Path) -> None:
     assert found["features"].shape == (6, 64)
     assert found["labels"].tolist() == [0, 0, 1, 1, 2, 2]
     assert found["paths"][0] == str(photos / "test/class0/0.png")
+
+
+def test_embed_names_the_parts_that_there_are(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="part is 'gallery'; allowed for folder are train, test"):
+        main(["embed", f"--config={run / 'config.yaml'}", f"--file={tmp_path / 'f.npz'}", "--part=gallery"])
+
+
+def test_a_run_with_averaged_weights_is_evaluated_by_them(photos: Path, tmp_path: Path) -> None:
+    averaging = ["--epochs=1", "--trainer.ema_decay=0.5", "--trainer.lr=0.1"]
+    main(["train", "--config=fgvc", *SMALL, *data(photos), *averaging, f"--output={tmp_path}"])
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    average, last = tmp_path / "average.pt", tmp_path / "last.pt"
+    save_checkpoint(average, {"model_state_dict": state["ema_state_dict"]})
+    save_checkpoint(last, {"model_state_dict": state["model_state_dict"]})
+
+    def features(*weights: str) -> np.ndarray:
+        file = tmp_path / "features.npz"
+        main(["embed", f"--config={tmp_path / 'config.yaml'}", f"--file={file}", "--part=test", *weights])
+        return np.load(file)["features"]
+
+    own = features()
+    np.testing.assert_array_equal(own, features(f"--weights={average}"))
+    assert not np.array_equal(own, features(f"--weights={last}"))
+
+
+def test_visualize_one_photo(run: Path, tmp_path: Path, photos: Path) -> None:
+    file = tmp_path / "photo.png"
+    photo = photos / "test/class0/0.png"
+    main(["visualize", f"--config={run / 'config.yaml'}", f"--photos={photo}", f"--file={file}"])
+    with Image.open(file) as picture:
+        assert picture.format == "PNG"
 
 
 def test_visualize(run: Path, tmp_path: Path, photos: Path) -> None:
@@ -155,8 +187,8 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
         (["train", "--config=nonsense"], "nonsense"),
         (["train", "--config=fgvc", "--data.name=cub", "--trainer.lr=fast"], "trainer.lr"),
         (["train", "--config=fgvc", "--data.name=cub", "--nonsense=1"], "nonsense"),
-        (["train", "--config=fgvc", "--data.name=cub"], "root was absent"),
-        (["train", "--config=fgvc", "--data.name=birds"], "it must be one of cub, cars"),
+        (["train", "--config=fgvc", "--data.name=cub"], "root is None"),
+        (["train", "--config=fgvc", "--data.name=birds"], "allowed is one of cub, cars"),
         (["train", "--config=fgvc", "--data.name=cub", "--data.root=/nowhere"], "images.txt"),
         (["train", "--config=fgvc", "--data.name=cub", "--pairs.hard_ratio=2"], "hard_ratio is 2"),
         (["evaluate", "--config=fgvc", "--data.name=orl-fgvc", *SMALL], "does not exist"),

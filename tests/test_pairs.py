@@ -114,11 +114,18 @@ def test_wrong_arguments(labels: Tensor, features: Tensor | None, sentence: str)
         PairSampler("mixed")(labels, features)
 
 
+def test_what_is_no_tensor() -> None:
+    with pytest.raises(
+        ValueError, match=r"labels is a list; allowed is a tensor; features is a tuple; .* or None"
+    ):
+        PairSampler()([0, 1], ((1.0,), (2.0,)))  # type: ignore[arg-type]
+
+
 def test_generator_of_another_device() -> None:
     with pytest.raises(ValueError, match="generator is on cpu; allowed is labels' device, meta"):
         PairSampler()(torch.zeros(2, dtype=torch.int64, device="meta"), generator=seeded(0))
 
 
 def test_settings_are_refused_together() -> None:
-    with pytest.raises(ValueError, match=r"strategy is 'easy'.*; hard_ratio is 1.5; allowed are 0 to 1"):
+    with pytest.raises(ValueError, match=r"strategy is 'easy'.*; hard_ratio is 1.5; allowed is in \[0, 1\]"):
         PairSampler("easy", 1.5)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dca_triton import DualAttentionModel
+from dca_triton.rollout import RolloutCache
 
 
 @pytest.fixture(scope="module", params=["reference", "paper"])
@@ -115,3 +116,8 @@ def test_least_recently_used_goes_first(pair):
         assert stats(pair[0])[0] == hits + 1
     finally:
         pair[0].cache.entries = 4096
+
+
+def test_a_cache_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="entries is 0; allowed is a whole number of at least 1"):
+        RolloutCache(0)

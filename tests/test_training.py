@@ -317,5 +317,7 @@ def test_a_compiled_model_trains_alike(tmp_path):
 
 
 def test_per_identity_must_divide():
+    with pytest.raises(ValueError, match="batch_size is 0; allowed is at least 1"):
+        training_loader([], 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size is 9; allowed are multiples of per_identity, 2"):
         training_loader(Photos(), 9, per_identity=2)

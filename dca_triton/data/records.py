@@ -75,7 +75,7 @@ class ImageDataset(Dataset[Item]):
         if not records:
             raise ValueError("records was empty, it must hold at least one image")
         if on_corrupt not in ("raise", "skip"):
-            raise ValueError(f"on_corrupt was {on_corrupt!r}, it must be 'raise' or 'skip'")
+            raise ValueError(f"on_corrupt is {on_corrupt!r}; allowed is 'raise' or 'skip'")
         self.records = tuple(records)
         self.transform = transform or pil_to_tensor
         self.classes = tuple(classes)

@@ -31,14 +31,14 @@ class IdentitySampler(Sampler[list[int]]):
     ) -> None:
         identities, counts = torch.as_tensor(labels).unique(return_counts=True)
         reasons = [
-            f"{name} was {value}, it must be at least 1"
+            f"{name} is {value}; allowed is at least 1"
             for name, value in (("p", p), ("k", k), ("world_size", world_size))
             if value < 1
         ]
         if not 0 <= rank < world_size:
-            reasons.append(f"rank was {rank}, it must be in 0..world_size-1 ({world_size - 1})")
+            reasons.append(f"rank is {rank}; allowed is 0..world_size-1 ({world_size - 1})")
         if len(identities) < p:
-            reasons.append(f"labels had {len(identities)} identities, it must have at least p ({p})")
+            reasons.append(f"labels hold {len(identities)} identities; allowed are at least p, {p}")
         if reasons:
             raise ValueError("; ".join(reasons))
         self.labels = torch.as_tensor(labels)
@@ -49,7 +49,7 @@ class IdentitySampler(Sampler[list[int]]):
         )
         if not self.batches:
             raise ValueError(
-                f"labels had {len(self.labels)} photos, too few for a batch of {p} x {k} on every rank"
+                f"labels hold {len(self.labels)} photos; allowed are enough for {p} x {k} on every rank"
             )
 
     def set_epoch(self, epoch: int) -> None:

@@ -70,7 +70,7 @@ def load_dataset(
     train, held = listing.parts["train"], list[ImageRecord]()
     if holdout:
         if task == "reid":
-            raise ValueError(f"holdout was {holdout}, it must be 0 for re-identification ({name})")
+            raise ValueError(f"holdout is {holdout}; allowed is 0 for re-identification ({name})")
         train, held = hold_out(train, holdout, seed)
     parts = {
         part: ImageDataset(records, test_transform, listing.classes if task == "fgvc" else ())
@@ -95,7 +95,7 @@ def hold_out(
     smallest = min(map(len, by_class.values()))
     if not 0 <= per_class < smallest:
         raise ValueError(
-            f"holdout was {per_class}, it must be 0..{smallest - 1}: a class has {smallest} photos"
+            f"holdout is {per_class}; allowed is 0..{smallest - 1}: a class has {smallest} photos"
         )
     generator = torch.Generator().manual_seed(seed)
     held = {
@@ -111,11 +111,11 @@ def hold_out(
 
 def _read(name: str, root: str | Path | None) -> Listing:
     if name not in READERS and name not in INSTALLED:
-        raise ValueError(f"name was {name!r}, it must be one of {', '.join([*READERS, *INSTALLED])}")
+        raise ValueError(f"name is {name!r}; allowed is one of {', '.join([*READERS, *INSTALLED])}")
     if name in INSTALLED:
         if root is not None:
-            raise ValueError(f"root was {str(root)!r}, it must be absent for {name}, which pip installs")
+            raise ValueError(f"root is {str(root)!r}; allowed is none for {name}, which pip installs")
         return INSTALLED[name]()
     if root is None:
-        raise ValueError(f"root was absent, it must be the folder of {name}")
+        raise ValueError(f"root is None; allowed is the folder of {name}")
     return READERS[name](Path(abspath(Path(root).expanduser())))

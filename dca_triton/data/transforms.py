@@ -24,7 +24,7 @@ def fgvc_train(
 ) -> v2.Compose:
     """Resize to a square, crop a random one, flip half of the time."""
     if crop > resize:
-        raise ValueError(f"crop was {crop}, it must be at most resize ({resize})")
+        raise ValueError(f"crop is {crop}; allowed is at most resize ({resize})")
     return v2.Compose(
         [_resize((resize, resize)), v2.RandomCrop(crop), v2.RandomHorizontalFlip(), *_tensor(mean, std)]
     )
@@ -85,10 +85,10 @@ def whole_batch_affine(
     reasons = []
     if images.ndim != 4 or not images.is_floating_point():
         reasons.append(
-            f"images was {images.dtype} {tuple(images.shape)}, it must be floating (B, C, height, width)"
+            f"images is {images.dtype} {tuple(images.shape)}; allowed is floating-point (B, C, height, width)"
         )
     if not 0 <= scale < 1:
-        reasons.append(f"scale was {scale}, it must be in [0, 1)")
+        reasons.append(f"scale is {scale}; allowed is in [0, 1)")
     if reasons:
         raise ValueError("; ".join(reasons))
     batch, _, height, width = images.shape

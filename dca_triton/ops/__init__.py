@@ -48,7 +48,7 @@ def pair_attention(
         partner_index: Which row of `partner_k` each image is paired with (B,), int32 or int64 in [-1, B');
             repeats are allowed, -1 means no partner. None: nobody has a partner. Several blocks with the same
             partners share the work of checking and inverting it when given what `partners` returns.
-        scale: Factor of the scores; 1/√D by default.
+        scale: Factor of the scores, finite and at least 0; 1/√D by default.
         backend: "auto" takes Triton where it can run and PyTorch elsewhere; "triton" raises where it cannot.
 
     Returns:
@@ -56,18 +56,21 @@ def pair_attention(
         (float64 for float64 inputs), which carries no gradient.
 
     Raises:
-        ValueError: Shapes, dtypes, devices or index values that do not fit, every reason at once.
+        ValueError: Shapes, dtypes, devices, index values or a scale that do not fit, every reason at once.
         RuntimeError: backend="triton" cannot run, with every reason.
     """
+    images: int | None = None
+    image: Tensor | None
+    if isinstance(partner_index, Partners):
+        image, images = partner_index.image, len(partner_index.first) - 1
+    else:
+        image = partner_index
+    checks.check_tensors(
+        {"q": q, "k": k, "v": v}, partner_k=partner_k, partner_v=partner_v, partner_index=image
+    )
     q, k, v = _autocast(q), _autocast(k), _autocast(v)
     partner_k = None if partner_k is None else _autocast(partner_k)
     partner_v = None if partner_v is None else _autocast(partner_v)
-    images: int | None = None
-    if isinstance(partner_index, Partners):
-        image: Tensor | None = partner_index.image
-        images = len(partner_index.first) - 1
-    else:
-        image = partner_index
     faults = checks.pair_attention(q, k, v, partner_k, partner_v, image, images, scale)
     chosen = _choose(backend, faults, q, k, v)
     given = image if chosen is torch_backend else partner_index
@@ -90,16 +93,17 @@ def local_attention(
         k: Keys (B, N, H, D).
         v: Values, shaped as `k`.
         index: Rows of `q` to take (B, R), int32 or int64 in [0, q.shape[1]); gathered inside the kernel.
-        scale: Factor of the scores; 1/√D by default.
+        scale: As in `pair_attention`.
         backend: As in `pair_attention`.
 
     Returns:
         (B, R, H, D), contiguous. Differentiable in q, k and v.
 
     Raises:
-        ValueError: Shapes, dtypes, devices or index values that do not fit, every reason at once.
+        ValueError: Shapes, dtypes, devices, index values or a scale that do not fit, every reason at once.
         RuntimeError: backend="triton" cannot run, with every reason.
     """
+    checks.check_tensors({"q": q, "k": k, "v": v}, index=index)
     q, k, v = _autocast(q), _autocast(k), _autocast(v)
     chosen = _choose(backend, checks.local_attention(q, k, v, index, scale), q, k, v)
     return chosen.local_attention(q, k, v, index, _scale(scale, q))
@@ -121,10 +125,10 @@ def rollout_row(
     queries, keys and log-sum-exps that the forward pass left: O(N) memory a layer and no gradient.
 
     Args:
-        qs: Queries (B, N, H, D) of each layer, first to last.
+        qs: Queries (B, N, H, D) of each layer, first to last; dtypes as in `pair_attention`.
         ks: Keys, shaped as the queries.
-        lses: Log-sum-exps (B, H, N) from `pair_attention`.
-        scale: Factor of the scores; 1/√D by default.
+        lses: Log-sum-exps (B, H, N) from `pair_attention`, float32 (or float64).
+        scale: As in `pair_attention`.
         row: The row vector to start from (B, N), float32, nowhere negative; by default the class token's e_0.
         backend: As in `pair_attention`.
 
@@ -132,9 +136,12 @@ def rollout_row(
         (B, N), float32; each row sums to the sum of the row it started from.
 
     Raises:
-        ValueError: Shapes, dtypes or devices that do not fit, every reason at once.
+        ValueError: Shapes, dtypes, devices, a scale or values of row that do not fit, every reason at once.
         RuntimeError: backend="triton" cannot run, with every reason.
     """
+    layers = {"qs": qs, "ks": ks, "lses": lses}
+    named = {f"{name}[{i}]": x for name, layer in layers.items() for i, x in enumerate(layer)}
+    checks.check_tensors(named, row=row)
     faults = checks.rollout_row(qs, ks, lses, scale, row)
     chosen = _choose(backend, faults, *qs[:1], *ks[:1])
     return chosen.rollout_row(list(qs), list(ks), list(lses), _scale(scale, qs[0]), row)

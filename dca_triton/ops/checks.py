@@ -1,13 +1,25 @@
 """What the public operations ask of their arguments: functions that return every fault, each as a clause."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
+
+
+def check_tensors(needed: Mapping[str, object], **optional: object) -> None:
+    """Raise ValueError naming all that is no tensor, or if optional neither one nor None."""
+    given = {**needed, **{name: value for name, value in optional.items() if value is not None}}
+    faults = [
+        f"{name} is a {type(value).__name__}; allowed is a tensor{' or None' * (name in optional)}"
+        for name, value in given.items()
+        if not isinstance(value, Tensor)
+    ]
+    if faults:
+        raise ValueError("; ".join(faults))
 
 
 def pair_attention(
@@ -23,7 +35,8 @@ def pair_attention(
     """images: how many an index of `partners` was made for; None for one whose values are to be checked."""
     faults = _attention_faults(q, k, v, scale)
     if (partner_k is None) != (partner_v is None):
-        faults.append("partner_k and partner_v must be given together")
+        missing, given = ("k", "v") if partner_k is None else ("v", "k")
+        faults.append(f"partner_{missing} is None, partner_{given} is given; allowed are both or neither")
     if partner_k is not None and partner_index is None:
         faults.append("partner_k is given without partner_index, which says who is paired with whom")
     for name, tensor in (("partner_k", partner_k), ("partner_v", partner_v)):

@@ -111,7 +111,9 @@ def main_and_tail(code: Code) -> tuple[list[Loop], list[Loop]]:
 
 
 def floor(work: Work, warps: int, arch: str) -> float:
-    """The least thread-instructions per score of an exact kernel with these tiles, without masks.
+    """An estimate by hand of the least thread-instructions per score with these tiles, without masks.
+
+    The compiler may undercut it.
 
     Elementwise: forward FFMA, maximum, exp2, sum and half a conversion; dkdv FFMA, exp2, subtraction, product
     and two half conversions; dq the same with one; rollout FFMA, exp2, sum. Then matrix instructions, the

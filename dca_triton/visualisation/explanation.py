@@ -8,13 +8,16 @@ from torch import Tensor
 
 from ..layouts import Call
 from ..model import DualAttentionModel
+from ..model_checks import check_inputs
 from ..modules import Attended, project_keys, run_block
 from ..ops import pair_attention
 from ..rollout import rollout_of
 
 
 class Explanation(NamedTuple):
-    """Rollout of the class token (B, N), selected rows (B, 1 + R), probabilities of SA and GLCA (B, K)."""
+    """Rollout of the class token (B, N) float32, selected rows (B, 1 + R) int64, probabilities of SA and GLCA
+    (B, K) float32.
+    """
 
     rollout: Tensor
     selected: Tensor
@@ -24,10 +27,11 @@ class Explanation(NamedTuple):
 
 @torch.no_grad()
 def explain(model: DualAttentionModel, images: Tensor) -> Explanation:
-    """Exact rollout (DCAL, eq. 2), local selection and predictions of images (B, 3, h, w), all float32.
+    """Exact rollout (DCAL, eq. 2), local selection and predictions of images (B, 3, h, w), floating point.
 
-    The model is left in evaluation mode.
+    The model is left in evaluation mode. Raises ValueError for what are no such images.
     """
+    check_inputs(images, None, None)
     model.eval()
     branches = model.branches(
         Call(images, None, None, False, model.backend),

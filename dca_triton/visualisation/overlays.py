@@ -125,8 +125,13 @@ def heat_scale(figure: Figure, above: Axes) -> None:
 def heat_map(row: Tensor, grid: tuple[int, int], size: tuple[int, int], num_prefix: int) -> Tensor:
     """The patches' part of one rollout row (N,), stretched to 0..1, bilinear over `size`: (h, w) float32.
 
-    A row that is the same for all patches gives zeros.
+    A row that is the same for all patches gives zeros. Raises ValueError where N is not num_prefix and the
+    grid's patches.
     """
+    if row.shape != (tokens := num_prefix + grid[0] * grid[1],):
+        raise ValueError(
+            f"row is {tuple(row.shape)}; allowed is ({tokens},) for grid {grid} and num_prefix {num_prefix}"
+        )
     patches = row[num_prefix:].float().reshape(1, 1, *grid)
     patches = patches - patches.min()
     # Divided only when there is a contrast; rollout values are tiny, so no epsilon is safe.

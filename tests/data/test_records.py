@@ -150,5 +150,5 @@ def test_the_transform_s_own_errors_are_no_corruption(photos):
 def test_bad_arguments(photos):
     with pytest.raises(ValueError, match="records was empty"):
         ImageDataset([])
-    with pytest.raises(ValueError, match="on_corrupt was 'ignore', it must be 'raise' or 'skip'"):
+    with pytest.raises(ValueError, match="on_corrupt is 'ignore'; allowed is 'raise' or 'skip'"):
         ImageDataset(records(photos), on_corrupt="ignore")

@@ -40,7 +40,7 @@ def test_hold_out(labels, per_class, seed):
     records = [ImageRecord(Path(str(number)), label) for number, label in enumerate(labels)]
     smallest = min(labels.count(label) for label in labels)
     if not 0 <= per_class < smallest:
-        with pytest.raises(ValueError, match=rf"holdout was {per_class}, it must be 0\.\.{smallest - 1}"):
+        with pytest.raises(ValueError, match=rf"holdout is {per_class}; allowed is 0\.\.{smallest - 1}"):
             hold_out(records, per_class, seed)
         return
     kept, held = hold_out(records, per_class, seed)
@@ -55,13 +55,13 @@ def test_hold_out_follows_its_seed():
 
 
 def test_bad_arguments(tmp_path):
-    with pytest.raises(ValueError, match=r"name was 'mnist', it must be one of cub, .*orl-reid"):
+    with pytest.raises(ValueError, match=r"name is 'mnist'; allowed is one of cub, .*orl-reid"):
         load_dataset("mnist", tmp_path)
-    with pytest.raises(ValueError, match="root was absent, it must be the folder of cub"):
+    with pytest.raises(ValueError, match="root is None; allowed is the folder of cub"):
         load_dataset("cub")
-    with pytest.raises(ValueError, match="must be absent for orl-fgvc"):
+    with pytest.raises(ValueError, match="allowed is none for orl-fgvc"):
         load_dataset("orl-fgvc", tmp_path)
-    with pytest.raises(ValueError, match=r"holdout was 2, it must be 0 for re-identification"):
+    with pytest.raises(ValueError, match=r"holdout is 2; allowed is 0 for re-identification"):
         load_dataset("orl-reid", holdout=2)
-    with pytest.raises(ValueError, match=r"holdout was 6, it must be 0\.\.5"):
+    with pytest.raises(ValueError, match=r"holdout is 6; allowed is 0\.\.5"):
         load_dataset("orl-fgvc", holdout=6)

@@ -59,7 +59,7 @@ def test_training_flips_crops_and_erases():
 
 
 def test_crop_larger_than_the_photo():
-    with pytest.raises(ValueError, match=r"crop was 500, it must be at most resize \(448\)"):
+    with pytest.raises(ValueError, match=r"crop is 500; allowed is at most resize \(448\)"):
         fgvc_train(resize=448, crop=500)
 
 
@@ -149,4 +149,4 @@ def test_affine_follows_its_generator_and_keeps_dtype():
 def test_affine_all_reasons_at_once():
     with pytest.raises(ValueError) as caught:
         whole_batch_affine(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.Generator(), scale=1.0)
-    assert "images was torch.uint8 (3, 8, 8)" in str(caught.value) and "scale was 1.0" in str(caught.value)
+    assert "images is torch.uint8 (3, 8, 8)" in str(caught.value) and "scale is 1.0" in str(caught.value)
