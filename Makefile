@@ -7,6 +7,7 @@ PY := .venv/bin/python
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[docs]' && touch $@
 
 demo: .venv/ready ; $(PY) -m dca_triton.cli demo
+test: export CUDA_VISIBLE_DEVICES = -1
 test: .venv/ready ; OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 && OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PY) -m pytest --numprocesses 2 tests/interpreted
 lint: .venv/ready ; .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 bench: .venv/ready ; KINETO_LOG_LEVEL=99 $(PY) -m bench

@@ -37,6 +37,8 @@ def main() -> None:
     chosen = [b for b in benchmarks(device) if re.search(arguments.only, b.title)]
     if not chosen:
         sys.exit(f"--only is {arguments.only.pattern!r}, which is found in no benchmark")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events and names are those of the current device
     document, _ = run(chosen, device, arguments.output)
     if device.type == "cpu" and (missed := gate.missed_targets(document)):
         sys.exit("\n".join([f"{len(missed)} targets missed:", *missed]))
@@ -47,13 +49,22 @@ def run(chosen: list[Benchmark], device: torch.device, output: Path) -> tuple[re
 
     The file grows with every benchmark, so that an interrupted run keeps what it measured.
     """
+    # In TF32, PyTorch's default for convolutions, a batch of patches and its two halves round differently.
+    torch.backends.cudnn.allow_tf32 = False
     measured = []
     highest = peaks(device)
     for benchmark in (bar := tqdm(chosen, file=sys.stderr)):
         bar.set_description(benchmark.title)
-        measured.append((benchmark, measure(benchmark.build(), benchmark.dtype, device, benchmark.seconds)))
+        try:
+            figures = measure(benchmark.build(), benchmark.dtype, device, benchmark.seconds)
+        except torch.OutOfMemoryError:
+            tqdm.write(f"{benchmark.title} is left out: a path does not fit this device's memory")
+            continue
+        measured.append((benchmark, figures))
         document = results.collect(measured, highest, device)
         results.write(file_of(document, output), document)
+    if not measured:
+        sys.exit("nothing was measured: no benchmark fits this device's memory")
     return document, publish(document, output)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from dca_triton import local_attention, pair_attention, reference, rollout_row
+from dca_triton.ops import partners
 
 from .formulations import attention_map, merged
 from .measure import Outputs, Path
@@ -21,6 +22,7 @@ def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool)
     """softmax(Q [K; K_partner]ᵀ / √D) [V; V_partner] (B, N, C), in training with its gradient."""
     packed = _packed(shape, dtype, device).requires_grad_(training)
     partner = torch.arange(shape.B, device=device).roll(1)
+    pairs = partners(partner, shape.B)  # once a step, as in a model
     incoming = torch.randn(shape.B, shape.N, shape.H * shape.D, device=device).to(packed.dtype)
 
     def cat() -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +47,7 @@ def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool)
 
     def library() -> Tensor:
         q, k, v = packed.unbind(2)
-        return pair_attention(q, k, v, partner_index=partner, backend=backend_on(device))[0].flatten(2)
+        return pair_attention(q, k, v, partner_index=pairs, backend=backend_on(device))[0].flatten(2)
 
     ways = {"eager maps": eager, "SDPA on cat": sdpa, "library": library}
     if not training:  # PyTorch's fused kernels pass no gradient to the log-sum-exp

@@ -126,11 +126,18 @@ def info() -> None:
     print(describe())
 
 
-def tune(target: str | None = None, output: Path | None = None) -> None:
+def tune(
+    target: str | None = None,
+    head_dims: tuple[int, ...] = (64,),
+    dtypes: tuple[str, ...] = ("fp16", "bf16"),
+    output: Path | None = None,
+) -> None:
     """Measure the kernels' configurations on this GPU and write its table.
 
     Args:
         target: Instead of measuring, print the static model's ranking for a chip, e.g. sm_90; needs no GPU.
+        head_dims: The heads' widths, of 16, 32, 48, 64, 80, 96 and 128.
+        dtypes: Of fp16, bf16 and fp32.
         output: The table to write; by default the one that this device looks up.
     """
     try:
@@ -138,13 +145,13 @@ def tune(target: str | None = None, output: Path | None = None) -> None:
     except ModuleNotFoundError as error:
         raise RuntimeError(f"tuning needs Triton, which is not installed here ({error})") from error
     if target is not None:
-        print(tuner.ranking_table(tuner.rank(target)))
+        print(tuner.ranking_table(tuner.rank(target, head_dims=head_dims, dtypes=dtypes)))
         return
     if not torch.cuda.is_available():
         raise RuntimeError(
             "this machine has no GPU to tune on; --target sm_90 prints the static model's ranking"
         )
-    print(tuner.table(tuner.tune(output=output)))
+    print(tuner.table(tuner.tune(head_dims=head_dims, dtypes=dtypes, output=output)))
 
 
 def _trained(experiment: Namespace) -> tuple[DualAttentionModel, Any]:

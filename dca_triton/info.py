@@ -32,11 +32,13 @@ def info(head_dim: int = 64, dtype: torch.dtype = torch.float16, n: int = 197) -
 
 
 def _choices(gpu: tuning.Gpu, device: torch.device, head_dim: int, dtype: torch.dtype, n: int) -> list[str]:
-    own = tuning.CONFIGS / f"{gpu.name}.json"
-    origin = "measured on this GPU" if own.exists() else f"the static model's; `{tuning.COMMAND}` measures"
-    lines = [f"launch choices for D={head_dim}, {tuning.dtype_name(dtype)}, N={n} ({origin}):"]
+    measured, _ = tuning.tables(gpu)
+    name = tuning.dtype_name(dtype)
+    lines = [f"launch choices for D={head_dim}, {name}, N={n} (`{tuning.COMMAND}` measures):"]
     for op, directions in tuning.DIRECTIONS.items():
         for direction in directions:
             config = tuning.choose(op, direction, head_dim, dtype, n, device)
-            lines.append(f"  {op} {direction}: {config}")
+            known = tuning.Key(op, direction, head_dim, name) in measured
+            origin = "measured on this GPU" if known else "the static model's"
+            lines.append(f"  {op} {direction}: {config}, {origin}")
     return lines

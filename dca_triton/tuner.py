@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 import triton.testing
@@ -118,7 +119,7 @@ def tune(
 
     device: a CUDA or ROCm device, by default the current one. output: the file, by default the one that the
     device is looked up by. An interrupted run is continued: what it finished is in `<output>.unfinished`.
-    Raises RuntimeError without a GPU.
+    Raises RuntimeError without a GPU, and OSError where output cannot be written, before anything is timed.
     """
     if not torch.cuda.is_available():
         raise RuntimeError("there is no GPU to tune on; `rank` (--target) shows the static model's choice")
@@ -126,6 +127,7 @@ def tune(
     gpu = tuning.gpu_of(device)
     output = tuning.CONFIGS / f"{gpu.name}.json" if output is None else output
     unfinished = output.with_suffix(".unfinished")
+    _check_writable(output)
     done = tuning.read(unfinished) if unfinished.exists() else {}
     wanted = itertools.product(keys(ops, head_dims, dtypes), lengths)
     ranking = _ranked(
@@ -133,7 +135,8 @@ def tune(
     )
     choices = []
     for (key, n), found in tqdm(ranking.items(), "measure", disable=not progress):
-        choice = _fastest(key, n, device, [assessment.job.config for assessment in found[:MEASURED]])
+        with torch.cuda.device(device):  # events are recorded on the current device
+            choice = _fastest(key, n, device, [assessment.job.config for assessment in found[:MEASURED]])
         choices.append(choice)
         done.setdefault(key, {})[n] = choice.config
         tuning.write(unfinished, f"measured on {gpu.name}", done)
@@ -144,6 +147,15 @@ def tune(
     unfinished.unlink(missing_ok=True)
     tuning.forget()
     return choices
+
+
+def _check_writable(output: Path) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"output is {output}; allowed is a file that can be written ({error})") from error
 
 
 def _fastest(key: tuning.Key, n: int, device: torch.device, ranked: list[tuning.Config]) -> Choice:

@@ -97,9 +97,12 @@ def choose(
 @functools.cache
 def _look_up(op: str, direction: str, head_dim: int, dtype: torch.dtype, n: int, gpu: Gpu) -> Config:
     key = Key(op, direction, head_dim, dtype_name(dtype))
-    for table in tables(gpu):
-        if lengths := table.get(key):
-            return nearest(lengths, n)
+    measured, modelled = tables(gpu)
+    if lengths := measured.get(key):
+        return nearest(lengths, n)
+    if lengths := modelled.get(key):
+        _say_unmeasured(gpu, head_dim, key.dtype)
+        return nearest(lengths, n)
     raise ValueError(
         f"no launch is known for {op} {direction} with head_dim {head_dim} and dtype {dtype}; "
         f"allowed: {DIRECTIONS}, head_dim in {HEAD_DIMS}, dtype in {list(DTYPES)}"
@@ -135,22 +138,25 @@ def sanitised(name: str) -> str:
 
 
 @functools.cache
-def tables(gpu: Gpu) -> tuple[Table, ...]:
-    """The tables to ask in order: the device's own, then its architecture's; warns once where the first is
-    missing."""
+def tables(gpu: Gpu) -> tuple[Table, Table]:
+    """What was measured on the device, empty where nothing was, and what is modelled for its architecture."""
     measured = CONFIGS / f"{gpu.name}.json"
+    modelled = CONFIGS / f"{nearest_arch(gpu.arch)}.json"
+    return read(measured) if measured.exists() else {}, read(modelled)
+
+
+@functools.cache
+def _say_unmeasured(gpu: Gpu, head_dim: int, dtype: str) -> None:
+    if gpu.name == "interpreter":
+        return
     arch = nearest_arch(gpu.arch)
-    modelled = read(CONFIGS / f"{arch}.json")
-    if measured.exists():
-        return read(measured), modelled
-    if gpu.name != "interpreter":
-        stand_in = "" if arch == gpu.arch else f" ({gpu.arch} is unknown; {arch} is the nearest)"
-        warnings.warn(
-            f"no measured launch configurations for {gpu.name}: using the static model's choice for "
-            f"{arch}{stand_in}; `{COMMAND}` measures them on this device",
-            stacklevel=2,
-        )
-    return (modelled,)
+    stand_in = "" if arch == gpu.arch else f" ({gpu.arch} is unknown; {arch} is the nearest)"
+    warnings.warn(
+        f"no measured launch configurations for head dimension {head_dim} in {dtype} on {gpu.name}: using "
+        f"the static model's choice for {arch}{stand_in}; "
+        f"`{COMMAND} --head_dims '[{head_dim}]' --dtypes '[{dtype}]'` measures them on this device",
+        stacklevel=2,
+    )
 
 
 def nearest_arch(arch: str) -> str:
@@ -166,7 +172,7 @@ def _number(arch: str) -> int:
 
 def forget() -> None:
     """Read the files anew at the next choice: one of them has changed."""
-    for remembered in (tables, _look_up):
+    for remembered in (tables, _look_up, _say_unmeasured):
         remembered.cache_clear()
 
 

@@ -4,6 +4,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,14 +72,16 @@ def test_the_devices_own_table_comes_first_and_the_archs_fills_in(
     device = on(monkeypatch, "NVIDIA_H100", "sm_90")
     assert tuning.choose("rollout_row", "step", 64, torch.float16, 200, device) == C
     assert tuning.choose("rollout_row", "step", 64, torch.float16, 700, device) == A
-    assert tuning.choose("rollout_row", "step", 32, torch.float16, 700, device) == B
+    with pytest.warns(UserWarning, match=r"dimension 32 in fp16 on NVIDIA_H100: .*--head_dims '\[32\]'"):
+        assert tuning.choose("rollout_row", "step", 32, torch.float16, 700, device) == B
 
 
 def test_an_unmeasured_device_is_told_once_how_to_tune(
     configs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = on(monkeypatch, "NVIDIA_H100", "sm_90")
-    with pytest.warns(UserWarning, match="`dca-triton tune` measures them") as caught:
+    told = r"`dca-triton tune --head_dims '\[64\]' --dtypes '\[fp16\]'` measures them"
+    with pytest.warns(UserWarning, match=told) as caught:
         for n in (197, 785):
             assert tuning.choose("rollout_row", "step", 64, torch.float16, n, device) == B
     assert len(caught) == 1
@@ -190,6 +193,7 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
 
     def do_bench(launch: object, return_mode: str) -> float:
         assert return_mode == "median"
+        assert current[-1] == device
         chosen = tuning.choose("rollout_row", "step", 64, torch.float16, 197, device)
         measured.append(chosen)
         if len(measured) == 5:  # in the middle of the second length
@@ -199,6 +203,15 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
         return {B: 2.0, C: 1.0}[chosen]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    current: list[torch.device] = []
+
+    @contextmanager
+    def on_device(which: torch.device) -> Iterator[None]:
+        current.append(which)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", on_device)
     monkeypatch.setattr(tuner, "_ranked", ranked)
     monkeypatch.setattr(tuner, "problem", lambda *_, **__: None)
     monkeypatch.setattr(tuner.triton.testing, "do_bench", do_bench)
@@ -214,6 +227,32 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
     assert '"measured on Fake"' in (configs / "Fake.json").read_text()
     assert not (configs / "Fake.unfinished").exists()
     assert "64/64/8/2" in tuner.table([choice])
+
+
+@pytest.mark.parametrize("path", ["a file/table.json", "a file/folder/table.json"])
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_compiled(
+    path: str, configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = on(monkeypatch, "Fake", "sm_90")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tuner, "_ranked", lambda *_: pytest.fail("it compiles"))
+    (configs / "a file").touch()
+    with pytest.raises(OSError, match=r"output is .*table.json; allowed is a file that can be written"):
+        tuner.tune(device, output=configs / path)
+
+
+def test_info_tells_which_launches_were_measured(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = on(monkeypatch, "NVIDIA_H100", "sm_90")
+    monkeypatch.setattr(tuning, "DIRECTIONS", {"rollout_row": ("step",)})
+    tuning.write(configs / "NVIDIA_H100.json", "measured on NVIDIA_H100", {KEY: {197: C}})
+    for dtype, origin in ((torch.float16, "measured on this GPU"), (torch.bfloat16, "the static model's")):
+        other = KEY._replace(dtype="bf16")
+        tuning.write(configs / "sm_90.json", "static model", {KEY: {197: B}, other: {197: B}})
+        tuning.forget()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _, line = info._choices(tuning.gpu_of(device), device, 64, dtype, 197)
+        assert line.endswith(origin)
 
 
 def test_info_tells_versions_and_every_reason() -> None:

@@ -2,9 +2,11 @@
 
 import fakes
 import pytest
+import torch
 
 from bench import __main__ as bench_main
-from bench import gpu, results
+from bench import gpu, registry, results
+from bench.measure import Measured
 from dca_triton import tuning
 
 
@@ -20,7 +22,7 @@ def command(monkeypatch, tmp_path):
             steps.append("tests")
             return tests_status
 
-        def tune(device):
+        def tune(device, head_dims, dtypes):
             steps.append("tune")
             return []
 
@@ -85,3 +87,23 @@ def test_committed_baselines_are_of_their_name():
         document = results.read(file)
         assert file.stem == document["machine_info"]["device"] == tuning.sanitised(file.stem)
         assert document["machine_info"]["kind"] == "cuda"
+
+
+def test_what_does_not_fit_the_memory_is_left_out_and_told(monkeypatch, tmp_path, capsys):
+    small, large = [b for b in registry.benchmarks(fakes.CPU) if b.name == "local_attention"][:2]
+
+    def measured(paths, dtype, device, seconds):
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError
+        asked.append(paths)
+        return {"eager": Measured([2.0, 2.0], 100), "library": Measured([1.0, 1.0], 50)}
+
+    asked = []
+    monkeypatch.setattr(bench_main, "measure", measured)
+    monkeypatch.setattr(bench_main, "peaks", lambda device: {"matmul fp32": 1e12, "copy": 1e9})
+    document, _ = bench_main.run([small, large], fakes.CPU, tmp_path)
+    assert {entry["group"] for entry in document["benchmarks"]} == {small.title}
+    assert f"{large.title} is left out: a path does not fit" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="nothing was measured"):
+        bench_main.run([large], fakes.CPU, tmp_path)
+    assert not torch.backends.cudnn.allow_tf32  # else a training step of two formulations cannot agree

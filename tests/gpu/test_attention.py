@@ -59,13 +59,18 @@ def test_directional_derivatives_agree() -> None:
     attention_cases.directional_derivatives_agree("cuda")
 
 
-@pytest.mark.parametrize("name", tuning.DTYPES)
+LAUNCHES = sorted({(name, c.num_warps, c.num_stages) for name in tuning.DTYPES for c in candidates(name)})
+
+
+@pytest.mark.parametrize(("name", "warps", "stages"), LAUNCHES)
 @BOTH
-def test_every_launch_agrees(case: Pairs | Local, name: str) -> None:
-    """Whatever the tuner may choose, as far as it fits on the GPU; at least one has to."""
+def test_every_launch_agrees(case: Pairs | Local, name: str, warps: int, stages: int) -> None:
+    """Whatever the tuner may choose, as far as it fits on the GPU; at least one tile has to."""
     op = "pair_attention" if isinstance(case, Pairs) else "local_attention"
     fit = 0
     for config in candidates(name):
+        if (config.num_warps, config.num_stages) != (warps, stages):
+            continue
         with tuning.forced({(op, direction): config for direction in tuning.DIRECTIONS[op]}):
             try:
                 attention_cases.errors_are_those_of_the_dtype(case, tuning.DTYPES[name], "cuda")
@@ -174,7 +179,7 @@ def test_an_index_out_of_range_stops_the_device() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "device-side assert" in done.stderr
+    assert torch.version.hip or "device-side assert" in done.stderr  # ROCm's aborts without a word
 
 
 def test_more_images_and_heads_than_a_grid_is_high() -> None:
