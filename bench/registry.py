@@ -40,7 +40,7 @@ class Benchmark:
 
 
 def benchmarks(device: torch.device) -> Iterator[Benchmark]:
-    """Every benchmark, small ones first; on a GPU a round itself holds up to 100 ms of repetitions."""
+    """Every benchmark, small ones first; on a GPU a round holds `GPU_ROUND_MS` of repetitions."""
     hurry = 30 if device.type == "cuda" else 1
     for shape in op_shapes(device):
         yield from _operations(shape, op_dtype(device), device, 8 / hurry)

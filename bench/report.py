@@ -159,12 +159,12 @@ def _figure(results: Results, name: str) -> Figure:
         own = [entry for entry in entries if entry["name"] == path]
         lengths = [entry["params"]["N"] for entry in own]
         seconds = np.array([entry["stats"]["median"] for entry in own])
-        first = path == "library"
+        ours = path == "library"
         style = {
             "marker": "o",
             "label": path,
-            "linewidth": 2.5 if first else 1.2,
-            "zorder": 3 if first else 2,
+            "linewidth": 2.5 if ours else 1.2,
+            "zorder": 3 if ours else 2,
         }
         time.plot(lengths, seconds * 1e3, **style)
         tera.plot(lengths, [e["extra_info"]["flops"] for e in own] / seconds / 1e12, **style)

@@ -316,7 +316,7 @@ def test_a_compiled_model_trains_alike(tmp_path):
     torch.compiler.reset()
 
 
-def test_per_identity_must_divide():
+def test_batch_sizes_that_are_refused():
     with pytest.raises(ValueError, match="batch_size is 0; allowed is at least 1"):
         training_loader([], 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size is 9; allowed are multiples of per_identity, 2"):

@@ -245,10 +245,8 @@ def test_info_tells_which_launches_were_measured(configs: Path, monkeypatch: pyt
     device = on(monkeypatch, "NVIDIA_H100", "sm_90")
     monkeypatch.setattr(tuning, "DIRECTIONS", {"rollout_row": ("step",)})
     tuning.write(configs / "NVIDIA_H100.json", "measured on NVIDIA_H100", {KEY: {197: C}})
+    tuning.write(configs / "sm_90.json", "static model", {KEY._replace(dtype="bf16"): {197: B}})
     for dtype, origin in ((torch.float16, "measured on this GPU"), (torch.bfloat16, "the static model's")):
-        other = KEY._replace(dtype="bf16")
-        tuning.write(configs / "sm_90.json", "static model", {KEY: {197: B}, other: {197: B}})
-        tuning.forget()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _, line = info._choices(tuning.gpu_of(device), device, 64, dtype, 197)

@@ -58,7 +58,7 @@ class Figures:
 
     registers: per thread. spills: instructions. shared: bytes of a program. resident: programs a
     multiprocessor holds. tensor, async_copies: instructions in one pass of every main loop, the fewest.
-    per_score, floor: thread-instructions of the costliest main loop, and `floor`, an estimate of its least.
+    per_score, floor: thread-instructions of the costliest main loop, and an estimate of the least.
     executed: scores computed per score needed. limiter, peak: the busiest pipe, and the share of the matrix
     peak that it allows. moved: bytes per byte that must be moved. clocks: the model's time of the launch.
     """

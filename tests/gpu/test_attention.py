@@ -68,9 +68,7 @@ def test_every_launch_agrees(case: Pairs | Local, name: str, warps: int, stages:
     """Whatever the tuner may choose, as far as it fits on the GPU; at least one tile has to."""
     op = "pair_attention" if isinstance(case, Pairs) else "local_attention"
     fit = 0
-    for config in candidates(name):
-        if (config.num_warps, config.num_stages) != (warps, stages):
-            continue
+    for config in (c for c in candidates(name) if (c.num_warps, c.num_stages) == (warps, stages)):
         with tuning.forced({(op, direction): config for direction in tuning.DIRECTIONS[op]}):
             try:
                 attention_cases.errors_are_those_of_the_dtype(case, tuning.DTYPES[name], "cuda")
