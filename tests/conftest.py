@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 import torch
 from matplotlib.figure import Figure
+from tuning_cases import configs
+
+__all__ = ["configs"]  # fixtures that live beside their cases
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,112 @@
+"""The tuner with its measuring replaced, and the static model's ranking."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from triton.runtime.errors import OutOfResources
+from tuning_cases import KEY, A, B, C, on
+
+from dca_triton import tuner, tuning
+from dca_triton.tuning import Config, Key
+
+
+def test_the_model_ranks_without_a_gpu_and_leaves_out_what_spills(monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = Config(16, 64, 2, 1), Config(16, 256, 1, 1)
+    monkeypatch.setattr(tuner, "candidates", lambda dtype: [bad, good])
+    ranking = tuner.rank("sm_90", ["rollout_row"], progress=False)
+    ((choice, found),) = ranking.items()
+    assert choice == (KEY, 197)
+    assert [assessment.job.config for assessment in found] == [good]
+    assert math.isfinite(found[0].clocks)
+    assert "16/64/2/1" in tuner.ranking_table(ranking)
+    monkeypatch.setattr(tuner, "candidates", lambda dtype: [bad])
+    with pytest.raises(RuntimeError, match=r"no candidate .* on sm_90 for .*rollout_row.* with 197 tokens"):
+        tuner.rank("sm_90", ["rollout_row"], progress=False)
+
+
+@pytest.mark.parametrize("dtype", tuning.DTYPES)
+def test_candidates_are_distinct(dtype: str) -> None:
+    tried = tuner.candidates(dtype)
+    assert len(set(tried)) == len(tried) >= 10
+
+
+def test_unknown_names_are_all_told() -> None:
+    with pytest.raises(ValueError, match="target is 'sm_1'; allowed are sm_80"):
+        tuner.rank("sm_1")
+    with pytest.raises(ValueError, match=r"ops has 'x'.*head_dims has 7.*dtypes has 'fp8'"):
+        tuner.keys(["x"], [7], ["fp8"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tuning_without_a_gpu_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match="no GPU to tune on; `rank`"):
+        tuner.tune()
+
+
+def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
+    configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = on(monkeypatch, "Fake", "sm_90")
+    measured: list[Config] = []
+
+    def ranked(target: str, wanted: list[tuple[Key, int]], progress: bool) -> dict:
+        assert target == "sm_90"
+        assert len(wanted) == (1 if measured else 2)
+        return {
+            choice: [SimpleNamespace(job=SimpleNamespace(config=config)) for config in (A, C)]
+            for choice in wanted
+        }
+
+    def do_bench(launch: object, return_mode: str) -> float:
+        assert return_mode == "median"
+        assert current[-1] == device
+        chosen = tuning.choose("rollout_row", "step", 64, torch.float16, 197, device)
+        measured.append(chosen)
+        if len(measured) == 5:  # in the middle of the second length
+            raise KeyboardInterrupt
+        if chosen == A:
+            raise OutOfResources(200_000, 100_000, "shared memory")
+        return {B: 2.0, C: 1.0}[chosen]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    current: list[torch.device] = []
+
+    @contextmanager
+    def on_device(which: torch.device) -> Iterator[None]:
+        current.append(which)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", on_device)
+    monkeypatch.setattr(tuner, "_ranked", ranked)
+    monkeypatch.setattr(tuner, "problem", lambda *_, **__: None)
+    monkeypatch.setattr(tuner.triton.testing, "do_bench", do_bench)
+    run = dict(device=device, ops=["rollout_row"], dtypes=["fp16"], lengths=[197, 785], progress=False)
+    with pytest.warns(UserWarning, match="no measured launch"), pytest.raises(KeyboardInterrupt):
+        tuner.tune(**run)  # type: ignore[arg-type]
+    assert not (configs / "Fake.json").exists()
+    (choice,) = tuner.tune(**run)  # type: ignore[arg-type]
+    assert measured == [B, A, C, B, A, B, A, C]
+    assert choice == tuner.Choice(KEY, 785, C, 1.0, 2.0)
+    assert tuning.choose("rollout_row", "step", 64, torch.float16, 785, device) == C
+    assert tuning.read(configs / "Fake.json") == {KEY: {197: C, 785: C}}
+    assert '"measured on Fake"' in (configs / "Fake.json").read_text()
+    assert not (configs / "Fake.unfinished").exists()
+    assert "64/64/8/2" in tuner.table([choice])
+
+
+@pytest.mark.parametrize("path", ["a file/table.json", "a file/folder/table.json"])
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_compiled(
+    path: str, configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = on(monkeypatch, "Fake", "sm_90")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tuner, "_ranked", lambda *_: pytest.fail("it compiles"))
+    (configs / "a file").touch()
+    with pytest.raises(OSError, match=r"output is .*table.json; allowed is a file that can be written"):
+        tuner.tune(device, output=configs / path)

@@ -1,0 +1,31 @@
+"""Launch tables of their own for tests, and a GPU that is not there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dca_triton import tuning
+from dca_triton.tuning import Config, Gpu, Key
+
+KEY = Key("rollout_row", "step", 64, "fp16")
+A, B, C = Config(16, 16, 4, 1), Config(32, 32, 4, 1), Config(64, 64, 8, 2)
+
+
+@pytest.fixture
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of tables of its own, and nothing remembered from another."""
+    monkeypatch.setattr(tuning, "CONFIGS", tmp_path)
+    tuning.forget()
+    tuning.write(tmp_path / "sm_80.json", "static model", {KEY: {197: A}})
+    tuning.write(tmp_path / "sm_90.json", "static model", {KEY: {197: B}})
+    tuning.write(tmp_path / "gfx942.json", "static model", {KEY: {197: C}})
+    yield tmp_path
+    tuning.forget()
+
+
+def on(monkeypatch: pytest.MonkeyPatch, name: str, arch: str) -> torch.device:
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(tuning, "gpu_of", lambda _: Gpu(name, arch))
+    return device
