@@ -1,26 +1,32 @@
-"""What arguments may be, as tables: name -> (test, words)."""
+"""Rules for arguments, as tables: name -> (test, words), and one way to report violations."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 Rule = tuple[Callable[[Any], bool], str]
 
 
+def raise_faults(faults: Iterable[str]) -> None:
+    """Raise one ValueError that lists every fault, each once; do nothing if there are none."""
+    if faults := list(dict.fromkeys(faults)):
+        raise ValueError("; ".join(faults))
+
+
 def violations(arguments: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
-    """A sentence for each argument that breaks its rule."""
+    """Return "`name` must be <rule>, got <value>" for each argument that breaks its rule."""
     return [
-        f"{name} is {arguments[name]!r}; allowed is {words}"
+        f"{name} must be {words}, got {arguments[name]!r}"
         for name, (fits, words) in rules.items()
         if not fits(arguments[name])
     ]
 
 
 def integer(least: int) -> Rule:
-    """A whole number of at least `least`."""
+    """An integer >= `least`."""
     return (
         lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least,
-        f"a whole number of at least {least}",
+        f"an integer >= {least}",
     )
 
 
@@ -45,16 +51,16 @@ def flag() -> Rule:
 
 
 def size() -> Rule:
-    """Pixels of a side, or of (height, width)."""
+    """A side length in pixels, or (height, width)."""
     fits, _ = integer(1)
 
     def both(v: Any) -> bool:
         return all(map(fits, v)) if isinstance(v, tuple) and len(v) == 2 else fits(v)
 
-    return both, "a number of pixels of at least 1, or (height, width)"
+    return both, "an integer >= 1 or a tuple (height, width) of such integers"
 
 
 def optional(rule: Rule) -> Rule:
-    """None, or what the rule allows."""
+    """None, or a value that the rule accepts."""
     fits, words = rule
-    return lambda v: v is None or fits(v), f"{words}, or None"
+    return lambda v: v is None or fits(v), f"{words} or None"

@@ -190,7 +190,10 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
         (["train", "--config=fgvc", "--data.name=cub"], "root is None"),
         (["train", "--config=fgvc", "--data.name=birds"], "allowed is one of cub, cars"),
         (["train", "--config=fgvc", "--data.name=cub", "--data.root=/nowhere"], "images.txt"),
-        (["train", "--config=fgvc", "--data.name=cub", "--pairs.hard_ratio=2"], "hard_ratio is 2"),
+        (
+            ["train", "--config=fgvc", "--data.name=cub", "--pairs.hard_ratio=2"],
+            "hard_ratio must be in [0, 1], got 2",
+        ),
         (["evaluate", "--config=fgvc", "--data.name=orl-fgvc", *SMALL], "does not exist"),
         (["train", "--config=reid", "--data.name=orl-reid", "--data.batch_size=30"], "batch_size is 30"),
         (["train", "--config=fgvc", "--data.name=orl-fgvc", "--data.resize=9"], "resize is 9"),

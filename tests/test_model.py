@@ -155,9 +155,12 @@ def test_init_leaves_the_backbone_alone():
 @pytest.mark.parametrize(
     "kwargs, words",
     [
-        ({"top_k_ratio": 0.0, "num_classes": 0}, ["top_k_ratio is 0.0", "num_classes is 0"]),
-        ({"top_k_ratio": 1.5}, ["top_k_ratio is 1.5", "(0, 1]"]),
-        ({"layout": "other"}, ["layout is 'other'", "'paper'"]),
+        (
+            {"top_k_ratio": 0.0, "num_classes": 0},
+            ["top_k_ratio must be in (0, 1], got 0.0", "num_classes must be an integer >= 1, got 0"],
+        ),
+        ({"top_k_ratio": 1.5}, ["top_k_ratio must be in (0, 1], got 1.5"]),
+        ({"layout": "other"}, ["layout must be 'reference' or 'paper', got 'other'"]),
         ({"num_heads": 7}, ["num_heads is 7", "64"]),
         ({"layout": "paper", "num_glca_blocks": 2}, ["num_glca_blocks is 2"]),
     ],

@@ -127,5 +127,5 @@ def test_generator_of_another_device() -> None:
 
 
 def test_settings_are_refused_together() -> None:
-    with pytest.raises(ValueError, match=r"strategy is 'easy'.*; hard_ratio is 1.5; allowed is in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"strategy is 'easy'.*; hard_ratio must be in \[0, 1\], got 1.5"):
         PairSampler("easy", 1.5)  # type: ignore[arg-type]

@@ -119,5 +119,5 @@ def test_least_recently_used_goes_first(pair):
 
 
 def test_a_cache_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="entries is 0; allowed is a whole number of at least 1"):
+    with pytest.raises(ValueError, match="entries must be an integer >= 1, got 0"):
         RolloutCache(0)

@@ -62,7 +62,7 @@ def outcome(call):
     except ValueError as error:
         text = str(error)
         assert "\n" not in text, text
-        assert any(words in text for words in ("allowed", "cannot serve", "does not fit")), text
+        assert any(words in text for words in (" must be ", "allowed", "cannot serve", "does not fit")), text
         event("refused")
         return None
 
@@ -97,8 +97,8 @@ def test_trainers(changes):
         return
     with pytest.raises(ValueError) as caught:
         check(arguments)
-    assert all(f"{name} is " in str(caught.value) for name in broken)
-    assert str(caught.value).count("; allowed is") == len(broken)
+    assert all(f"{name} must be " in str(caught.value) for name in broken)
+    assert str(caught.value).count(" must be ") == len(broken)
 
 
 @pytest.fixture(scope="module")
