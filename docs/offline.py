@@ -16,7 +16,7 @@ STYLE = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')\s]+)""")
 
 def on_page_content(html: str, **_: Any) -> str:
     """Renders the equations of a page."""
-    return EQUATION.sub(lambda found: mathml(unescape(found[2]), displayed=found[1] == "div"), html)
+    return EQUATION.sub(_render, html)
 
 
 def on_post_build(config: Any, **_: Any) -> None:
@@ -25,6 +25,11 @@ def on_post_build(config: Any, **_: Any) -> None:
     faults = [f"{path}: {url}" for path in pages for url in loaded(path.read_text(encoding="utf-8"))]
     if faults:
         raise ValueError(f"the site must load everything from its own host, got {'; '.join(faults)}")
+
+
+def _render(found: re.Match[str]) -> str:
+    tag, tex = found.groups()
+    return f'<{tag} class="equation">{mathml(unescape(tex), displayed=tag == "div")}</{tag}>'
 
 
 def mathml(tex: str, displayed: bool) -> str:

@@ -50,6 +50,9 @@ def test_equations_of_a_page_are_replaced() -> None:
     page = r'<p>a <span class="arithmatex">\(x &lt; 1\)</span></p> <div class="arithmatex">\[y\]</div>'
     html = hooks().on_page_content(page)
     assert "arithmatex" not in html and html.count("<math ") == 2
+    assert re.search(
+        r'<p>a <span class="equation"><math .*?</math></span></p> <div class="equation"><math ', html
+    )
     assert 'display="inline"' in html and 'display="block"' in html and "&amp;lt;" not in html
 
 
