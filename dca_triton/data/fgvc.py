@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torchvision.datasets import FGVCAircraft, StanfordCars
 
-from dca_triton.data.layout import Layout, Listing
-from dca_triton.data.records import ImageRecord
+from .layout import Layout, Listing
+from .records import ImageRecord
 
 
 def cub(root: Path) -> Listing:

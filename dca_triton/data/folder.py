@@ -1,12 +1,16 @@
 """Any tree of folders with one folder per class or identity."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from dca_triton.data.layout import Layout, Listing
-from dca_triton.data.records import ImageRecord
+from .layout import Layout, Listing
+from .records import ImageDataset, ImageRecord
+from .walk import SUFFIXES, photo_files, warn_of_others
 
 CAMERA = re.compile(r"_c([0-9]{1,9})")
 
@@ -80,3 +84,27 @@ def _read(layout: Layout, part: str) -> ImageFolder:
         return ImageFolder(layout.root / part)
     except FileNotFoundError as error:
         raise layout.damaged(part, str(error)) from error
+
+
+def photos_in(folder: str | Path, transform: Callable[[Image.Image], Any] | None = None) -> ImageDataset:
+    """All photos below a folder, at any depth, without labels: for embeddings and pictures.
+
+    Photos come in the order of their paths. Their label and their camera are -1. Other files are ignored and
+    counted in one warning.
+
+    Args:
+        folder: Any folder of photos.
+        transform: As in `ImageDataset`.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It holds no photo, or links that lead to a folder that contains them.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"folder must be a folder that exists, got {str(folder)!r}")
+    photos, others = photo_files(root)
+    warn_of_others(others, str(root))
+    if not photos:
+        raise ValueError(f"folder must hold photos ({', '.join(SUFFIXES)}), got none in {str(folder)!r}")
+    return ImageDataset([ImageRecord(path, label=-1) for path in photos], transform)

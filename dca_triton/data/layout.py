@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from dca_triton.data.records import ImageRecord
+from .records import ImageRecord
 
 
 @dataclass(frozen=True)

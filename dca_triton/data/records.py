@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 import torch
 from PIL import Image
@@ -83,6 +83,17 @@ class ImageDataset(Dataset[Item]):
         # One flag per record in shared memory: DataLoader workers are processes, and their finds must be
         # seen here.
         self._corrupt = torch.zeros(len(self.records), dtype=torch.bool).share_memory_()
+
+    def with_transform(
+        self,
+        transform: Callable[[Image.Image], Any] | None,
+        on_corrupt: Literal["raise", "skip"] = "raise",
+    ) -> Self:
+        """The same photos, labels and classes for another purpose, as a new dataset; this one stays as it is.
+
+        `splits.train.with_transform(test_transform)` are the training photos as evaluation sees them.
+        """
+        return type(self)(self.records, transform, self.classes, on_corrupt)
 
     def __len__(self) -> int:
         return len(self.records)

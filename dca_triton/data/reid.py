@@ -8,8 +8,8 @@ import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
-from dca_triton.data.layout import Layout, Listing, contiguous
-from dca_triton.data.records import ImageRecord
+from .layout import Layout, Listing, contiguous
+from .records import ImageRecord
 
 # 0002_c1s1_000451_03.jpg (Market-1501), 0001_c2_f0046182.jpg (Duke), 0001_c001_00016450_0.jpg (VeRi-776)
 IDENTITY_AND_CAMERA = re.compile(r"(-1|[0-9]{1,9})_c([0-9]{1,9})")

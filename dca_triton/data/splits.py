@@ -1,20 +1,22 @@
 """`load_dataset`: from a dataset's name and folder to the parts that training and evaluation need."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import abspath
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 
 import torch
 from PIL import Image
 
-from dca_triton.data.fgvc import aircraft, cars, cub
-from dca_triton.data.folder import folder
-from dca_triton.data.layout import Listing
-from dca_triton.data.orl import orl_fgvc, orl_reid
-from dca_triton.data.records import ImageDataset, ImageRecord
-from dca_triton.data.reid import dukemtmc, market1501, msmt17, veri776
+from ..arguments import raise_faults
+from .fgvc import aircraft, cars, cub
+from .folder import folder
+from .layout import Listing
+from .orl import orl_fgvc, orl_reid
+from .records import ImageDataset, ImageRecord
+from .reid import dukemtmc, market1501, msmt17, veri776
 
 READERS = {
     "cub": cub,
@@ -44,6 +46,47 @@ class Splits:
     query: ImageDataset | None = None
     gallery: ImageDataset | None = None
 
+    def with_classes(self, names: Sequence[str]) -> "Splits":
+        """The same photos with labels that are positions in `names`, such as the classes of a checkpoint.
+
+        A label means something only together with the names it was trained with. `names` may hold classes
+        that this dataset lacks. In re-identification only training labels change: query and gallery labels
+        are identities, not classes.
+
+        Args:
+            names: The model's classes, in the order of its outputs.
+
+        Raises:
+            ValueError: The dataset has classes that are not in `names`, or a name occurs twice.
+        """
+        known = [normalize("NFC", name) for name in names]
+        index = {name: label for label, name in enumerate(known)}
+        faults = []
+        if unknown := [name for name in self.classes if name not in index]:
+            faults.append(
+                f"names must hold every class of the dataset, got {len(known)} names without {_some(unknown)}"
+            )
+        if twice := [name for label, name in enumerate(known) if index[name] != label]:
+            faults.append(f"names must be distinct, got {_some(twice)} more than once")
+        raise_faults(faults)
+        position = [index[name] for name in self.classes]
+
+        def relabeled(part: ImageDataset | None) -> ImageDataset | None:
+            if part is None:
+                return None
+            records = [replace(record, label=position[record.label]) for record in part.records]
+            return ImageDataset(records, part.transform, known, part.on_corrupt)
+
+        train = relabeled(self.train)
+        assert train is not None
+        return replace(
+            self,
+            classes=tuple(known),
+            train=train,
+            validation=relabeled(self.validation),
+            test=relabeled(self.test),
+        )
+
 
 def load_dataset(
     name: str,
@@ -66,6 +109,8 @@ def load_dataset(
     Raises FileNotFoundError for missing files, ValueError for damaged ones and for bad arguments.
     """
     listing = _read(name, root)
+    # macOS writes the names of files decomposed (NFD), nearly all else composed (NFC).
+    classes = tuple(normalize("NFC", text) for text in listing.classes)
     task: Literal["fgvc", "reid"] = "reid" if "query" in listing.parts else "fgvc"
     train, held = listing.parts["train"], list[ImageRecord]()
     if holdout:
@@ -73,13 +118,11 @@ def load_dataset(
             raise ValueError(f"holdout is {holdout}; allowed is 0 for re-identification ({name})")
         train, held = hold_out(train, holdout, seed)
     parts = {
-        part: ImageDataset(records, test_transform, listing.classes if task == "fgvc" else ())
+        part: ImageDataset(records, test_transform, classes if task == "fgvc" else ())
         for part, records in {**listing.parts, "validation": held}.items()
         if part != "train" and records
     }
-    return Splits(
-        task, listing.classes, ImageDataset(train, train_transform, listing.classes, on_corrupt), **parts
-    )
+    return Splits(task, classes, ImageDataset(train, train_transform, classes, on_corrupt), **parts)
 
 
 def hold_out(
@@ -119,3 +162,8 @@ def _read(name: str, root: str | Path | None) -> Listing:
     if root is None:
         raise ValueError(f"root is None; allowed is the folder of {name}")
     return READERS[name](Path(abspath(Path(root).expanduser())))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more

@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,42 @@ def test_bad_arguments(tmp_path):
         load_dataset("orl-reid", holdout=2)
     with pytest.raises(ValueError, match=r"holdout is 6; allowed is 0\.\.5"):
         load_dataset("orl-fgvc", holdout=6)
+
+
+def test_the_same_photos_with_another_transform(tree):
+    root = tree("birds", "train/a/1.png", "test/a/2.png")
+    splits = load_dataset(
+        "folder", root, train_transform=lambda _: "train", test_transform=lambda _: "test", on_corrupt="skip"
+    )
+    plain = splits.train.with_transform(splits.test.transform)
+    assert (plain[0]["image"], splits.train[0]["image"]) == ("test", "train")
+    assert (plain.records, plain.classes) == (splits.train.records, splits.train.classes)
+    assert (plain.on_corrupt, splits.train.on_corrupt) == ("raise", "skip")
+    assert splits.train.with_transform(None)[0]["image"].shape == (3, 8, 6)
+
+
+def test_labels_follow_the_classes_of_a_model(tree):
+    cafe = "caf\u00e9"
+    root = tree("shops", "train/b/1.png", f"train/{cafe}/2.png", "train/b/3.png", f"test/{cafe}/4.png")
+    splits = load_dataset("folder", root)
+    assert splits.classes == ("b", cafe) and splits.train.labels.tolist() == [0, 0, 1]
+    names = ["a", unicodedata.normalize("NFD", cafe), "b", "z"]
+    found = splits.with_classes(names)
+    assert found.classes == found.train.classes == found.test.classes == ("a", cafe, "b", "z")
+    assert (found.train.labels.tolist(), found.test.labels.tolist()) == ([2, 2, 1], [1])
+    assert [r.path for r in found.train.records] == [r.path for r in splits.train.records]
+    assert splits.train.labels.tolist() == [0, 0, 1] and found.validation is None
+    assert splits.with_classes(splits.classes).train.records == splits.train.records
+    with pytest.raises(
+        ValueError, match=r"of the dataset, got 2 names without 'b', 'caf\u00e9'; .* got 'x' more than"
+    ):
+        splits.with_classes(["x", "x"])
+    with pytest.raises(ValueError, match=r"without 's1', 's2', 's3', 's4', 's5', \.\.\. \(40 in all\)"):
+        load_dataset("orl-fgvc").with_classes(["s0"])
+
+
+def test_identities_are_no_classes():
+    splits = load_dataset("orl-reid")
+    found = splits.with_classes(splits.classes[::-1])
+    assert found.train.labels.tolist() == [29 - label for label in splits.train.labels.tolist()]
+    assert found.query is splits.query and found.gallery is splits.gallery

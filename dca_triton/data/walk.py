@@ -1,0 +1,78 @@
+"""Which files of a folder are photos: one rule for every dataset."""
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+SUFFIXES = (
+    *(".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+SYSTEM_NAMES = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")
+
+
+def is_system(name: str) -> bool:
+    """True for hidden names (.ipynb_checkpoints, ._x.jpg) and for what operating systems leave in folders."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders right in a folder, by name, without those of the system."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_system(path.name))
+
+
+def photo_files(folder: Path, nested: bool = True) -> tuple[list[Path], list[Path]]:
+    """Return the photos in a folder by path, and the other files, which the caller is to report.
+
+    A photo is a file that ends in one of `SUFFIXES`, in any case. System files are in neither list. Links are
+    followed wherever they lead; a folder that several links lead to is read once.
+
+    Args:
+        folder: Exists.
+        nested: Read its subfolders as well; otherwise their names are in the second list.
+
+    Raises:
+        ValueError: A link leads to a folder that contains it, or a pipe, a device or a broken link is named
+            like a photo.
+        OSError: A folder cannot be read.
+    """
+    photos, others, seen, pending = list[Path](), list[Path](), set[str](), [folder]
+    while pending:
+        here = pending.pop()
+        real = os.path.realpath(here)
+        if here != folder and here.is_symlink() and Path(os.path.realpath(here.parent)).is_relative_to(real):
+            raise ValueError(f"{here} must not be a link to a folder that contains it, got a link to {real}")
+        if real in seen:
+            continue
+        seen.add(real)
+        with os.scandir(here) as entries:
+            for entry in entries:
+                path = here / entry.name
+                kind = path if entry.is_symlink() else entry  # a Path takes links round in circles for broken
+                is_folder = kind.is_dir()
+                if is_system(entry.name):
+                    continue
+                if is_folder and nested:
+                    pending.append(path)
+                elif is_folder or path.suffix.lower() not in SUFFIXES:
+                    others.append(path)
+                elif kind.is_file():
+                    photos.append(path)
+                else:
+                    raise ValueError(f"{path} must be a file, got a broken link, a pipe or a device")
+    return sorted(photos), sorted(others)
+
+
+def warn_of_others(others: Sequence[Path], where: str) -> None:
+    """Warn once of files that are not read: how many, and of which kinds."""
+    if others:
+        kinds = Counter(path.suffix.lower() or path.name for path in others).most_common(5)
+        warnings.warn(
+            f"{where}: {len(others)} files are ignored "
+            f"({', '.join(f'{count} {kind}' for kind, count in kinds)}"
+            f"{', ...' if sum(count for _, count in kinds) < len(others) else ''}); "
+            f"photos end in {', '.join(SUFFIXES)}",
+            stacklevel=3,
+        )
