@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .photo import MAX_PIXELS, read_image
 
-__all__ = ["MAX_PIXELS", "ImageDataset", "ImageRecord", "Item", "read_image"]
+__all__ = ["MAX_PIXELS", "Batch", "ImageDataset", "ImageRecord", "Item", "read_image"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class ImageRecord:
     path: Path
     label: int
     camera: int = -1
+
+
+Batch = dict[str, Any]
+"""The fields of `Item`, each for B photos: tensors, and lists of texts."""
 
 
 class Item(TypedDict):
