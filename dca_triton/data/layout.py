@@ -15,9 +15,9 @@ MAX_LIST_BYTES = 2**28  # the longest list of the supported datasets has 2 MB
 
 @dataclass(frozen=True)
 class Listing:
-    """What a dataset's files say: the names of the training classes, and the photos of each part.
+    """The names of the training classes and the photos of each part, as a dataset's files give them.
 
-    Parts are train and test (fine-grained categorisation) or train, query and gallery (re-identification).
+    Parts are train and test (fine-grained categorization) or train, query and gallery (re-identification).
     """
 
     classes: tuple[str, ...]
@@ -107,7 +107,7 @@ class Layout:
         try:
             text = self.content(file).decode("utf-8-sig")  # editors on Windows write a byte-order mark
         except UnicodeDecodeError as error:
-            raise self.damaged(file, f"it is no UTF-8 text: {error}") from error
+            raise self.damaged(file, f"it must be UTF-8 text: {error}") from error
         for number, line in enumerate(io.StringIO(text, newline=None), start=1):
             row = line.strip().split(maxsplit=fields - 1)
             if row and len(row) != fields:

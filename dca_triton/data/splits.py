@@ -100,13 +100,21 @@ def load_dataset(
 ) -> Splits:
     """Read a dataset in its published layout, with its official split. Nothing is downloaded.
 
-    `name` is one of cub, cars, aircraft, folder, orl-fgvc (fgvc), market1501, dukemtmc, msmt17, veri776,
-    folder, orl-reid (reid). `root` is the dataset's own folder, the one that its archive unpacks to (absent
-    for orl-*). `holdout` photos of each class, drawn by `seed`, go from train to validation (fgvc only).
-    `on_corrupt` is for training (see `ImageDataset`); every other part stops at an unreadable photo, as
-    figures over fewer photos are not comparable.
+    Args:
+        name: cub, cars, aircraft, folder, orl-fgvc (fgvc); market1501, dukemtmc, msmt17, veri776, folder,
+            orl-reid (reid).
+        root: The dataset's own folder, to which its archive unpacks, under any name; absent for orl-*. Links
+            in it are followed wherever they lead, but no list may name a path outside of it.
+        train_transform: Of training photos; see `ImageDataset`.
+        test_transform: Of all other parts.
+        holdout: Photos of each class, drawn by `seed`, that go from train to validation (fgvc only).
+        seed: Of what is held out.
+        on_corrupt: Of training (see `ImageDataset`). Every other part stops at an unreadable photo, because
+            figures over fewer photos are not comparable.
 
-    Raises FileNotFoundError for missing files, ValueError for damaged ones and for bad arguments.
+    Raises:
+        FileNotFoundError: Files are missing.
+        ValueError: Files are damaged, or arguments do not fit.
     """
     listing = _read(name, root)
     # macOS writes the names of files decomposed (NFD), nearly all else composed (NFC).
@@ -115,7 +123,7 @@ def load_dataset(
     train, held = listing.parts["train"], list[ImageRecord]()
     if holdout:
         if task == "reid":
-            raise ValueError(f"holdout is {holdout}; allowed is 0 for re-identification ({name})")
+            raise_faults([f"holdout must be 0 for re-identification ({name}), got {holdout}"])
         train, held = hold_out(train, holdout, seed)
     parts = {
         part: ImageDataset(records, test_transform, classes if task == "fgvc" else ())
@@ -130,15 +138,16 @@ def hold_out(
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """Split records into (kept, held): `per_class` of every class are held, the same ones for the same seed.
 
-    Raises ValueError when per_class is negative or would leave a class without a photo.
+    Raises:
+        ValueError: per_class is negative or would leave a class without a photo.
     """
     by_class: dict[int, list[int]] = {}
     for index, record in enumerate(records):
         by_class.setdefault(record.label, []).append(index)
     smallest = min(map(len, by_class.values()))
     if not 0 <= per_class < smallest:
-        raise ValueError(
-            f"holdout is {per_class}; allowed is 0..{smallest - 1}: a class has {smallest} photos"
+        raise_faults(
+            [f"holdout must be in 0..{smallest - 1}, as a class has {smallest} photos, got {per_class}"]
         )
     generator = torch.Generator().manual_seed(seed)
     held = {
@@ -154,13 +163,13 @@ def hold_out(
 
 def _read(name: str, root: str | Path | None) -> Listing:
     if name not in READERS and name not in INSTALLED:
-        raise ValueError(f"name is {name!r}; allowed is one of {', '.join([*READERS, *INSTALLED])}")
+        raise_faults([f"name must be one of {', '.join([*READERS, *INSTALLED])}, got {name!r}"])
     if name in INSTALLED:
         if root is not None:
-            raise ValueError(f"root is {str(root)!r}; allowed is none for {name}, which pip installs")
+            raise_faults([f"root must be None for {name}, which pip installs, got {str(root)!r}"])
         return INSTALLED[name]()
     if root is None:
-        raise ValueError(f"root is None; allowed is the folder of {name}")
+        raise ValueError(f"root must be the folder of {name}, got None")
     return READERS[name](Path(abspath(expanduser(root))))
 
 

@@ -102,7 +102,7 @@ def test_missing_files_are_all_named(cub):
         ("images.txt", f"1 {CUB_PHOTOS[0]}\n", "list different numbers"),
         ("images.txt", "1 ../../x.jpg\n2 a\n3 b\n4 c\n", "leads out of the dataset's folder"),
         ("images.txt", "1 ../../CUB_200_2011_b/x.jpg\n2 a\n3 b\n4 c\n", "leads out of the dataset's folder"),
-        ("images.txt", b"1 \xff\xfe\n", "no UTF-8 text"),
+        ("images.txt", b"1 \xff\xfe\n", "must be UTF-8 text"),
         ("image_class_labels.txt", "1 0\n2 1\n3 2\n4 2\n", "image 1 has no class of classes.txt"),
         ("train_test_split.txt", "1 0\n2 1\n3 yes\n4 0\n", "image 3 has neither 0 nor 1"),
     ],

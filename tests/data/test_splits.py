@@ -41,7 +41,7 @@ def test_hold_out(labels, per_class, seed):
     records = [ImageRecord(Path(str(number)), label) for number, label in enumerate(labels)]
     smallest = min(labels.count(label) for label in labels)
     if not 0 <= per_class < smallest:
-        with pytest.raises(ValueError, match=rf"holdout is {per_class}; allowed is 0\.\.{smallest - 1}"):
+        with pytest.raises(ValueError, match=rf"holdout must be in 0\.\.{smallest - 1}, .* got {per_class}"):
             hold_out(records, per_class, seed)
         return
     kept, held = hold_out(records, per_class, seed)
@@ -56,15 +56,15 @@ def test_hold_out_follows_its_seed():
 
 
 def test_bad_arguments(tmp_path):
-    with pytest.raises(ValueError, match=r"name is 'mnist'; allowed is one of cub, .*orl-reid"):
+    with pytest.raises(ValueError, match=r"name must be one of cub, .*orl-reid, got 'mnist'"):
         load_dataset("mnist", tmp_path)
-    with pytest.raises(ValueError, match="root is None; allowed is the folder of cub"):
+    with pytest.raises(ValueError, match="root must be the folder of cub, got None"):
         load_dataset("cub")
-    with pytest.raises(ValueError, match="allowed is none for orl-fgvc"):
+    with pytest.raises(ValueError, match="root must be None for orl-fgvc, which pip installs, got '/"):
         load_dataset("orl-fgvc", tmp_path)
-    with pytest.raises(ValueError, match=r"holdout is 2; allowed is 0 for re-identification"):
+    with pytest.raises(ValueError, match=r"holdout must be 0 for re-identification \(orl-reid\), got 2"):
         load_dataset("orl-reid", holdout=2)
-    with pytest.raises(ValueError, match=r"holdout is 6; allowed is 0\.\.5"):
+    with pytest.raises(ValueError, match=r"holdout must be in 0\.\.5, as a class has 6 photos, got 6"):
         load_dataset("orl-fgvc", holdout=6)
 
 
