@@ -131,6 +131,8 @@ def _writable(path: str | os.PathLike[str]) -> Path:
     path = _with_suffix(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path must be in a folder that exists, got {str(path)!r}")
+    if path.exists() and not path.is_file():
+        raise OSError(f"path must be a file, got {str(path)!r}, a folder, a device or a pipe")
     return path
 
 

@@ -71,7 +71,7 @@ def test_other_programs_read_the_files(tmp_path: Path) -> None:
         assert "b/ü 2.jpg" in file.metadata()["paths"].encode().decode("unicode_escape")
 
 
-def test_bad_output_is_refused_before_the_work(model: DualAttentionModel) -> None:
+def test_bad_output_is_refused_before_the_work(model: DualAttentionModel, tmp_path: Path) -> None:
     def work():
         raise AssertionError("a batch was read")
         yield
@@ -80,6 +80,9 @@ def test_bad_output_is_refused_before_the_work(model: DualAttentionModel) -> Non
         embed(model, work(), "e.csv", progress=False)
     with pytest.raises(FileNotFoundError, match=r"path must be in a folder that exists, got 'no/e.npz'"):
         embed(model, work(), "no/e.npz", progress=False)
+    with pytest.raises(OSError, match=r"path must be a file, got '.*f\.npz', a folder"):
+        (tmp_path / "f.npz").mkdir()
+        embed(model, work(), tmp_path / "f.npz", progress=False)
     with pytest.raises(ValueError, match="batches must hold at least one batch, got none"):
         embed(model, [], "e.npz", progress=False)
 

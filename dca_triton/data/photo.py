@@ -91,7 +91,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if isinstance(transparent_color, tuple) and max(transparent_color) > 255:
         raise ValueError("a transparent color of 16 bits is not supported")  # PIL has 8 bits of the pixels
     if image.has_transparency_data:
-        transparent = image.convert("RGBA")
+        transparent = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, transparent).convert("RGB")
     if image.mode not in OPAQUE:

@@ -1,5 +1,6 @@
 """`load_dataset`: from a dataset's name and folder to the parts that training and evaluation need."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os.path import abspath, expanduser
@@ -59,6 +60,8 @@ class Splits:
         Raises:
             ValueError: The dataset has classes that are not in `names`, or a name occurs twice.
         """
+        if odd := [name for name in names if not isinstance(name, str)]:
+            raise_faults([f"names must be texts, got {odd[:5]}"])
         known = [normalize("NFC", name) for name in names]
         index = {name: label for label, name in enumerate(known)}
         faults = []
@@ -119,6 +122,11 @@ def load_dataset(
     listing = _read(name, root)
     # macOS writes the names of files decomposed (NFD), nearly all else composed (NFC).
     classes = tuple(normalize("NFC", text) for text in listing.classes)
+    if len(set(classes)) < len(classes):
+        twice = [text for text, count in Counter(classes).items() if count > 1]
+        raise ValueError(
+            f"dataset {name}: {root} must have distinct class names, got {_some(twice)} more than once"
+        )
     task: Literal["fgvc", "reid"] = "reid" if "query" in listing.parts else "fgvc"
     train, held = listing.parts["train"], list[ImageRecord]()
     if holdout:

@@ -19,8 +19,16 @@ def is_system(name: str) -> bool:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders right in a folder, by name, without those of the system."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_system(path.name))
+    """The folders right in a folder, by name, without those of the system.
+
+    Raises:
+        ValueError: One is a link to a folder that contains it.
+        OSError: The folder cannot be read.
+    """
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not is_system(path.name))
+    for path in found:
+        _refuse_round(path)
+    return found
 
 
 def photo_files(folder: Path, nested: bool = True) -> tuple[list[Path], list[Path]]:
@@ -41,16 +49,16 @@ def photo_files(folder: Path, nested: bool = True) -> tuple[list[Path], list[Pat
     photos, others, seen, pending = list[Path](), list[Path](), set[str](), [folder]
     while pending:
         here = pending.pop()
+        if here != folder:
+            _refuse_round(here)
         real = os.path.realpath(here)
-        if here != folder and here.is_symlink() and Path(os.path.realpath(here.parent)).is_relative_to(real):
-            raise ValueError(f"{here} must not be a link to a folder that contains it, got a link to {real}")
         if real in seen:
             continue
         seen.add(real)
         with os.scandir(here) as entries:
             for entry in entries:
                 path = here / entry.name
-                kind = path if entry.is_symlink() else entry  # a Path takes links round in circles for broken
+                kind = path if entry.is_symlink() else entry  # a Path treats a link to itself as broken
                 is_folder = kind.is_dir()
                 if is_system(entry.name):
                     continue
@@ -63,6 +71,12 @@ def photo_files(folder: Path, nested: bool = True) -> tuple[list[Path], list[Pat
                 else:
                     raise ValueError(f"{path} must be a file, got a broken link, a pipe or a device")
     return sorted(photos), sorted(others)
+
+
+def _refuse_round(folder: Path) -> None:
+    real = os.path.realpath(folder)
+    if folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(real):
+        raise ValueError(f"{folder} must not be a link to a folder that contains it, got a link to {real}")
 
 
 def warn_of_others(others: Sequence[Path], where: str) -> None:

@@ -123,6 +123,8 @@ def _check(
         faults.append(f"output must end in .png or .html, got {str(output)!r}")
     if not output.parent.is_dir():
         faults.append(f"output must be in a folder that exists, got {str(output)!r}")
+    if output.exists() and not output.is_file():
+        faults.append(f"output must be a file, got {str(output)!r}, a folder, a device or a pipe")
     if output.suffix == ".png" and len(photos) > MOST_IN_PNG:
         faults.append(
             f"photos must hold at most {MOST_IN_PNG} for a .png (any number for .html), got {len(photos)}"

@@ -105,6 +105,10 @@ def test_damaged_trees(tree):
     (root / "test").mkdir()
     with pytest.raises(ValueError, match=r"birds/test is damaged \(it holds no class folders\)"):
         load_dataset("folder", root)
+    (root / "train/emu").symlink_to(root / "train")
+    with pytest.raises(ValueError, match=r"train/emu must not be a link to a folder that contains it"):
+        load_dataset("folder", root)
+    (root / "train/emu").unlink()
     (root / "train/owl/round").symlink_to(root)
     with pytest.raises(ValueError, match=r"train/owl/round must not be a link to a folder that contains it"):
         load_dataset("folder", root)

@@ -66,7 +66,9 @@ def test_damaged_exif_is_no_orientation(tmp_path: Path) -> None:
     assert (pixels(tmp_path / "x.png") == SHOWN).all()
 
 
-def tiff(path: Path, values: np.ndarray, sample_format: int, white: int = 1, bits: int = 0) -> Path:
+def tiff(
+    path: Path, values: np.ndarray, sample_format: int, white: int = 1, bits: int = 0, extra: int = 0
+) -> Path:
     """A TIFF of one strip; PIL cannot write these kinds. Photometric interpretation 0: zero is white."""
     height, width = values.shape
     order = ">" if values.dtype.byteorder == ">" else "<"
@@ -75,8 +77,15 @@ def tiff(path: Path, values: np.ndarray, sample_format: int, white: int = 1, bit
         digits = "".join(f"{value:012b}" for value in values.flat)
         body = bytes(int(digits[i : i + 8], 2) for i in range(0, len(digits), 8))
     bits = bits or 8 * values.itemsize
-    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, white), (273, 8 + 2 + 120 + 4)]
-    tags += [(277, 1), (278, height), (279, len(body)), (339, sample_format)]
+    tags = [
+        (256, width // (1 + extra)),
+        (257, height),
+        (258, bits),
+        (259, 1),
+        (262, white),
+        (273, 8 + 2 + 120 + 4),
+    ]
+    tags += [(277, 1 + extra), (278, height), (279, len(body)), (338 if extra else 339, sample_format)]
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
     path.write_bytes(head + entries + bytes(4) + body)
@@ -168,6 +177,8 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
         assert abs(pixels(tmp_path / f"x.{suffix}") - expected).max() <= 1
     Image.fromarray(rgba[..., 2:]).save(tmp_path / "la.png")  # gray 200 with the same alpha
     assert abs(gray(tmp_path / "la.png") - [[200, 255, 244]]).max() <= 1
+    associated = np.array([[200, 255], [0, 0], [40, 51]], "<u1").reshape(1, 6)  # gray times alpha, alpha
+    assert abs(gray(tiff(tmp_path / "la.tif", associated, 1, extra=1)) - [[200, 255, 244]]).max() <= 1
     palette = Image.new("P", (2, 1))
     palette.putpalette([200, 0, 0, 0, 200, 0])
     palette.putpixel((1, 0), 1)

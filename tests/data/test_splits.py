@@ -100,6 +100,11 @@ def test_labels_follow_the_classes_of_a_model(tree):
         load_dataset("orl-fgvc").with_classes(["s0"])
 
 
+def test_names_that_are_no_texts():
+    with pytest.raises(ValueError, match=r"names must be texts, got \[1, None\]"):
+        load_dataset("orl-fgvc").with_classes(["a", 1, None])
+
+
 def test_identities_are_no_classes():
     splits = load_dataset("orl-reid")
     found = splits.with_classes(splits.classes[::-1])
