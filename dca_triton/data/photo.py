@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.Image import Transpose
 
 MAX_PIXELS = 2**26  # the largest photo of the supported datasets (Stanford Cars) has 42 million
@@ -47,6 +47,8 @@ def read_image(path: Path) -> Image.Image:
         if path.exists() and not path.is_file():
             raise ValueError("it is a folder, a pipe or a device")
         return _with_own_settings(path)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"image {path} cannot be read (it is not one of {', '.join(FORMATS)})") from error
     except Exception as error:  # PIL's decoders raise nearly every built-in error on damaged files
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         reason = (str(error).splitlines() or [""])[0]

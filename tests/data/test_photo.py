@@ -213,11 +213,11 @@ def test_other_colors(tmp_path: Path) -> None:
         read_image(tmp_path / "lab.tif")
 
 
-@pytest.mark.parametrize("kind", ["gif", "tiff", "webp", "png"])
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG", "MPO"])  # MPO: JPEGs of stereo cameras
 def test_the_first_frame_counts(kind: str, tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (4, 3), color) for color in ("red", "lime", "blue")]
-    frames[0].save(tmp_path / f"x.{kind}", save_all=True, append_images=frames[1:], lossless=True)
-    assert (pixels(tmp_path / f"x.{kind}") == [255, 0, 0]).all()
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "x.jpg", kind, save_all=True, append_images=frames[1:], lossless=True)
+    assert abs(pixels(tmp_path / "x.jpg") - [255, 0, 0]).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["EPS", "ICO", "ICNS", "PCX", "TGA", "JPEG2000", "PDF", "SGI"])
@@ -225,7 +225,7 @@ def test_formats_that_are_not_wanted(kind: str, tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "x.jpg"
     Image.new("RGB", (32, 32), "red").save(path, kind)
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("Ghostscript was started"))
-    with pytest.raises(ValueError, match=r"x\.jpg cannot be read \(UnidentifiedImageError"):
+    with pytest.raises(ValueError, match=r"x\.jpg cannot be read \(it is not one of JPEG, PNG, WEBP"):
         read_image(path)
 
 
