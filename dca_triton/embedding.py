@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import raise_faults
 from .data.records import Batch
 from .files import atomic_write
 from .model import DualAttentionModel
+from .tensor_arguments import tensor_faults
 
 SUFFIXES = (".npz", ".safetensors")
 TENSORS = ("features", "labels", "cameras")
@@ -101,13 +103,15 @@ def load_embeddings(path: str | os.PathLike[str]) -> Embeddings:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Another suffix, or a file that is damaged or holds something else.
+        ValueError: Another suffix, or a file that is damaged or does not hold embeddings.
     """
     path = _with_suffix(path)
     if not path.is_file():
         raise FileNotFoundError(f"path must be a {' or '.join(SUFFIXES)} file that exists, got {str(path)!r}")
     try:
-        return _read(path)
+        found = _read(path)
+        raise_faults(_faults(found))
+        return found
     except Exception as error:  # damaged bytes make the readers raise nearly anything
         line = (str(error).splitlines() or [""])[0]
         raise ValueError(
@@ -125,6 +129,16 @@ def _read(path: Path) -> Embeddings:
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         features, labels, cameras = (torch.from_numpy(arrays[name]) for name in TENSORS)
         return Embeddings(features, labels, cameras, tuple(arrays["paths"].tolist()))
+
+
+def _faults(found: Embeddings) -> list[str]:
+    faults = tensor_faults("features", found.features, "floating-point", "S", "C")
+    photos = "S" if faults else len(found.features)
+    faults += tensor_faults("labels", found.labels, "integer", photos)
+    faults += tensor_faults("cameras", found.cameras, "integer", photos)
+    if not all(isinstance(text, str) for text in found.paths) or len(found.paths) != len(found.labels):
+        faults.append(f"paths must be one text for each of the photos, got {len(found.paths)} values")
+    return faults
 
 
 def _writable(path: str | os.PathLike[str]) -> Path:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import raise_faults
 from .distances import k_reciprocal_rerank, squared_distances
 from .embedding import Batch, Embeddings, embed
 from .metrics import reid_metrics, topk_accuracy
@@ -138,12 +139,18 @@ def score_table(scores: Mapping[str, float], part: str = "") -> str:
     Args:
         scores: More entries, such as losses, are left out.
         part: Which photos were scored, for example "validation" or "test"; named below the table.
+
+    Raises:
+        ValueError: Entries of both functions are missing.
     """
     if "mAP" in scores:
-        columns, rows = [*RETRIEVAL.values()], {"": [scores[name] for name in RETRIEVAL]}
+        columns, names = [*RETRIEVAL.values()], {"": [*RETRIEVAL]}
     else:
         columns = ["top-1", "top-5"]
-        rows = {text: [scores[f"{name}_top{k}"] for k in (1, 5)] for name, text in PREDICTIONS.items()}
+        names = {text: [f"{name}_top1", f"{name}_top5"] for name, text in PREDICTIONS.items()}
+    if missing := [name for row in names.values() for name in row if name not in scores]:
+        raise_faults([f"scores must hold {', '.join(missing)}, got {', '.join(scores)}"])
+    rows = {text: [scores[name] for name in row] for text, row in names.items()}
     width = max(map(len, rows))
     lines = [" " * width + "".join(f"{column:>10}" for column in columns)]
     for text, values in rows.items():

@@ -1,5 +1,6 @@
 """Embeddings are the model's own, in the order of the batches, and both kinds of file give them back."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,21 @@ def test_a_failed_write_leaves_the_older_file(
     with pytest.raises(OSError, match=f"e{suffix} cannot be written .No space left"):
         save_embeddings(made(), path)
     assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"labels": LABELS[:3]}, "labels must be integer (5,), got int64 (3,)"),
+        ({"cameras": torch.zeros(5)}, "cameras must be integer (5,), got float32 (5,)"),
+        ({"features": torch.zeros(5)}, "features must be floating-point (S, C), got float32 (5,)"),
+        ({"paths": ("a",)}, "paths must be one text for each of the photos, got 1 values"),
+    ],
+)
+def test_files_that_hold_something_else(
+    changed: dict[str, Any], fault: str, suffix: str, tmp_path: Path
+) -> None:
+    save_embeddings(made()._replace(**changed), tmp_path / f"e{suffix}")
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        load_embeddings(tmp_path / f"e{suffix}")

@@ -145,3 +145,5 @@ def test_tables() -> None:
         "       mAP    rank-1    rank-5   rank-10      mINP",
         "    50.00%   100.00%   100.00%   100.00%    33.33%",
     ]
+    with pytest.raises(ValueError, match=r"scores must hold sa_top1, .*sum_top5, got total_loss"):
+        score_table({"total_loss": 1.0})

@@ -128,7 +128,8 @@ def load_dataset(
             f"dataset {name}: {root} must have distinct class names, got {_some(twice)} more than once"
         )
     task: Literal["fgvc", "reid"] = "reid" if "query" in listing.parts else "fgvc"
-    train, held = listing.parts["train"], list[ImageRecord]()
+    train: list[ImageRecord] = listing.parts["train"]
+    held: list[ImageRecord] = []
     if holdout:
         if task == "reid":
             raise_faults([f"holdout must be 0 for re-identification ({name}), got {holdout}"])

@@ -46,7 +46,10 @@ def photo_files(folder: Path, nested: bool = True) -> tuple[list[Path], list[Pat
             like a photo.
         OSError: A folder cannot be read.
     """
-    photos, others, seen, pending = list[Path](), list[Path](), set[str](), [folder]
+    photos: list[Path] = []
+    others: list[Path] = []
+    seen: set[str] = set()
+    pending = [folder]
     while pending:
         here = pending.pop()
         if here != folder:
