@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .arguments import integer, number, raise_faults, violations
+from .progress import progress as progress_bar
 
 Distances = Callable[[Tensor, Tensor, int], Iterable[Tensor]]
 """(query (Q, C), gallery (G, C), chunk_size) -> blocks (<= chunk_size, G), in the order of the queries."""
@@ -113,7 +113,7 @@ def _watched(
     blocks: Iterator[Tensor], name: str, rows: int, chunk_size: int, progress: bool
 ) -> Iterator[Tensor]:
     total = -(-rows // chunk_size)
-    return iter(tqdm(blocks, desc=name, total=total, leave=False, disable=not progress))
+    return iter(progress_bar(blocks, desc=name, total=total, unit="block", leave=False, disable=not progress))
 
 
 class _Sparse(NamedTuple):

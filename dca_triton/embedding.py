@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from .arguments import raise_faults
 from .data.records import Batch
 from .files import atomic_write
 from .model import DualAttentionModel
+from .progress import progress as progress_bar
 from .tensor_arguments import tensor_faults
 
 SUFFIXES = (".npz", ".safetensors")
@@ -61,7 +61,7 @@ def embed(
     labels: list[Tensor] = []
     cameras: list[Tensor] = []
     paths: list[str] = []
-    for batch in tqdm(batches, desc="embed", leave=False, disable=not progress):
+    for batch in progress_bar(batches, desc="embed", unit="batch", leave=False, disable=not progress):
         features.append(model.extract_features(batch["image"].to(device, non_blocking=True)).float().cpu())
         labels.append(torch.as_tensor(batch["label"]).long())
         cameras.append(torch.as_tensor(batch.get("camera", torch.full_like(labels[-1], -1))).long())

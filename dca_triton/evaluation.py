@@ -7,13 +7,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .arguments import raise_faults
 from .distances import k_reciprocal_rerank, squared_distances
 from .embedding import Batch, Embeddings, embed
 from .metrics import reid_metrics, topk_accuracy
 from .model import DualAttentionModel
+from .progress import progress as progress_bar
 
 Metric = Literal["euclidean", "cosine"]
 PREDICTIONS = {"sa": "SA", "glca": "GLCA", "sum": "SA + GLCA"}
@@ -40,7 +40,7 @@ def evaluate_fgvc(
     model.eval()
     device = next(model.parameters()).device
     parts = []
-    for batch in tqdm(test, desc="evaluate", leave=False, disable=not progress):
+    for batch in progress_bar(test, desc="evaluate", unit="batch", leave=False, disable=not progress):
         outputs = model(batch["image"].to(device, non_blocking=True), class_tokens_only=True)
         sa, glca = (outputs[f"{branch}_logits"].float().softmax(1).cpu() for branch in ("sa", "glca"))
         parts.append((sa, glca, torch.as_tensor(batch["label"])))

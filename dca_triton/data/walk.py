@@ -89,7 +89,7 @@ def warn_of_others(others: Sequence[Path], where: str) -> None:
         warnings.warn(
             f"{where}: {len(others)} files are ignored "
             f"({', '.join(f'{count} {kind}' for kind, count in kinds)}"
-            f"{', ...' if sum(count for _, count in kinds) < len(others) else ''}); "
-            f"photos end in {', '.join(SUFFIXES)}",
+            f"{', ...' if sum(count for _, count in kinds) < len(others) else ''}), "
+            f"as they lie outside of the folders of photos or do not end in {', '.join(SUFFIXES)}",
             stacklevel=3,
         )

@@ -14,12 +14,12 @@ from matplotlib.ticker import MaxNLocator
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
-from tqdm import tqdm
 
 from ..arguments import raise_faults
 from ..data import read_image, reid_test
 from ..files import atomic_write
 from ..model import DualAttentionModel
+from ..progress import progress as progress_bar
 from .curves import BRANCH_COLORS
 from .explanation import distractor_share, explain
 from .overlays import contact_sheet, draw_photo, heat_scale, show_picture
@@ -98,7 +98,9 @@ def visualize(
     _check(model, photos, output, distractors, classes)
     names = classes or [f"class {k}" for k in range(model.num_classes)]
     explained = _explained(model, photos, distractors, mean, std)
-    bar = tqdm(explained, desc="visualize", total=len(photos), leave=False, disable=not progress)
+    bar = progress_bar(
+        explained, desc="visualize", total=len(photos), unit="photo", leave=False, disable=not progress
+    )
     if output.suffix == ".png":
         figure = _draw(model, list(bar), names)
         with atomic_write(output) as file:
