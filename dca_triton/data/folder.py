@@ -1,6 +1,7 @@
 """Any tree of folders: one folder per class or identity, or photos without labels."""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable
 from os.path import expanduser, isdir
@@ -56,11 +57,10 @@ def folder(root: Path) -> Listing:
 def _identities(layout: Layout, trees: dict[str, Tree]) -> dict[str, list[ImageRecord]]:
     training = {name: number for number, name in enumerate(trees["train"])}
     seen = {name: number for number, name in enumerate(sorted({*trees["query"], *trees["gallery"]}))}
-    query, gallery = _photos(trees["query"]), _photos(trees["gallery"])
-    cameras = {path: _named_camera(path) for path in query + gallery}
+    cameras = {path: _named_camera(path) for path in _photos(trees["query"]) + _photos(trees["gallery"])}
     unnamed = [path for path, camera in cameras.items() if camera == UNKNOWN]
     if len(unnamed) == len(cameras):
-        cameras = _copies(query, gallery)
+        cameras = _copies(trees["query"], trees["gallery"])
     elif unnamed:
         file = str(unnamed[0].relative_to(layout.root))
         raise layout.damaged(file, "its name has no camera, but the names of others have one")
@@ -86,14 +86,18 @@ def _named_camera(path: Path) -> int:
     return int(match[1]) if match else UNKNOWN
 
 
-def _copies(query: list[Path], gallery: list[Path]) -> dict[Path, int]:
-    """A number for the photos that lie in both parts, the same for the same bytes; others are left out."""
-    sizes = {path: path.stat().st_size for path in query + gallery}
-    common = {sizes[path] for path in query} & {sizes[path] for path in gallery}
-    digest = {path: _digest(path) for path, size in sizes.items() if size in common}
-    shared = {digest.get(path) for path in query} & {digest.get(path) for path in gallery}
-    number = {content: place for place, content in enumerate(sorted(filter(None, shared)))}
-    return {path: number[content] for path, content in digest.items() if content in number}
+def _copies(query: Tree, gallery: Tree) -> dict[Path, int]:
+    """A number for the photos of an identity that lie in both parts, the same for the same bytes."""
+    number: dict[Path, int] = {}
+    count = itertools.count()
+    for name in sorted(query.keys() & gallery.keys()):
+        sizes = {path: path.stat().st_size for path in query[name] + gallery[name]}
+        common = {sizes[path] for path in query[name]} & {sizes[path] for path in gallery[name]}
+        digest = {path: _digest(path) for path, size in sizes.items() if size in common}
+        shared = {digest.get(path) for path in query[name]} & {digest.get(path) for path in gallery[name]}
+        camera = {content: next(count) for content in sorted(filter(None, shared))}
+        number |= {path: camera[content] for path, content in digest.items() if content in camera}
+    return number
 
 
 def _digest(path: Path) -> bytes:

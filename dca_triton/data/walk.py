@@ -46,34 +46,34 @@ def photo_files(folder: Path, nested: bool = True) -> tuple[list[Path], list[Pat
             like a photo.
         OSError: A folder cannot be read.
     """
-    photos: list[Path] = []
-    others: list[Path] = []
+    photos: list[str] = []
+    others: list[str] = []
     seen: set[str] = set()
-    pending = [folder]
+    pending = [str(folder)]
     while pending:
         here = pending.pop()
-        if here != folder:
-            _refuse_round(here)
+        if here != str(folder):
+            _refuse_round(Path(here))
         real = os.path.realpath(here)
         if real in seen:
             continue
         seen.add(real)
         with os.scandir(here) as entries:
             for entry in entries:
-                path = here / entry.name
-                kind = path if entry.is_symlink() else entry  # a Path treats a link to itself as broken
+                # A Path treats a link to itself as broken, where an entry raises OSError.
+                kind = Path(entry.path) if entry.is_symlink() else entry
                 is_folder = kind.is_dir()
                 if is_system(entry.name):
                     continue
                 if is_folder and nested:
-                    pending.append(path)
-                elif is_folder or path.suffix.lower() not in SUFFIXES:
-                    others.append(path)
+                    pending.append(entry.path)
+                elif is_folder or os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
+                    others.append(entry.path)
                 elif kind.is_file():
-                    photos.append(path)
+                    photos.append(entry.path)
                 else:
-                    raise ValueError(f"{path} must be a file, got a broken link, a pipe or a device")
-    return sorted(photos), sorted(others)
+                    raise ValueError(f"{entry.path} must be a file, got a broken link, a pipe or a device")
+    return list(map(Path, sorted(photos))), list(map(Path, sorted(others)))
 
 
 def _refuse_round(folder: Path) -> None:
