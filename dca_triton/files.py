@@ -20,8 +20,8 @@ def atomic_write(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "wb") 
         mode: "w" for text in UTF-8, "wb" for bytes.
 
     Raises:
-        OSError: The file cannot be written; the message names `path`. Also if `path` is a folder, a device or
-            a pipe.
+        OSError: The file cannot be written, which any OSError of the block is taken for; the message names
+            `path`. Also if `path` is a folder, a device or a pipe.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -34,6 +34,7 @@ def atomic_write(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "wb") 
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        raise type(error)(f"{path} cannot be written ({error.strerror or error})") from error
+        kind = type(error) if type(error).__module__ == "builtins" else OSError  # others take more arguments
+        raise kind(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)

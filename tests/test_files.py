@@ -35,6 +35,19 @@ def test_an_error_leaves_the_older_file(error: BaseException, tmp_path: Path) ->
         assert str(caught.value) == f"{path} cannot be written (No space left on device)"
 
 
+class Foreign(OSError):
+    def __init__(self, code: int, reason: str, more: str) -> None:
+        super().__init__(f"{code} {reason} {more}")
+
+
+def test_errors_of_other_libraries_are_told_as_well(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"e\.json cannot be written \(5 a b\)"),
+        atomic_write(tmp_path / "e.json"),
+    ):
+        raise Foreign(5, "a", "b")
+
+
 def test_a_link_is_kept(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "link.json").symlink_to(tmp_path / "shared/real.json")
