@@ -8,19 +8,19 @@ import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
-from dca_triton.data.layout import Layout, Listing, contiguous
-from dca_triton.data.records import ImageRecord
+from .layout import Layout, Listing, contiguous
+from .records import ImageRecord
 
 # 0002_c1s1_000451_03.jpg (Market-1501), 0001_c2_f0046182.jpg (Duke), 0001_c001_00016450_0.jpg (VeRi-776)
-IDENTITY_AND_CAMERA = re.compile(r"(-1|[0-9]{1,9})_c([0-9]{1,9})")
+IDENTITY_AND_CAMERA = re.compile(r"(-1|[0-9]{1,9})_c([0-9]{1,9})(?![0-9])")
 JUNK = -1
 
 
 def market1501(root: Path) -> Listing:
     """Market-1501 (Zheng et al., 2015): 751 people to train, 3,368 queries, 15,913 gallery photos.
 
-    Photos of identity -1 are junk that the protocol ignores, so they are dropped; those of identity 0000
-    are distractors and stay in the gallery.
+    Photos of identity -1 are junk that the protocol ignores: they are dropped. Photos of identity 0000 are
+    distractors: they stay in the gallery.
     """
     return _by_folder(Layout("market1501", root, _folders("0002_c1s1_000451_03.jpg")))
 
@@ -33,8 +33,8 @@ def dukemtmc(root: Path) -> Listing:
 def msmt17(root: Path) -> Listing:
     """MSMT17 (Wei et al., 2018), V1 or V2: 1,041 people to train, 11,659 queries, 82,161 gallery photos.
 
-    Trains on list_train.txt and list_val.txt together (32,621 photos), as is usual: both show the same
-    people. The camera is the third field of a photo's name.
+    Trains on list_train.txt and list_val.txt together (32,621 photos), as is usual, because both show the
+    same people. The camera is the third field of a photo's name.
     """
     layout = Layout(
         "msmt17",
@@ -53,7 +53,7 @@ def msmt17(root: Path) -> Listing:
         for name, identity in layout.rows(file, 2):
             fields = name.rpartition("/")[2].split("_")
             if len(fields) < 3 or not _is_number(fields[2]) or not _is_number(identity):
-                raise layout.damaged(file, f"{name!r} {identity!r} is no photo's name and identity")
+                raise layout.damaged(file, f"{name!r} {identity!r} must be a photo's name and identity")
             records.append(
                 ImageRecord(layout.inside(file, f"{folder}/{name}"), int(identity), int(fields[2]))
             )
@@ -102,11 +102,11 @@ def veri776(root: Path) -> Listing:
 def _veri_labels(layout: Layout) -> dict[str, tuple[int, int]]:
     """Identity and camera of each photo in train_label.xml.
 
-    The file declares gb2312, which the parser refuses, and copies of it exist in other encodings;
-    everything needed of it is ASCII in all of them, so whatever is not is replaced.
+    The file declares gb2312, which the parser refuses, and there are copies in other encodings. All that is
+    needed is ASCII in each of them, so anything else is replaced.
     """
     file = "train_label.xml"
-    text = (layout.root / file).read_bytes().decode("ascii", errors="replace")
+    text = layout.content(file).decode("ascii", errors="replace")
     try:
         items = [item.attrib for item in ElementTree.fromstring(text).iter("Item")]
         labels = {
@@ -116,7 +116,7 @@ def _veri_labels(layout: Layout) -> dict[str, tuple[int, int]]:
         raise layout.damaged(file, f"{type(error).__name__}: {error}") from error
     for name, numbers in labels.items():
         if not all(map(_is_number, numbers)):
-            raise layout.damaged(file, f"vehicle and camera of {name} are no numbers: {numbers}")
+            raise layout.damaged(file, f"vehicle and camera of {name} must be numbers, got {numbers}")
     return {name: (int(vehicle), int(camera)) for name, (vehicle, camera) in labels.items()}
 
 
@@ -133,7 +133,7 @@ def _by_folder(layout: Layout) -> Listing:
 def _named(layout: Layout, path: Path) -> ImageRecord:
     match = IDENTITY_AND_CAMERA.match(path.name)
     if match is None:
-        raise layout.damaged(str(path.relative_to(layout.root)), "its name tells no identity and camera")
+        raise layout.damaged(str(path.relative_to(layout.root)), "its name has no identity and camera")
     return ImageRecord(path, int(match[1]), int(match[2]))
 
 
@@ -141,7 +141,7 @@ def _reid(
     layout: Layout, train: list[ImageRecord], query: list[ImageRecord], gallery: list[ImageRecord]
 ) -> Listing:
     train, query, gallery = ([r for r in part if r.label != JUNK] for part in (train, query, gallery))
-    layout.require_photos({"train": train, "query": query, "gallery": gallery})
+    layout.finish({"train": train, "query": query, "gallery": gallery})
     classes, train = contiguous(train)
     return Listing(classes, {"train": train, "query": query, "gallery": gallery})
 

@@ -43,7 +43,7 @@ def test_market_drops_junk_and_keeps_distractors(market):
 
 def test_photo_with_a_foreign_name(market):
     (market / "query/holiday.jpg").touch()
-    with pytest.raises(ValueError, match=r"query/holiday\.jpg is damaged \(its name tells no identity"):
+    with pytest.raises(ValueError, match=r"query/holiday\.jpg is damaged \(its name has no identity"):
         load_dataset("market1501", market)
 
 
@@ -121,10 +121,10 @@ def test_msmt_both_versions(tree, folders):
     ("line", "reason"),
     [
         ("0000/0000_000_01_0303morning_0008_0.jpg", "line 1 has 1 fields, not 2"),
-        ("0000/0000_000_01_0303morning_0008_0.jpg zero", "is no photo's name and identity"),
-        (f"0000/0000_000_01_x.jpg {'9' * 5000}", "is no photo's name and identity"),
-        ("0000/0000_000_01_x.jpg \u0663", "is no photo's name and identity"),
-        ("0000/photo.jpg 0", "is no photo's name and identity"),
+        ("0000/0000_000_01_0303morning_0008_0.jpg zero", "must be a photo's name and identity"),
+        (f"0000/0000_000_01_x.jpg {'9' * 5000}", "must be a photo's name and identity"),
+        ("0000/0000_000_01_x.jpg \u0663", "must be a photo's name and identity"),
+        ("0000/photo.jpg 0", "must be a photo's name and identity"),
         ("../../0000_000_01_x.jpg 0", "leads out of the dataset's folder"),
     ],
 )
@@ -228,7 +228,7 @@ def test_veri_photos_without_annotation_are_reported(veri):
         (DECLARATION + LABELS[:120], "ParseError"),
         ("", "ParseError"),
         (DECLARATION + LABELS.replace("vehicleID", "id"), "KeyError: 'vehicleID'"),
-        (DECLARATION + LABELS.replace("c019", "cam"), "are no numbers"),
+        (DECLARATION + LABELS.replace("c019", "cam"), "must be numbers"),
         (DECLARATION + LABELS.replace('vehicleID="0003"', 'vehicleID="0004"'), "contradicts the name of"),
     ],
 )

@@ -222,25 +222,34 @@ def test_weights_that_do_not_fit_change_nothing(data):
     assert bits(model.state_dict()) == before
 
 
-def photo(kind: str) -> bytes:
+def photo(kind: str, mode: str = "RGB", **options: object) -> bytes:
+    """With an orientation, where the format has one."""
+    exif = Image.Exif()
+    exif[274] = 6
     buffer = io.BytesIO()
-    Image.new("RGB", (13, 7), (200, 10, 30)).save(buffer, kind)
+    color = (200, 10, 30) if mode == "RGB" else 0
+    Image.new(mode, (13, 7), color).save(buffer, kind, exif=exif, **options)
     return buffer.getvalue()
 
 
 PHOTOS = {kind: photo(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")}
+DEEP = {f"{kind} {mode}": photo(kind, mode) for kind, mode in (("PNG", "I;16"), ("TIFF", "I"), ("TIFF", "F"))}
+CLEAR = {f"{kind} {mode}": photo(kind, mode) for kind in ("PNG", "TIFF") for mode in ("RGBA", "LA")}
+OTHER = {"TIFF LAB": photo("TIFF", "LAB"), "JPEG CMYK": photo("JPEG", "CMYK"), "GIF P": photo("GIF", "P")}
+OTHER |= {"TIFF LZW": photo("TIFF", compression="tiff_lzw"), "PNG P": photo("PNG", "P", transparency=3)}
 
 
 @fuzzed(1000)
 @given(data=st.data())
 def test_damaged_photos(data, scratch):
-    kind = data.draw(st.sampled_from(sorted(PHOTOS)))
+    photos = PHOTOS | DEEP | CLEAR | OTHER
+    kind = data.draw(st.sampled_from(sorted(photos)))
     path = scratch / f"photo.{kind.lower()}"
-    path.write_bytes(data.draw(st.binary(max_size=80) | damaged(PHOTOS[kind])))
+    path.write_bytes(data.draw(st.binary(max_size=80) | damaged(photos[kind])))
     try:
         image = read_image(path)
     except ValueError as error:
-        assert path.name in str(error)
+        assert path.name in str(error) and "\n" not in str(error)
     else:
         assert image.mode == "RGB" and image.width * image.height <= MAX_PIXELS
 
@@ -332,7 +341,7 @@ def test_damaged_datasets(name, data, tmp_path_factory):
         lists, photos = sorted(TREES[name]), FILES[name]
         file = root / data.draw(st.sampled_from(lists + photos))
         kind, row, new = (
-            data.draw(st.sampled_from(["damage", "row", "rename", "remove"])),
+            data.draw(st.sampled_from(["damage", "row", "rename", "remove", "link", "pipe"])),
             data.draw(rows),
             data.draw(names),
         )
@@ -346,6 +355,10 @@ def test_damaged_datasets(name, data, tmp_path_factory):
         elif kind == "rename" and new not in (".", ".."):
             with contextlib.suppress(OSError):
                 file.rename(file.with_name(new))
+        elif kind in ("link", "pipe"):
+            file.unlink()
+            target = data.draw(st.sampled_from([file, file.parent, root, root / "nowhere", "/dev/zero"]))
+            os.mkfifo(file) if kind == "pipe" else file.symlink_to(target)
         else:
             file.unlink()
     try:
