@@ -14,9 +14,9 @@ from tqdm import tqdm
 from triton.runtime.errors import OutOfResources
 
 from . import tuning
-from .static.assess import Assessment, Job, assess_all
+from .static.assess import Assessment, assess_all
 from .static.chips import CHIPS
-from .static.problems import problem
+from .static.problems import Job, problem
 
 Ranking = dict[tuple[tuning.Key, int], list[Assessment]]
 
@@ -164,7 +164,7 @@ def _fastest(key: tuning.Key, n: int, device: torch.device, ranked: list[tuning.
         (key.op, direction): tuning.choose(key.op, direction, key.head_dim, dtype, n, device)
         for direction in tuning.DIRECTIONS[key.op]
     }
-    launch = problem(key.op, key.head_dim, dtype, n, device, backward=key.direction in ("dkdv", "dq"))
+    launch = problem(key, n, device)
     times = {}
     for config in dict.fromkeys([default[key.op, key.direction], *ranked]):
         with tuning.forced(default | {(key.op, key.direction): config}):

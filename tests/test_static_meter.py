@@ -13,12 +13,13 @@ import triton.language as tl
 from bench.static import __main__ as command
 from bench.static import gate, report
 from dca_triton import tuning
-from dca_triton.static.assess import Assessment, Job, assess, assess_all
+from dca_triton.static.assess import Assessment, assess, assess_all
 from dca_triton.static.capture import Launch, capture
 from dca_triton.static.chips import CHIPS
+from dca_triton.static.code import Code, Loop, examine
 from dca_triton.static.control_flow import hot_loops, natural_loops
-from dca_triton.static.disassembly import Code, Loop, examine
 from dca_triton.static.model import bound, clocks, occupancy, predict
+from dca_triton.static.problems import Job
 
 KEY = tuning.Key("rollout_row", "step", 64, "fp16")
 JOB = Job(KEY, 197, "sm_80", tuning.Config(64, 128, 4, 2))

@@ -8,8 +8,9 @@ import torch
 from tqdm import tqdm
 
 from dca_triton import tuning
-from dca_triton.static.assess import Job, assess_all
+from dca_triton.static.assess import assess_all
 from dca_triton.static.chips import CHIPS
+from dca_triton.static.problems import Job
 
 from . import gate, report
 

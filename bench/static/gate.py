@@ -6,8 +6,10 @@ import json
 import math
 from pathlib import Path
 
-from dca_triton.static.assess import Assessment, Job
+from dca_triton import tuning
+from dca_triton.static.assess import Assessment
 from dca_triton.static.chips import CHIPS
+from dca_triton.static.problems import Job
 
 from .report import Figures, name_of
 
@@ -21,11 +23,9 @@ def read(path: Path) -> dict[str, Figures]:
 
 
 def write(path: Path, figures: dict[str, Figures], versions: dict[str, str]) -> None:
-    """Write figures as a baseline, a line for each job."""
-    lines = [f"    {json.dumps(n)}: {json.dumps(dataclasses.asdict(f))}" for n, f in sorted(figures.items())]
-    path.write_text(
-        f'{{\n  "versions": {json.dumps(versions)},\n  "figures": {{\n' + ",\n".join(lines) + "\n  }\n}\n"
-    )
+    """Write figures as a baseline, one line per job."""
+    lines = {name: dataclasses.asdict(figures[name]) for name in sorted(figures)}
+    tuning.write_lines(path, {"versions": versions}, {"figures": lines})
 
 
 def regressions(figures: dict[str, Figures], baseline: dict[str, Figures]) -> list[str]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dca_triton import tuning
-from dca_triton.static.assess import Assessment, Job
+from dca_triton.static.assess import Assessment
 from dca_triton.static.chips import CHIPS
+from dca_triton.static.problems import Job
 
 BASELINE = Path(__file__).parent / "baseline.json"
 LENGTHS = (197, 785)
