@@ -221,7 +221,7 @@ def test_the_matrix_fails_on_a_violation_and_on_nothing(
     assessment: Assessment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results: list[tuple[Job, Assessment | Exception]] = [(JOB, assessment)]
-    monkeypatch.setattr(command, "assess_all", lambda jobs: results)
+    monkeypatch.setattr(command, "assess_all", lambda jobs, progress: results)
     assert command.matrix([JOB]) is None
     assert command.matrix([]) == "0 of 0 are bad"
     results[:] = [(JOB, RuntimeError("out of registers"))]

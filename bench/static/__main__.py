@@ -43,7 +43,7 @@ def measure(jobs: list[Job]) -> dict[str, report.Figures]:
     """The figures of every job, in the order of the jobs; a job that does not compile raises what it
     raised."""
     results = {}
-    for job, result in tqdm(assess_all(jobs), "compile", len(jobs), file=sys.stderr):
+    for job, result in assess_all(jobs, progress=True):
         if isinstance(result, Exception):
             raise RuntimeError(f"{report.name_of(job)}: {job.config} does not compile") from result
         results[job] = report.figures_of(result)
@@ -53,7 +53,7 @@ def measure(jobs: list[Job]) -> dict[str, report.Figures]:
 def matrix(jobs: list[Job]) -> str | None:
     """Compile every job and tell what fails; None if nothing does."""
     found = []
-    for job, result in tqdm(assess_all(jobs), "compile", len(jobs), file=sys.stderr):
+    for job, result in assess_all(jobs, progress=True):
         for violation in gate.violations(job, result):
             known = gate.spills_by_necessity(job)
             tqdm.write(f"known: {violation}" if known else violation)

@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 
 from .code import Code, Loop, examine
 from .model import Bound, bound, floor, main_and_tail, occupancy, predict
@@ -59,11 +61,12 @@ def assess(job: Job) -> Assessment:
 
 
 def assess_all(
-    jobs: Iterable[Job], workers: int | None = None
+    jobs: Sequence[Job], workers: int | None = None, progress: bool = False
 ) -> Iterator[tuple[Job, Assessment | Exception]]:
     """Yield each job with its assessment, or with the exception of its compilation, as they finish.
 
-    workers: processes; by default one per core, at most 8.
+    workers: processes; by default one per core, at most 8. progress: show a progress bar; where stderr is not
+    a terminal, it is printed every 30 seconds.
     """
     # Spawned, not forked: a forked child could not use CUDA after its parent did.
     spawn = multiprocessing.get_context("spawn")
@@ -72,7 +75,14 @@ def assess_all(
         count, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
         futures: dict[Future[Assessment], Job] = {pool.submit(assess, job): job for job in jobs}
-        for future in as_completed(futures):
+        bar = tqdm(
+            as_completed(futures),
+            "compile",
+            len(futures),
+            disable=not progress,
+            mininterval=0.1 if sys.stderr.isatty() else 30,
+        )
+        for future in bar:
             error = future.exception()
             if error is not None and not isinstance(error, Exception):
                 raise error
