@@ -1,4 +1,4 @@
-"""Nothing is timed before it agrees; turns, memory and peaks are what they are said to be."""
+"""Paths are timed only if they agree; turns, memory and errors are measured correctly."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Results on disk, as this project and as pytest-benchmark read them."""
+"""Results files can be read by this project and by pytest-benchmark."""
 
 import fakes
 import torch
