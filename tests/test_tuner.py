@@ -1,5 +1,6 @@
 """The tuner with faked timings, and the cost model's ranking."""
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -177,3 +178,16 @@ def test_a_gpu_on_which_nothing_runs_is_an_error(configs: Path, monkeypatch: pyt
         pytest.raises(RuntimeError, match="no candidate fits Fake for rollout_row step"),
     ):
         tuner._fastest(KEY, 197, device, [A, C])
+
+
+@pytest.mark.parametrize("entries", [[], {}, [{"n": 1}, {"n": 2}], {"a": [1], 'b "c"': None}], ids=repr)
+def test_lines_are_valid_json_with_an_entry_per_line(entries: list | dict, tmp_path: Path) -> None:
+    path = tmp_path / "lines.json"
+    tuning.write_lines(path, {"source": 'a "test"', "versions": {"x": "1"}}, {"entries": entries})
+    document = json.loads(path.read_text())
+    assert document == {"source": 'a "test"', "versions": {"x": "1"}, "entries": entries}
+    assert sum(line.startswith("    ") for line in path.read_text().splitlines()) == len(entries)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        tuning.write_lines(path, {}, {"entries": [object()]})
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]

@@ -28,13 +28,13 @@ def test_the_same_results_pass():
 
 
 @pytest.mark.parametrize(
-    ("factors", "told"), [({"median": 1.06}, "median rose"), ({"memory": 1.06}, "peak MiB rose")]
+    ("factors", "message"), [({"median": 1.06}, "median rose"), ({"memory": 1.06}, "peak MiB rose")]
 )
-def test_a_planted_regression_is_found(factors, told):
+def test_a_planted_regression_is_found(factors, message):
     document = fakes.document()
     (found,) = gate.regressions(slowed(document, LIBRARY, **factors), document)
     assert LIBRARY in found
-    assert told in found
+    assert message in found
     assert "+6.0%" in found
 
 
