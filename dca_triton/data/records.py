@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+Batch = dict[str, Any]  # items collated: tensors with a leading B, texts as a list
 MAX_PIXELS = 2**26  # the largest photo of the supported datasets (Stanford Cars) has 42 million
 
 
