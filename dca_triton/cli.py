@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from . import commands
-from .batches import process
 from .experiment import DataOptions
 from .model import DualAttentionModel
 from .pairs import PairSampler
+from .process import this_process
 from .training import DualAttentionTrainer
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         chosen = root.instantiate(options)[options.command]
         names = list(signature(command).parameters)
         given = {name: chosen[name] for name in names if name != "experiment"}
-        if command is commands.train and process().is_main_process:
+        if command is commands.train and this_process().is_main_process:
             chosen.output.mkdir(parents=True, exist_ok=True)
             parsers["train"].save(options.train, chosen.output / "config.yaml", overwrite=True)
         command(*([chosen] if "experiment" in names else []), **given)

@@ -9,7 +9,6 @@ from jsonargparse import Namespace
 
 from . import demo as faces
 from . import embedding
-from .batches import process
 from .checkpoint import load_weights
 from .evaluation import Metric, score_table
 from .experiment import (
@@ -22,6 +21,7 @@ from .experiment import (
 )
 from .info import info as describe
 from .model import DualAttentionModel
+from .process import this_process
 from .training import DualAttentionTrainer
 from .visualisation import visualize as draw
 
@@ -161,7 +161,7 @@ def _trained(experiment: Namespace) -> tuple[DualAttentionModel, Any]:
     rest = load_weights(model, experiment.weights or experiment.output / "checkpoint.pt")
     if average := rest.get("ema_state_dict"):  # what training's own scores were of
         load_weights(model, average)
-    return model.to(process().device), splits
+    return model.to(this_process().device), splits
 
 
 def _model_options(experiment: Namespace) -> dict[str, Any]:
