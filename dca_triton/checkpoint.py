@@ -96,7 +96,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def load_weights(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, Any]:
+def load_weights(
+    model: nn.Module,
+    checkpoint: Mapping[str, Any] | str | os.PathLike[str],
+    transfer: bool = False,
+) -> Any:
     """Load a model's weights, all or none.
 
     Args:
@@ -124,6 +128,11 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Path
         )
     if all(str(key).startswith("module.") for key in weights):
         weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    if transfer:
+        own = model.state_dict()
+        fits = {k: v for k, v in weights.items() if k in own and _shape(v) == _shape(own[k])}
+        model.load_state_dict(fits, strict=False)
+        return [key for key in own if key not in fits]
     faults = _mismatches(model.state_dict(), weights)
     if faults:
         raise ValueError(f"{name} does not fit the model: {'; '.join(faults)}")

@@ -1,10 +1,10 @@
 """A trainer to read from top to bottom: batches, pairs, three losses, one optimizer, checkpoints."""
 
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from pathlib import Path
 from threading import Event
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -64,6 +64,7 @@ class DualAttentionTrainer:
             `evaluate` returns it, else its first.
         on_nonfinite: At a loss that is not finite "stop" training, or "skip" the step and count it.
         tensorboard: Write the metrics for TensorBoard, too.
+        description: Plain values, kept in every checkpoint and compared on resume.
 
     Raises:
         ValueError: Arguments outside their range, every one of them, or not possible here.
@@ -96,6 +97,7 @@ class DualAttentionTrainer:
         best_by: str | None = None,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         tensorboard: bool = False,
+        description: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()
         check(given)
@@ -142,9 +144,14 @@ class DualAttentionTrainer:
         self.epoch_began: list[Tensor] | None = None  # the generators that order the epoch, at its start
         self.history: list[dict[str, float]] = []
         self.best = -math.inf
+        self.description = None if description is None else dict(description)
 
     def train(
-        self, num_epochs: int, save_dir: str | Path, resume: Literal["auto"] | str | Path | None = None
+        self,
+        num_epochs: int,
+        save_dir: str | Path,
+        resume: Literal["auto"] | str | Path | None = None,
+        began: Callable[[], None] = lambda: None,
     ) -> list[dict[str, float]]:
         """Train, writing metrics.jsonl (a line an epoch) and checkpoints to `save_dir`; returns the lines.
 
@@ -156,6 +163,7 @@ class DualAttentionTrainer:
             save_dir: Made if it does not exist.
             resume: "auto" goes on from the newest sound checkpoint in `save_dir` if there is any, a path from
                 that file; the run then ends with the bits of an unbroken one (on a CPU). None starts anew.
+            began: Called once, in the main process, when the run is known to be sound.
 
         Raises:
             ValueError: num_epochs below 1, no batches, or a checkpoint that is damaged or of other settings.
@@ -167,6 +175,8 @@ class DualAttentionTrainer:
             raise ValueError(f"num_epochs is {num_epochs}; allowed is at least 1")
         folder = CheckpointFolder(save_dir, self.keep_last)
         self._begin(folder, resume)
+        if self.main:
+            began()
         log = MetricsLog(folder.path, self.history, self.tensorboard) if self.main else None
         bar = tqdm(
             desc="train", unit="epoch", total=num_epochs, initial=self.epoch, disable=not self.progress

@@ -53,6 +53,8 @@ def state_of(run: "DualAttentionTrainer") -> dict[str, Any]:
         "rng_state": gather_object([run.epoch_began or random_state(run.batches)]),
         "best": run.best,
         "settings": run.settings,
+        "description": run.description,
+        "model_arguments": _arguments(run.model),
     }
 
 
@@ -81,6 +83,12 @@ def _restore(run: "DualAttentionTrainer", state: dict[str, Any]) -> None:
         for name, value in run.settings.items()
         if before.get(name) != value
     ]
+    if run.description is not None and state.get("description") is not None:
+        others += [
+            f"{name} was {state['description'].get(name)!r} and is {value!r}"
+            for name, value in run.description.items()
+            if state["description"].get(name) != value
+        ]
     if others:
         raise ValueError(f"it is of a run with other settings: {'; '.join(others)}")
     if faults := violations(state, PLAIN):
@@ -98,6 +106,12 @@ def _restore(run: "DualAttentionTrainer", state: dict[str, Any]) -> None:
     rng = state["rng_state"][run.accelerator.process_index]
     set_random_state(run.batches, rng)
     run.epoch_began = rng if run.step else None
+
+
+def _arguments(model: nn.Module) -> dict[str, Any] | None:
+    """The constructor's arguments as plain values; None if some are not."""
+    config = getattr(model, "_hub_mixin_config", None)
+    return None if config is None or getattr(model, "_not_json", []) else dict(config)
 
 
 def whole(tree: Any) -> Any:
