@@ -27,7 +27,7 @@ def orl_fgvc() -> Listing:
             for photo in PHOTOS[6:]
         ],
     }
-    layout.require_photos(parts)
+    layout.finish(parts)
     return Listing(tuple(f"s{person}" for person in PEOPLE), parts)
 
 
@@ -49,7 +49,7 @@ def orl_reid() -> Listing:
         for photo in PHOTOS
     ]
     parts = {"train": train, "query": held, "gallery": held}
-    layout.require_photos(parts)
+    layout.finish(parts)
     return Listing(tuple(f"s{person}" for person in PEOPLE[:30]), parts)
 
 

@@ -1,4 +1,4 @@
-"""One photo (`ImageRecord`), a list of them (`ImageDataset`), and decoding that never trusts the file."""
+"""One photo (`ImageRecord`) and a list of them (`ImageDataset`)."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-MAX_PIXELS = 2**26  # the largest photo of the supported datasets (Stanford Cars) has 42 million
+from .photo import MAX_PIXELS, read_image
+
+__all__ = ["MAX_PIXELS", "ImageDataset", "ImageRecord", "Item", "read_image"]
 
 
 @dataclass(frozen=True)
@@ -36,21 +38,6 @@ class Item(TypedDict):
     camera: int
     path: str
     index: int
-
-
-def read_image(path: Path) -> Image.Image:
-    """Decode a photo to RGB.
-
-    Raises ValueError naming the path when the file is missing, is no image, is truncated, or has more than
-    `MAX_PIXELS` pixels (checked on its header, before anything of that size is allocated).
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} is over the limit of {MAX_PIXELS} pixels")
-            return image.convert("RGB")
-    except Exception as error:  # PIL's decoders raise nearly every built-in error on damaged files
-        raise ValueError(f"image {path} cannot be read ({type(error).__name__}: {error})") from error
 
 
 class ImageDataset(Dataset[Item]):

@@ -12,7 +12,7 @@ from .layout import Layout, Listing, contiguous
 from .records import ImageRecord
 
 # 0002_c1s1_000451_03.jpg (Market-1501), 0001_c2_f0046182.jpg (Duke), 0001_c001_00016450_0.jpg (VeRi-776)
-IDENTITY_AND_CAMERA = re.compile(r"(-1|[0-9]{1,9})_c([0-9]{1,9})")
+IDENTITY_AND_CAMERA = re.compile(r"(-1|[0-9]{1,9})_c([0-9]{1,9})(?![0-9])")
 JUNK = -1
 
 
@@ -106,7 +106,7 @@ def _veri_labels(layout: Layout) -> dict[str, tuple[int, int]]:
     everything needed of it is ASCII in all of them, so whatever is not is replaced.
     """
     file = "train_label.xml"
-    text = (layout.root / file).read_bytes().decode("ascii", errors="replace")
+    text = layout.content(file).decode("ascii", errors="replace")
     try:
         items = [item.attrib for item in ElementTree.fromstring(text).iter("Item")]
         labels = {
@@ -141,7 +141,7 @@ def _reid(
     layout: Layout, train: list[ImageRecord], query: list[ImageRecord], gallery: list[ImageRecord]
 ) -> Listing:
     train, query, gallery = ([r for r in part if r.label != JUNK] for part in (train, query, gallery))
-    layout.require_photos({"train": train, "query": query, "gallery": gallery})
+    layout.finish({"train": train, "query": query, "gallery": gallery})
     classes, train = contiguous(train)
     return Listing(classes, {"train": train, "query": query, "gallery": gallery})
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from os.path import abspath
+from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any, Literal
 from unicodedata import normalize
@@ -161,7 +161,7 @@ def _read(name: str, root: str | Path | None) -> Listing:
         return INSTALLED[name]()
     if root is None:
         raise ValueError(f"root is None; allowed is the folder of {name}")
-    return READERS[name](Path(abspath(Path(root).expanduser())))
+    return READERS[name](Path(abspath(expanduser(root))))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,3 +1,5 @@
+import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,36 @@ def test_cub_reads_windows_line_ends_and_stray_blanks(cub):
     for file in cub.glob("*.txt"):
         file.write_bytes(file.read_bytes().replace(b"\n", b" \t\r\n") + b" \r\n")
     assert load_dataset("cub", cub).train.records == expected
+
+
+def test_cub_reads_a_byte_order_mark_and_either_spelling(cub):
+    photo = cub / "images" / CUB_PHOTOS[0]
+    photo.rename(photo.with_name(unicodedata.normalize("NFD", "b\u00fcsserl.jpg")))
+    (cub / "images.txt").write_text((cub / "images.txt").read_text().replace(photo.name, "b\u00fcsserl.jpg"))
+    for file in cub.glob("*.txt"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    splits = load_dataset("cub", cub)
+    assert splits.classes == BIRDS and len(splits.test) == 2
+    assert splits.test[0]["image"].shape == (3, 8, 6)
+
+
+def test_lists_that_are_no_files_of_a_sane_size(cub):
+    file = cub / "images.txt"
+    with file.open("wb") as stream:
+        stream.truncate(10**11)
+    with pytest.raises(
+        ValueError, match=r"images\.txt is damaged \(it must have at most \d+ bytes, got 10{11}"
+    ):
+        load_dataset("cub", cub)
+    file.unlink()
+    for make in (file.mkdir, lambda: os.mkfifo(file), lambda: file.symlink_to("/dev/zero")):
+        make()
+        with pytest.raises(ValueError, match=r"images\.txt is damaged \(it must be a file, not a folder"):
+            load_dataset("cub", cub)
+        file.rmdir() if file.is_dir() else file.unlink()
+    file.write_text("1 " + "x" * 5000 + ".jpg\n2 " + "\u00fc" * 5000 + ".jpg\n3 a\n4 b\n")
+    with pytest.raises(FileNotFoundError, match=r"and 3 more photos are missing"):
+        load_dataset("cub", cub)
 
 
 def test_missing_files_are_all_named(cub):
@@ -201,9 +233,12 @@ def test_cars_missing_files_and_another_name(cars):
     with pytest.raises(FileNotFoundError, match=r"cars_test_annos_withlabels\.mat is missing in"):
         load_dataset("cars", cars)
     (cars / "cars_test_annos_withlabels.mat").touch()
-    renamed = cars.rename(cars.parent / "cars")
-    with pytest.raises(FileNotFoundError, match="its own name, stanford_cars, is missing in"):
-        load_dataset("cars", renamed)
+    annotations(cars / "cars_test_annos_withlabels.mat", [("00001.jpg", 1)])
+    expected = [r.label for r in load_dataset("cars", cars).train.records]
+    renamed = cars.rename(cars.parent / "my cars")
+    assert [r.label for r in load_dataset("cars", renamed).train.records] == expected
+    (cars.parent / "link").symlink_to(renamed)
+    assert [r.label for r in load_dataset("cars", cars.parent / "link").train.records] == expected
 
 
 @pytest.fixture
@@ -236,6 +271,17 @@ def test_damaged_aircraft_list(aircraft, line):
     file.write_text(line + "\n")
     with pytest.raises(ValueError, match=f"{file} is damaged"):
         load_dataset("aircraft", aircraft)
+
+
+def test_aircraft_of_any_name_and_behind_a_link(aircraft):
+    expected = [r.label for r in load_dataset("aircraft", aircraft).train.records]
+    renamed = aircraft.rename(aircraft.with_name("planes"))
+    (aircraft.parent / "link").symlink_to(renamed)
+    for root in (renamed, aircraft.parent / "link"):
+        assert [r.label for r in load_dataset("aircraft", root).train.records] == expected
+    (renamed / "data/variants.txt").write_text("707-320\nF/A-18\nMD-80 Series\n707-320\n")
+    with pytest.raises(ValueError, match=r"variants\.txt is damaged \(a variant comes twice\)"):
+        load_dataset("aircraft", renamed)
 
 
 def test_aircraft_missing_photo(aircraft):
