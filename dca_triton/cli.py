@@ -16,6 +16,10 @@ from .options import DataOptions, Experiment, Selection
 
 RECIPES = Path(__file__).parent / "recipes"
 CONFIG = "config.yaml"
+RENAMED = {
+    "--weights": "train starts from the weights of --transfer FILE",
+    "--output": "a trained model is chosen by --run FOLDER",
+}
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
@@ -35,6 +39,8 @@ class Parser(ArgumentParser):
     """Ends on bad arguments with one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if "unrecognized" in message or "not expected" in message:
+            message += "".join(f"; {hint}" for name, hint in RENAMED.items() if name in message)
         fail(message)
 
 
@@ -150,7 +156,7 @@ def _add_experiment(own: Parser) -> None:
         "--transfer",
         type=Path | None,
         default=None,
-        help="A checkpoint or a run's folder: training starts from its weights that fit, and lists the others.",
+        help="A checkpoint or a run's folder: training starts from the weights that fit.",
     )
     own.add_argument(
         "--seed", type=int, default=0, help="Of initial weights, batches, pairs and augmentation."
@@ -161,7 +167,7 @@ def _add_selection(own: Parser, has_run: bool) -> None:
     own.add_argument(
         "--config",
         action=ConfigFile,
-        help="A run's config.yaml, instead of --run; or a YAML file or recipe, whose model and data are used.",
+        help="A run's config.yaml, instead of --run; or a YAML file or recipe for model and data.",
     )
     if not has_run:
         own.add_argument(
@@ -209,7 +215,7 @@ def _run(name: str, parser: Parser, given: Namespace) -> None:
     if name == "train":
         experiment = experiment_of(values)
         save = _config_writer(parser, given, experiment)
-        commands.train(experiment, values["resume"], save)
+        COMMANDS[name](experiment, values["resume"], save)
         return
     command = COMMANDS[name]
     own = {key: given[key] for key in signature(command).parameters if key in given}

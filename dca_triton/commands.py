@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .options import Experiment, Selection
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .data import ImageDataset
     from .trained import Trained
 
+KINDS = ("fresh", "resampled", "ignored")  # weights that a transfer does not take as they are
 Part = Literal["train", "validation", "test", "query", "gallery"]
 
 
@@ -242,8 +243,9 @@ def _transfer(model: Any, experiment: Experiment, resume: Literal["auto"] | Path
     if source is None or resumes:
         return ""
     file = newest_checkpoint(source)[0] if source.is_dir() else source
-    fresh = load_weights(model, file, transfer=True)
-    return f"Weights of {file}; {fresh}"
+    found = load_weights(model, file, transfer=True)
+    lists = [f"{kind} ({len(found[kind])}): {', '.join(found[kind])}" for kind in KINDS if found[kind]]
+    return "\n".join([f"Training starts from the weights of {file}", *(f"  {line}" for line in lists)])
 
 
 def _trained(selection: Selection) -> Trained:
@@ -258,10 +260,10 @@ def _trained(selection: Selection) -> Trained:
 
 
 def _part(trained: Trained, part: Part) -> ImageDataset:
-    splits = trained.splits()
+    splits = trained.splits(training=part == "train")
     dataset = getattr(splits, part)
     if dataset is None:
-        present = [name for name in Part.__args__ if getattr(splits, name) is not None]  # type: ignore[attr-defined]
+        present = [name for name in get_args(Part) if name == "train" or getattr(splits, name) is not None]
         raise ValueError(f"part must be one of {', '.join(present)} for {trained.data.name}, got {part!r}")
     return dataset
 

@@ -40,6 +40,7 @@ def load_splits(data: DataOptions, backbone_name: str) -> Splits:
     )
     raise_faults(_faults(data, splits.task))
     mean, std = normalization(backbone_name)
+    assert splits.train is not None
     splits.train.transform = train_transform(data, splits.task, mean, std)
     for part in (splits.validation, splits.test, splits.query, splits.gallery):
         if part is not None:
@@ -70,6 +71,7 @@ def evaluation_transform(
 def train_batches(splits: Splits, data: DataOptions) -> DataLoader:
     """Shuffled batches of categories, or batches of identities that suit batch-hard triplets."""
     photos = data.photos if splits.task == "reid" else 0
+    assert splits.train is not None
     return training_loader(splits.train, data.batch_size, photos, data.workers, data.seed)
 
 

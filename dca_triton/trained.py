@@ -9,6 +9,7 @@ from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from .arguments import raise_faults, violations
 from .checkpoint import load_checkpoint, load_weights
 from .data import ImageDataset, Splits, load_dataset
+from .data.splits import READERS
 from .description import Description
 from .experiment import build_model, describe, evaluation_transform, load_splits
 from .hub import evaluation_weights, newest_checkpoint
@@ -39,8 +40,11 @@ class Trained:
         known = self.description
         return evaluation_transform(known.task, known.size, known.mean, known.std)
 
-    def splits(self) -> Splits:
+    def splits(self, training: bool = False) -> Splits:
         """The dataset for evaluation: labels are the model's, and every part has evaluation's transform.
+
+        Args:
+            training: Read the training part, too.
 
         Raises:
             FileNotFoundError, ValueError: As `load_dataset`; a dataset for another task, or with classes that
@@ -48,7 +52,12 @@ class Trained:
         """
         data, known = self.data, self.description
         raise_faults(violations(vars(data), VALUE_RULES))
-        splits = load_dataset(data.name, data.root, holdout=data.holdout, seed=data.seed)
+        if data.root is None and data.name in READERS:
+            raise ValueError(
+                f"data.root must be the folder of the dataset {data.name}, got none: "
+                "the run's config.yaml does not hold it"
+            )
+        splits = load_dataset(data.name, data.root, holdout=data.holdout, seed=data.seed, training=training)
         if splits.task != known.task:
             raise ValueError(
                 f"data.name must be a dataset for the model's task, {known.task}, got {data.name!r} for "

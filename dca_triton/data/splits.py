@@ -35,12 +35,13 @@ INSTALLED = {"orl-fgvc": orl_fgvc, "orl-reid": orl_reid}  # by pip, so that they
 class Splits:
     """The parts of a dataset: train, test and, on demand, validation (fgvc); train, query and gallery (reid).
 
-    `classes` names the training labels 0..K-1; query and gallery labels are identity numbers.
+    `classes` names the training labels 0..K-1; query and gallery labels are identity numbers. `train` is
+    None where only the parts of evaluation were read.
     """
 
     task: Literal["fgvc", "reid"]
     classes: tuple[str, ...]
-    train: ImageDataset
+    train: ImageDataset | None
     validation: ImageDataset | None = None
     test: ImageDataset | None = None
     query: ImageDataset | None = None
@@ -77,12 +78,10 @@ class Splits:
             records = [replace(record, label=position[record.label]) for record in part.records]
             return ImageDataset(records, part.transform, known, part.on_corrupt)
 
-        train = relabeled(self.train)
-        assert train is not None
         return replace(
             self,
             classes=tuple(known),
-            train=train,
+            train=relabeled(self.train),
             validation=relabeled(self.validation),
             test=relabeled(self.test),
         )
@@ -97,6 +96,7 @@ def load_dataset(
     holdout: int = 0,
     seed: int = 0,
     on_corrupt: Literal["raise", "skip"] = "raise",
+    training: bool = True,
 ) -> Splits:
     """Read a dataset in its published layout, with its official split. Nothing is downloaded.
 
@@ -104,15 +104,16 @@ def load_dataset(
     folder, orl-reid (reid). `root` is the dataset's own folder, the one that its archive unpacks to (absent
     for orl-*). `holdout` photos of each class, drawn by `seed`, go from train to validation (fgvc only).
     `on_corrupt` is for training (see `ImageDataset`); every other part stops at an unreadable photo, as
-    figures over fewer photos are not comparable.
+    figures over fewer photos are not comparable. `training=False` reads the parts of evaluation alone: the
+    training photos may be absent, and `classes` of a folder are those of its test part.
 
     Raises FileNotFoundError for missing files, ValueError for damaged ones and for bad arguments.
     """
-    listing = _read(name, root)
+    listing = _read(name, root, training or bool(holdout))
     # macOS writes the names of files decomposed (NFD), nearly all else composed (NFC).
     classes = tuple(normalize("NFC", text) for text in listing.classes)
     task: Literal["fgvc", "reid"] = "reid" if "query" in listing.parts else "fgvc"
-    train, held = listing.parts["train"], list[ImageRecord]()
+    train, held = listing.parts.get("train", []), list[ImageRecord]()
     if holdout:
         if task == "reid":
             raise ValueError(f"holdout is {holdout}; allowed is 0 for re-identification ({name})")
@@ -122,7 +123,8 @@ def load_dataset(
         for part, records in {**listing.parts, "validation": held}.items()
         if part != "train" and records
     }
-    return Splits(task, classes, ImageDataset(train, train_transform, classes, on_corrupt), **parts)
+    photos = ImageDataset(train, train_transform, classes, on_corrupt) if training else None
+    return Splits(task, classes, photos, **parts)
 
 
 def hold_out(
@@ -152,7 +154,7 @@ def hold_out(
     )
 
 
-def _read(name: str, root: str | Path | None) -> Listing:
+def _read(name: str, root: str | Path | None, training: bool) -> Listing:
     if name not in READERS and name not in INSTALLED:
         raise ValueError(f"name is {name!r}; allowed is one of {', '.join([*READERS, *INSTALLED])}")
     if name in INSTALLED:
@@ -161,7 +163,7 @@ def _read(name: str, root: str | Path | None) -> Listing:
         return INSTALLED[name]()
     if root is None:
         raise ValueError(f"root is None; allowed is the folder of {name}")
-    return READERS[name](Path(abspath(expanduser(root))))
+    return READERS[name](Path(abspath(expanduser(root))), training)
 
 
 def _some(names: Sequence[str]) -> str:
