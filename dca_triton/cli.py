@@ -1,7 +1,10 @@
 """The command line: dca-triton train | evaluate | embed | visualize | export | demo | tune | info."""
 
+import json
 import os
+import shlex
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
@@ -81,6 +84,7 @@ def read_config(file: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        json.dumps(content, default=str, skipkeys=True)  # raises ValueError if it holds itself
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
@@ -203,11 +207,17 @@ def main(arguments: list[str] | None = None) -> None:
         subcommands.add_subcommand(each, own, help=summary(each))
         if each == name:
             chosen = own
-    options = root.parse_args(arguments, defaults=name == "train")
+    try:
+        options = root.parse_args(arguments, defaults=name == "train")
+    except Exception as error:  # of files that an option names: not text, too deep, ...
+        fail(f"arguments must be options and readable files, got {shlex.join(arguments)} ({error})")
     try:
         _run(name, chosen, options[name])
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         fail(error)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        fail(f"unexpected {error!r} in {place.filename}, line {place.lineno}; please report it")
 
 
 def _run(name: str, parser: Parser, given: Namespace) -> None:
@@ -229,7 +239,7 @@ def experiment_of(values: Mapping[str, Any]) -> Experiment:
     data, model, trainer = dict(values["data"]), dict(values["model"]), dict(values["trainer"])
     data["root"] = _absolute(data["root"])
     return Experiment(
-        model=model | model.pop("timm"),
+        model=_flat(model),
         data=DataOptions(**data, seed=values["seed"]),
         trainer=trainer,
         pairs=dict(values["pairs"]),
@@ -277,8 +287,17 @@ def _selection(values: Mapping[str, Any]) -> Selection:
 
 
 def _flat(model: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments of the model with those for timm among them."""
+    from .model import DualAttentionModel
+
     options = dict(model or {})
-    return options | dict(options.pop("timm", None) or {})
+    timm = options.pop("timm", None) or {}
+    own = {"cls", "model_name", *signature(DualAttentionModel.__init__).parameters}
+    if taken := sorted(own & set(timm)):
+        raise ValueError(
+            f"model.timm must hold arguments that only timm.create_model takes, got {', '.join(taken)}"
+        )
+    return options | dict(timm)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,12 @@ def evaluation_batches(dataset: ImageDataset | None, data: DataOptions) -> DataL
 
 def build_model(splits: Splits, data: DataOptions, options: dict[str, Any]) -> DualAttentionModel:
     """A model for the dataset's classes and size; `options` are `DualAttentionModel`'s other arguments."""
-    return DualAttentionModel(
-        num_classes=len(splits.classes), task_type=splits.task, img_size=data.size, **options
-    )
+    try:
+        return DualAttentionModel(
+            num_classes=len(splits.classes), task_type=splits.task, img_size=data.size, **options
+        )
+    except TypeError as error:  # a name that does not exist, or that the data give
+        raise ValueError(f"model must hold arguments of DualAttentionModel, got others ({error})") from error
 
 
 def describe(splits: Splits, data: DataOptions, backbone_name: str) -> Description:
