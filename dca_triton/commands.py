@@ -233,13 +233,11 @@ def tune(
 def _transfer(model: Any, experiment: Experiment, resume: Literal["auto"] | Path | None) -> str:
     """Load what fits of `experiment.transfer`, unless the run goes on from its own checkpoint."""
     from .checkpoint import load_weights
-    from .checkpoint_folder import CheckpointFolder
     from .hub import newest_checkpoint
+    from .run_folder import RunFolder
 
     source, output = experiment.transfer, experiment.output
-    resumes = resume is not None and (
-        Path(resume) != Path("auto") or (output.is_dir() and bool(CheckpointFolder(output).paths()))
-    )
+    resumes = resume is not None and (Path(resume) != Path("auto") or bool(RunFolder(output).paths()))
     if source is None or resumes:
         return ""
     file = newest_checkpoint(source)[0] if source.is_dir() else source
@@ -249,11 +247,11 @@ def _transfer(model: Any, experiment: Experiment, resume: Literal["auto"] | Path
 
 
 def _trained(selection: Selection) -> Trained:
-    from .batches import process
+    from .process import this_process
     from .trained import load_trained
 
     trained = load_trained(selection)
-    trained.model.to(process().device)
+    trained.model.to(this_process().device)
     if selection.weights is not None and selection.run is not None:
         print(f"The weights are those of {selection.weights}, not those of the run {selection.run}.")
     return trained

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .data.records import Batch
 from .model import DualAttentionModel
 
-Batch = dict[str, Any]
 SUFFIXES = (".npz", ".safetensors")
 TENSORS = ("features", "labels", "cameras")
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .checkpoint import load_checkpoint, load_weights
-from .checkpoint_folder import CheckpointFolder
 from .description import Description
+from .run_folder import RunFolder
 
 # They name files; a config that came from elsewhere must not choose which files are opened.
 FILE_ARGUMENTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
@@ -191,7 +191,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
         FileNotFoundError: The folder does not exist or holds no checkpoint.
         ValueError: Each checkpoint in it is damaged.
     """
-    found = CheckpointFolder(folder).find("auto") if folder.is_dir() else None
+    found = RunFolder(folder).find("auto")
     if found is None:
         raise FileNotFoundError(
             f"{str(folder)!r} must be a folder with config.json or checkpoint.pt, got neither"

@@ -14,7 +14,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .photo import MAX_PIXELS, read_image
 
-__all__ = ["MAX_PIXELS", "ImageDataset", "ImageRecord", "Item", "read_image"]
+__all__ = ["MAX_PIXELS", "Batch", "ImageDataset", "ImageRecord", "Item", "read_image"]
+
+Batch = dict[str, Any]  # items collated: tensors with a leading B, texts as a list
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dca_triton.cli import main
 
-LINES = 250
+LINES = 200
 HUGE = ["9" * 30, "-" + "9" * 30, "1e400", "-1", "0", "1e9"]
 ODD = [
     "",
@@ -33,31 +33,30 @@ ODD = [
     "-",
     "true",
 ]
-TIMM = [
-    "num_classes", "img_size", "pretrained", "model_name", "name", "layout", "kwargs", "self", "cls", "depth",
-    "num_heads", "patch_size", "embed_dim", "global_pool", "block_fn", "norm_layer", "checkpoint_path",
-    "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "in_chans", "backbone_name", "task_type", "nonsense",
-    "class_token", "pretrained_cfg", "cache_dir", "features_only", "scriptable", "dynamic_img_size", "pos_embed",
-]  # fmt: skip
-TRAIN = [
-    "--data.size", "--data.resize", "--data.batch_size", "--data.photos", "--data.holdout", "--data.workers",
-    "--data.on_corrupt", "--data.name", "--data.root", "--seed", "--epochs", "--output", "--transfer", "--resume",
-    "--config", "--model", "--data", "--trainer", "--pairs", "--model.timm", "--model.top_k_ratio",
-    "--model.num_heads", "--model.drop_rate", "--model.layout", "--model.backend", "--model.backbone_name",
-    "--trainer.lr", "--trainer.optimizer", "--trainer.precision", "--trainer.accumulate", "--trainer.clip_grad",
-    "--trainer.ema_decay", "--trainer.best_by", "--trainer.description", "--pairs.strategy",
-    "--pairs.hard_ratio", "--weights", "--nonsense", "--model.num_classes", "--trainer.model", "--data.seed",
-]  # fmt: skip
-OTHER = [
-    "--run", "--config", "--weights", "--model", "--model.layout", "--model.num_classes", "--model.depth",
-    "--data.name", "--data.root", "--data.size", "--data.batch_size", "--data.workers", "--data.holdout",
-    "--data.seed", "--file", "--part", "--photos", "--distractors", "--metric", "--rerank", "--output", "--nonsense",
-    "--trainer.lr", "--model.timm",
-]  # fmt: skip
-REST = [
-    "--output", "--fgvc_epochs", "--reid_epochs", "--seed", "--target", "--head_dims", "--dtypes", "--run",
-    "--folder", "--nonsense",
-]  # fmt: skip
+TIMM = """
+    num_classes img_size pretrained model_name name layout kwargs self cls depth num_heads
+    patch_size embed_dim global_pool block_fn norm_layer checkpoint_path drop_path_rate
+    proj_drop_rate attn_drop_rate in_chans backbone_name task_type nonsense class_token
+    pretrained_cfg cache_dir features_only scriptable dynamic_img_size pos_embed
+""".split()  # noqa: SIM905
+TRAIN = """
+    --data.size --data.resize --data.batch_size --data.photos --data.holdout --data.workers
+    --data.on_corrupt --data.name --data.root --seed --epochs --output --transfer --resume --config
+    --model --data --trainer --pairs --model.timm --model.top_k_ratio --model.num_heads
+    --model.drop_rate --model.layout --model.backend --model.backbone_name --trainer.lr
+    --trainer.optimizer --trainer.precision --trainer.accumulate --trainer.clip_grad
+    --trainer.ema_decay --trainer.best_by --trainer.description --pairs.strategy --pairs.hard_ratio
+    --weights --nonsense --model.num_classes --trainer.model --data.seed --trainer.keep_last
+""".split()  # noqa: SIM905
+OTHER = """
+    --run --config --weights --model --model.layout --model.num_classes --model.depth --data.name
+    --data.root --data.size --data.batch_size --data.workers --data.holdout --data.seed --file
+    --part --photos --distractors --metric --rerank --output --nonsense --trainer.lr --model.timm
+""".split()  # noqa: SIM905
+REST = """
+    --output --fgvc_epochs --reid_epochs --seed --target --head_dims --dtypes --run --folder
+    --nonsense
+""".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="module")
