@@ -120,7 +120,8 @@ class RunFolder:
         """
         fresh = self.path / FRESH
         save_checkpoint(fresh, state)
-        for age in range(self.keep_last - 1, 0, -1):
+        present = len(self.paths())  # keep_last may be far more
+        for age in range(min(self.keep_last - 1, present), 0, -1):
             if self._aged(age - 1).exists():
                 os.replace(self._aged(age - 1), self._aged(age))
         os.replace(fresh, self._aged(0))

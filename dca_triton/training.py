@@ -194,6 +194,7 @@ class DualAttentionTrainer:
         num_epochs: int,
         save_dir: str | os.PathLike[str] = "runs/train",
         resume: Literal["auto"] | str | os.PathLike[str] | None = None,
+        began: Callable[[], None] | None = None,
     ) -> list[dict[str, float]]:
         """Train, writing metrics.jsonl (a line an epoch) and checkpoints to `save_dir`; returns the lines.
 
@@ -214,6 +215,8 @@ class DualAttentionTrainer:
             resume: "auto" goes on from the newest sound checkpoint in `save_dir` if there is any, a path from
                 that file; the run then ends with the bits of an uninterrupted one (on a CPU). None begins a
                 new run.
+            began: Called in the main process, before the first step, when all is known to be sound and the
+                folder is the run's; e.g. to write more about the run.
 
         Raises:
             ValueError: num_epochs below 1 or below the epochs done, no batches, a checkpoint that is damaged
@@ -224,7 +227,7 @@ class DualAttentionTrainer:
         """
         raise_faults(violations(locals(), TRAIN_RULES))
         folder = RunFolder(save_dir, self.keep_last, self.tensorboard)
-        self._begin(folder, num_epochs, resume)
+        self._begin(folder, num_epochs, resume, began)
         progress = self.run.progress
         bar = progress_bar(
             desc="train",
@@ -248,7 +251,13 @@ class DualAttentionTrainer:
                 bar.update()
         return progress.history
 
-    def _begin(self, folder: RunFolder, num_epochs: int, resume: str | os.PathLike[str] | None) -> None:
+    def _begin(
+        self,
+        folder: RunFolder,
+        num_epochs: int,
+        resume: str | os.PathLike[str] | None,
+        began: Callable[[], None] | None,
+    ) -> None:
         """Restore the run if it goes on, and write its first files once all is known to be sound."""
         path, state = folder.find(resume) or (None, None)
         if path is not None and state is not None:
@@ -264,6 +273,8 @@ class DualAttentionTrainer:
         if self.main:
             folder.go_on(path, state)  # a full disk shows now
             folder.begin_metrics(progress.history)
+            if began is not None:
+                began()
 
     def _save(self, save: Callable[[dict[str, Any]], None]) -> None:
         state = self.run.state()  # gathers shards: in every process
