@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .arguments import raise_faults
+from .data.records import Batch
 from .distances import k_reciprocal_rerank, squared_distances
-from .embedding import Batch, Embeddings, embed
+from .embedding import Embeddings, embed
 from .metrics import reid_metrics, topk_accuracy
 from .model import DualAttentionModel
 from .progress import progress as progress_bar

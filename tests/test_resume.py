@@ -14,7 +14,7 @@ from small_training import Photos, bits, plain_loader, small_model, small_traine
 
 from dca_triton.batches import training_loader
 from dca_triton.checkpoint import load_checkpoint, save_checkpoint
-from dca_triton.checkpoint_folder import CheckpointFolder
+from dca_triton.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("kind", ["seeded", "plain"])
@@ -105,11 +105,12 @@ def test_a_path_to_resume_from(begun, tmp_path_factory):
 
 
 def test_other_settings_and_other_checkpoints_are_refused(begun):
-    with pytest.raises(ValueError, match=r"lr was 0\.001 and is 0\.01; seed was 0 and is 1"):
+    with pytest.raises(ValueError, match=r"lr must be 0\.001, got 0\.01; seed must be 0, got 1"):
         small_trainer(lr=0.01, seed=1).train(3, begun, resume="auto")
     save_checkpoint(begun / "theirs.pt", {"model_state_dict": small_model().state_dict(), "epoch": 3})
     with pytest.raises(
-        ValueError, match=r"theirs\.pt holds no history, step, .*load_weights takes the weights"
+        ValueError,
+        match=r"theirs\.pt must be written by .* without .*history, step, .*load_weights takes the weights",
     ):
         small_trainer().train(3, begun, resume=begun / "theirs.pt")
 
@@ -141,7 +142,7 @@ def test_a_full_disk_shows_before_the_first_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     with pytest.raises(OSError, match="cannot be written"):
         trainer.train(1, tmp_path)
-    assert trainer.step == 0
+    assert trainer.run.progress.step == 0
 
 
 def test_keep_last_and_best(tmp_path):
@@ -150,7 +151,7 @@ def test_keep_last_and_best(tmp_path):
     trainer.train(4, tmp_path)
     epochs = {path.name: load_checkpoint(path)["epoch"] for path in tmp_path.glob("*.pt")}
     assert epochs == {"checkpoint.pt": 4, "checkpoint.1.pt": 3, "checkpoint.2.pt": 2, "best.pt": 2}
-    assert [path.name for path in CheckpointFolder(tmp_path).paths()] == [
+    assert [path.name for path in RunFolder(tmp_path).paths()] == [
         "checkpoint.pt",
         "checkpoint.1.pt",
         "checkpoint.2.pt",
@@ -159,7 +160,7 @@ def test_keep_last_and_best(tmp_path):
 
 def test_save_every(tmp_path):
     small_trainer(keep_last=9, save_every=2).train(5, tmp_path)
-    epochs = [load_checkpoint(path)["epoch"] for path in CheckpointFolder(tmp_path).paths()]
+    epochs = [load_checkpoint(path)["epoch"] for path in RunFolder(tmp_path).paths()]
     assert epochs == [5, 4, 2, 0]
 
 

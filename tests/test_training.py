@@ -54,7 +54,7 @@ def test_accumulated_gradients_are_those_of_one_batch(layout):
 def test_accumulate_makes_steps_of_that_many_batches_and_a_smaller_last_one(tmp_path):
     trainer = small_trainer(accumulate=2)  # 20 photos in batches of 8: 2 + 1 batches
     trainer.train(1, tmp_path)
-    assert next(iter(trainer.optimizer.state.values()))["step"] == 2
+    assert next(iter(trainer.run.optimizer.state.values()))["step"] == 2
 
 
 def test_bfloat16_computes_in_it_and_keeps_float32_weights(tmp_path):
@@ -79,7 +79,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32_weights(tmp_path):
 def test_float16_needs_a_gpu_and_says_so():
     if torch.accelerator.is_available():
         pytest.skip("there is one")
-    with pytest.raises(ValueError, match=r"precision is 'fp16'; allowed on a CPU are 'no' and 'bf16'"):
+    with pytest.raises(ValueError, match=r"precision must be 'no' or 'bf16' on a CPU, got 'fp16'"):
         small_trainer(precision="fp16")
 
 
@@ -90,9 +90,9 @@ def scaled_trainer(scale: float):
     AcceleratorState._shared_state["_mixed_precision"] = "fp16"
     accelerator.native_amp = True
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
-    assert accelerator._optimizers == [trainer.optimizer]
-    trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=accelerator.scaler)
-    accelerator._optimizers = [trainer.optimizer]
+    assert accelerator._optimizers == [trainer.run.optimizer]
+    trainer.run.optimizer = AcceleratedOptimizer(trainer.run.optimizer.optimizer, scaler=accelerator.scaler)
+    accelerator._optimizers = [trainer.run.optimizer]
     return trainer
 
 
@@ -101,7 +101,7 @@ def test_overflowing_steps_are_skipped_and_the_scale_is_kept(tmp_path):
     trainer.train(3, tmp_path)
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert 1 < state["scaler_state_dict"]["scale"] < 2.0**127
-    assert 0 < next(iter(trainer.optimizer.state.values()))["step"] < 9
+    assert 0 < next(iter(trainer.run.optimizer.state.values()))["step"] < 9
     scaled_trainer(2.0**127).train(3, tmp_path / "again", resume=tmp_path / "checkpoint.1.pt")
     assert bits(load_checkpoint(tmp_path / "again" / "checkpoint.pt")) == bits(state)
 
@@ -123,7 +123,7 @@ def test_the_average_is_what_evaluation_sees(tmp_path):
         ema_decay=decay,
         evaluate=lambda: seen.append(copy.deepcopy(model.state_dict())) or {"top1": 1.0},
     )
-    update = trainer.ema.update
+    update = trainer.run.ema.update
 
     def record(module):
         update(module)
@@ -131,7 +131,7 @@ def test_the_average_is_what_evaluation_sees(tmp_path):
             if value.is_floating_point():
                 truth[name] += (1 - decay) * (value - truth[name])
 
-    trainer.ema.update = record
+    trainer.run.ema.update = record
     trainer.train(1, tmp_path)
     for name, value in truth.items():
         torch.testing.assert_close(seen[0][name], value)
@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_finite_stops_or_is_skipped(task, tmp_path):
 def test_clip_grad_bounds_the_gradient(tmp_path):
     norms = []
     trainer = small_trainer(optimizer="sgd", clip_grad=0.01, lr=1.0, weight_decay=0.0)
-    step = trainer.optimizer.step
+    step = trainer.run.optimizer.step
 
     def watched():
         norms.append(
@@ -211,7 +211,7 @@ def test_clip_grad_bounds_the_gradient(tmp_path):
         )
         step()
 
-    trainer.optimizer.step = watched
+    trainer.run.optimizer.step = watched
     trainer.train(1, tmp_path)
     torch.testing.assert_close(torch.stack(norms), torch.full((3,), 0.01), rtol=1e-3, atol=0.0)
 
@@ -237,9 +237,9 @@ def test_every_bad_argument_is_named():
 
 
 def test_no_batches(tmp_path):
-    with pytest.raises(ValueError, match="batches is empty"):
+    with pytest.raises(ValueError, match="batches must give at least one batch an epoch, got none"):
         small_trainer([]).train(1, tmp_path)
-    with pytest.raises(ValueError, match="num_epochs is 0"):
+    with pytest.raises(ValueError, match="num_epochs must be an integer >= 1, got 0"):
         small_trainer().train(0, tmp_path)
 
 
@@ -317,7 +317,7 @@ def test_a_compiled_model_trains_alike(tmp_path):
 
 
 def test_batch_sizes_that_are_refused():
-    with pytest.raises(ValueError, match="batch_size is 0; allowed is at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
         training_loader([], 0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="batch_size is 9; allowed are multiples of per_identity, 2"):
+    with pytest.raises(ValueError, match="batch_size must be a multiple of per_identity=2, got 9"):
         training_loader(Photos(), 9, per_identity=2)

@@ -10,7 +10,7 @@ from .layout import Layout, Listing
 from .records import ImageRecord
 
 
-def cub(root: Path) -> Listing:
+def cub(root: Path, training: bool = True) -> Listing:
     """CUB-200-2011 (Wah et al., 2011): 200 birds, 5,994 photos to train, 5,794 to test."""
     layout = Layout(
         "cub",
@@ -19,25 +19,25 @@ def cub(root: Path) -> Listing:
     )
     layout.require("images", "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
     names, images = layout.table("classes.txt"), layout.table("images.txt")
-    numbers, training = layout.table("image_class_labels.txt"), layout.table("train_test_split.txt")
-    if not images.keys() == numbers.keys() == training.keys():
+    numbers, trains = layout.table("image_class_labels.txt"), layout.table("train_test_split.txt")
+    if not images.keys() == numbers.keys() == trains.keys():
         raise layout.damaged("images.txt", "the images, their classes and the split list different numbers")
     position = {number: label for label, number in enumerate(names)}
     parts: dict[str, list[ImageRecord]] = {"train": [], "test": []}
     for image, file in images.items():
         if numbers[image] not in position:
             raise layout.damaged("image_class_labels.txt", f"image {image} has no class of classes.txt")
-        if training[image] not in ("0", "1"):
+        if trains[image] not in ("0", "1"):
             raise layout.damaged("train_test_split.txt", f"image {image} has neither 0 nor 1")
         path = layout.inside("images.txt", f"images/{file}")
-        parts["train" if training[image] == "1" else "test"].append(
-            ImageRecord(path, position[numbers[image]])
-        )
+        parts["train" if trains[image] == "1" else "test"].append(ImageRecord(path, position[numbers[image]]))
+    if not training:
+        del parts["train"]
     layout.finish(parts)
     return Listing(tuple(names.values()), parts)
 
 
-def cars(root: Path) -> Listing:
+def cars(root: Path, training: bool = True) -> Listing:
     """Stanford Cars (Krause et al., 2013): 196 models, 8,144 photos to train, 8,041 to test."""
     layout = Layout(
         "cars",
@@ -46,7 +46,9 @@ def cars(root: Path) -> Listing:
         "cars_test_annos_withlabels.mat",
     )
     files = {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
-    layout.require("cars_train", "cars_test", "devkit/cars_meta.mat", *files.values())
+    if not training:
+        del files["train"]
+    layout.require(*(f"cars_{part}" for part in files), "devkit/cars_meta.mat", *files.values())
     classes = tuple(map(str, _matlab(layout, "devkit/cars_meta.mat", "class_names")))
     parts: dict[str, list[ImageRecord]] = {part: [] for part in files}
     for part, file in files.items():
@@ -62,7 +64,7 @@ def cars(root: Path) -> Listing:
     return Listing(classes, parts)
 
 
-def aircraft(root: Path) -> Listing:
+def aircraft(root: Path, training: bool = True) -> Listing:
     """FGVC-Aircraft (Maji et al., 2013): 100 variants, 6,667 photos to train (trainval), 3,333 to test."""
     layout = Layout(
         "aircraft",
@@ -71,6 +73,8 @@ def aircraft(root: Path) -> Listing:
         "data/images_variant_test.txt",
     )
     files = {"train": "data/images_variant_trainval.txt", "test": "data/images_variant_test.txt"}
+    if not training:
+        del files["train"]
     layout.require("data/images", "data/variants.txt", *files.values())
     classes = [name for (name,) in layout.rows("data/variants.txt", 1)]
     label = {name: number for number, name in enumerate(classes)}

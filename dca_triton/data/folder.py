@@ -21,14 +21,15 @@ Tree = dict[str, list[Path]]
 """The photos of each class folder."""
 
 
-def folder(root: Path) -> Listing:
+def folder(root: Path, training: bool = True) -> Listing:
     """Categorization from train/ and test/, re-identification from train/, query/ and gallery/.
 
     Identities that query and gallery share have the same folder name in both. The camera of a photo is the
     number after "_c" in its name (Market-1501's custom), in all names of query and gallery or in none.
     Without cameras a query matches every other photo of its identity. A photo that lies in query and in
     gallery, byte for byte, is no match for itself: the copies get a camera number of their own, because
-    evaluation leaves out matches by the same camera. All other cameras are -1, unknown.
+    evaluation leaves out matches by the same camera. All other cameras are -1, unknown. Without `training`
+    the classes are those of test/.
     """
     layout = Layout(
         "folder",
@@ -36,10 +37,10 @@ def folder(root: Path) -> Listing:
         "train/<class>/*.jpg and test/<class>/*.jpg, or {train,query,gallery}/<identity>/*.jpg",
     )
     reid = (root / "query").exists() or (root / "gallery").exists()
-    names = ("train", "query", "gallery") if reid else ("train", "test")
+    names = (("train",) if training else ()) + (("query", "gallery") if reid else ("test",))
     layout.require(*names)
     trees = {part: layout.class_folders(part) for part in names}
-    classes = tuple(trees["train"])
+    classes = tuple(trees.get("train", {}) if training or reid else trees["test"])
     if reid:
         try:
             parts = _identities(layout, trees)
@@ -55,7 +56,7 @@ def folder(root: Path) -> Listing:
 
 
 def _identities(layout: Layout, trees: dict[str, Tree]) -> dict[str, list[ImageRecord]]:
-    training = {name: number for number, name in enumerate(trees["train"])}
+    training = {name: number for number, name in enumerate(trees.get("train", {}))}
     seen = {name: number for number, name in enumerate(sorted({*trees["query"], *trees["gallery"]}))}
     cameras = {path: _named_camera(path) for path in _photos(trees["query"]) + _photos(trees["gallery"])}
     unnamed = [path for path, camera in cameras.items() if camera == UNKNOWN]
@@ -64,7 +65,7 @@ def _identities(layout: Layout, trees: dict[str, Tree]) -> dict[str, list[ImageR
     elif unnamed:
         file = str(unnamed[0].relative_to(layout.root))
         raise layout.damaged(file, "its name has no camera, but the names of others have one")
-    cameras |= {path: _named_camera(path) for path in _photos(trees["train"])}
+    cameras |= {path: _named_camera(path) for path in _photos(trees.get("train", {}))}
     label = {"train": training, "query": seen, "gallery": seen}
     return {part: _records(tree, label[part], cameras) for part, tree in trees.items()}
 

@@ -36,12 +36,13 @@ INSTALLED = {"orl-fgvc": orl_fgvc, "orl-reid": orl_reid}  # by pip, so that they
 class Splits:
     """The parts of a dataset: train, test and, on demand, validation (fgvc); train, query and gallery (reid).
 
-    `classes` names the training labels 0..K-1; query and gallery labels are identity numbers.
+    `classes` names the training labels 0..K-1; query and gallery labels are identity numbers. `train` is
+    None where only the parts of evaluation were read.
     """
 
     task: Literal["fgvc", "reid"]
     classes: tuple[str, ...]
-    train: ImageDataset
+    train: ImageDataset | None
     validation: ImageDataset | None = None
     test: ImageDataset | None = None
     query: ImageDataset | None = None
@@ -80,12 +81,10 @@ class Splits:
             records = [replace(record, label=position[record.label]) for record in part.records]
             return ImageDataset(records, part.transform, known, part.on_corrupt)
 
-        train = relabeled(self.train)
-        assert train is not None
         return replace(
             self,
             classes=tuple(known),
-            train=train,
+            train=relabeled(self.train),
             validation=relabeled(self.validation),
             test=relabeled(self.test),
         )
@@ -100,6 +99,7 @@ def load_dataset(
     holdout: int = 0,
     seed: int = 0,
     on_corrupt: Literal["raise", "skip"] = "raise",
+    training: bool = True,
 ) -> Splits:
     """Read a dataset in its published layout, with its official split. Nothing is downloaded.
 
@@ -114,12 +114,14 @@ def load_dataset(
         seed: Of what is held out.
         on_corrupt: Of training (see `ImageDataset`). Every other part stops at an unreadable photo, because
             figures over fewer photos are not comparable.
+        training: False reads the parts of evaluation alone: the training photos may be absent, and the classes
+            of a folder are those of its test part.
 
     Raises:
         FileNotFoundError: Files are missing.
         ValueError: Files are damaged, or arguments do not fit.
     """
-    listing = _read(name, root)
+    listing = _read(name, root, training or bool(holdout))
     # macOS writes the names of files decomposed (NFD), nearly all else composed (NFC).
     classes = tuple(normalize("NFC", text) for text in listing.classes)
     if len(set(classes)) < len(classes):
@@ -128,7 +130,7 @@ def load_dataset(
             f"dataset {name}: {root} must have distinct class names, got {_some(twice)} more than once"
         )
     task: Literal["fgvc", "reid"] = "reid" if "query" in listing.parts else "fgvc"
-    train: list[ImageRecord] = listing.parts["train"]
+    train: list[ImageRecord] = listing.parts.get("train", [])
     held: list[ImageRecord] = []
     if holdout:
         if task == "reid":
@@ -139,7 +141,8 @@ def load_dataset(
         for part, records in {**listing.parts, "validation": held}.items()
         if part != "train" and records
     }
-    return Splits(task, classes, ImageDataset(train, train_transform, classes, on_corrupt), **parts)
+    photos = ImageDataset(train, train_transform, classes, on_corrupt) if training else None
+    return Splits(task, classes, photos, **parts)
 
 
 def hold_out(
@@ -170,7 +173,7 @@ def hold_out(
     )
 
 
-def _read(name: str, root: str | Path | None) -> Listing:
+def _read(name: str, root: str | Path | None, training: bool) -> Listing:
     if name not in READERS and name not in INSTALLED:
         raise_faults([f"name must be one of {', '.join([*READERS, *INSTALLED])}, got {name!r}"])
     if name in INSTALLED:
@@ -179,7 +182,7 @@ def _read(name: str, root: str | Path | None) -> Listing:
         return INSTALLED[name]()
     if root is None:
         raise ValueError(f"root must be the folder of {name}, got None")
-    return READERS[name](Path(abspath(expanduser(root))))
+    return READERS[name](Path(abspath(expanduser(root))), training)
 
 
 def _some(names: Sequence[str]) -> str:

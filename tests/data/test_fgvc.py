@@ -1,4 +1,5 @@
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -289,3 +290,23 @@ def test_aircraft_missing_photo(aircraft):
     (aircraft / "data/images/0034309.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"0034309\.jpg is missing in"):
         load_dataset("aircraft", aircraft)
+
+
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        ("cub", [f"images/{CUB_PHOTOS[1]}", f"images/{CUB_PHOTOS[2]}"]),
+        ("cars", ["cars_train", "devkit/cars_train_annos.mat"]),
+        ("aircraft", ["data/images/1025794.jpg", "data/images_variant_trainval.txt"]),
+    ],
+)
+def test_evaluation_without_training_photos(name, training, request):
+    root = request.getfixturevalue(name)
+    test = load_dataset(name, root).test
+    for path in training:
+        shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load_dataset(name, root)
+    splits = load_dataset(name, root, training=False)
+    assert splits.train is None and splits.test.records == test.records
+    assert splits.with_classes(test.classes[::-1]).test.classes == test.classes[::-1]

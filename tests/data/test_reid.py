@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,13 @@ MSMT_PHOTOS = {
         row.split()[0] for file in ("list_query.txt", "list_gallery.txt") for row in MSMT[file].splitlines()
     ],
 }
+
+
+@pytest.fixture
+def msmt(tree) -> Path:
+    folders = {"train": "mask_train_v2", "test": "mask_test_v2"}
+    photos = [f"{folders[part]}/{name}" for part, names in MSMT_PHOTOS.items() for name in names]
+    return tree("MSMT17_V2", *photos, texts=MSMT)
 
 
 @pytest.mark.parametrize("folders", [("train", "test"), ("mask_train_v2", "mask_test_v2")])
@@ -243,3 +251,23 @@ def test_veri_list_that_leaves_its_folder(veri):
     (veri / "name_query.txt").write_text("../../0002_c002_00030600_0.jpg\n")
     with pytest.raises(ValueError, match=r"name_query\.txt is damaged .*leads out of the dataset's folder"):
         load_dataset("veri776", veri)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "training"),
+    [
+        ("market", "market1501", ["bounding_box_train"]),
+        ("veri", "veri776", ["image_train", "name_train.txt", "train_label.xml"]),
+        ("msmt", "msmt17", ["mask_train_v2", "list_train.txt", "list_val.txt"]),
+    ],
+)
+def test_evaluation_without_training_photos(name, dataset, training, request):
+    root = request.getfixturevalue(name)
+    full = load_dataset(dataset, root)
+    for path in training:
+        shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load_dataset(dataset, root)
+    splits = load_dataset(dataset, root, training=False)
+    assert splits.train is None and splits.task == "reid"
+    assert seen(splits.query) == seen(full.query) and seen(splits.gallery) == seen(full.gallery)
