@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from .arguments import Rule, choice, flag, integer, number, optional, raise_faults, violations
-from .run_settings import plain
+from .run_settings import plain, shown
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 POSITIVE = number(lambda v: v > 0, "a finite number > 0")
@@ -69,6 +70,35 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     raise_faults(faults)
     if arguments["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
         raise ModuleNotFoundError("tensorboard=True needs TensorBoard: pip install tensorboard")
+
+
+def check_scores(
+    scores: Any, line: Mapping[str, float], best_by: str | None
+) -> tuple[dict[str, float], list[str]]:
+    """The scores that `evaluate` returned as floats, or none and what is wrong with them.
+
+    Args:
+        scores: What it returned.
+        line: The other metrics of the epoch.
+        best_by: The score that must be there, or None.
+    """
+    if not isinstance(scores, Mapping):
+        return {}, [f"evaluate must return a dict of numbers, got a {type(scores).__name__}"]
+    faults = []
+    numbers: dict[str, float] = {}
+    for name, value in scores.items():
+        try:
+            numbers[str(name)] = float(value)  # also of NumPy and PyTorch
+        except (TypeError, ValueError, RuntimeError):
+            faults.append(f"evaluate must return numbers, got {shown(value)} as {name}")
+    if taken := sorted(set(numbers) & set(line)):
+        faults.append(f"evaluate must return names other than {', '.join(line)}, got {', '.join(taken)}")
+    if best_by is not None and best_by not in numbers:
+        faults.append(
+            f"best_by must be one of the scores {', '.join(numbers)}, got {best_by!r}; the run is saved and "
+            "can be resumed with another"
+        )
+    return ({} if faults else numbers), faults
 
 
 def fsdp_faults(accelerator: Accelerator) -> list[str]:

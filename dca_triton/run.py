@@ -200,13 +200,15 @@ class Run:
         return faults
 
     def _restore(self, state: dict[str, Any]) -> None:
-        load_weights(self.model, sharded_like(self.model, state["model_state_dict"]))
+        weights = sharded_like(self.model, state["model_state_dict"])
+        load_weights(self.model, {"model_state_dict": weights})
         load_optimizer(self.optimizer.optimizer, state["optimizer_state_dict"])
         load_weights(self.weighting, {"model_state_dict": state["uncertainty_loss_state_dict"]})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler_state_dict"])
         if self.ema is not None:
-            load_weights(self.ema.module, sharded_like(self.ema.module, state["ema_state_dict"]))
+            average = sharded_like(self.ema.module, state["ema_state_dict"])
+            load_weights(self.ema.module, {"model_state_dict": average})
         rng = state["rng_state"][self.accelerator.process_index]
         set_random_state(self.batches, rng)
         self.progress = Progress(

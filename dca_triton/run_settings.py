@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from .batches import length, parts_of
@@ -94,6 +94,16 @@ def _cut(*texts: str) -> list[str]:
         "..." * (same > 0) + text[same : same + MAX_SHOWN] + "..." * (len(text) > same + MAX_SHOWN)
         for text in texts
     ]
+
+
+def describe(model: nn.Module, batches: Iterable[Batch], pairs: Any, augment: Any) -> dict[str, Any]:
+    """What the results depend on, apart from plain arguments of the trainer and of the model."""
+    return {
+        "augment": shown(augment),
+        "pairs": {"type": type(pairs).__qualname__, **plain("pairs", getattr(pairs, "__dict__", {}), [])},
+        "learning_parameters": [name for name, p in model.named_parameters() if p.requires_grad],
+        "batches": describe_batches(batches),
+    }
 
 
 def describe_batches(batches: Iterable[Batch]) -> dict[str, Any]:

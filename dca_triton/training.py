@@ -11,17 +11,25 @@ from accelerate.utils import broadcast_object_list
 from timm.utils.model_ema import ModelEmaV3
 
 from .arguments import integer, optional, raise_faults, violations
-from .batches import grouped, is_unsharded, length, random_state, set_epoch
+from .batches import is_unsharded, length
 from .data.records import Batch
-from .interrupt import StopRequest, delayed_interrupts
+from .epoch import Epoch
+from .interrupt import delayed_interrupts
 from .losses import BranchLoss, UncertaintyWeightedLoss
 from .model import DualAttentionModel
-from .optimization import RESUME_SETTINGS, check_arguments, fsdp_faults, make_optimizer, warmup_cosine
+from .optimization import (
+    RESUME_SETTINGS,
+    check_arguments,
+    check_scores,
+    fsdp_faults,
+    make_optimizer,
+    warmup_cosine,
+)
 from .pairs import PairSampler
 from .progress import progress as progress_bar
 from .run import Run
 from .run_folder import RunFolder
-from .run_settings import describe_batches, model_arguments, plain, shown
+from .run_settings import describe, model_arguments, plain
 from .sharding import is_sharded, shard_parameters
 from .training_step import Augment, Objective
 
@@ -121,20 +129,14 @@ class DualAttentionTrainer:
             raise ValueError("precision must be 'no' or 'bf16' on a CPU, got 'fp16'")
         raise_faults(fsdp_faults(self.accelerator))
 
-        self.batches, self.evaluate, self.evaluate_every = batches, evaluate, evaluate_every
-        self.lr, self.warmup_epochs, self.clip_grad, self.accumulate = (
-            lr,
-            warmup_epochs,
-            clip_grad,
-            accumulate,
-        )
-        self.keep_last, self.save_every, self.best_by, self.tensorboard = (
-            keep_last,
-            save_every,
-            best_by,
-            tensorboard,
-        )
-        self.on_nonfinite = on_nonfinite
+        self.evaluate = evaluate
+        self.evaluate_every = evaluate_every
+        self.lr = lr
+        self.warmup_epochs = warmup_epochs
+        self.keep_last = keep_last
+        self.save_every = save_every
+        self.best_by = best_by
+        self.tensorboard = tensorboard
         self.main = self.accelerator.is_main_process
         self.shows_progress = progress and self.main
 
@@ -162,6 +164,9 @@ class DualAttentionTrainer:
             gather_partners=gather_partners,
             seed=seed,
         )
+        settings = {name: arguments[name] for name in RESUME_SETTINGS if name != "processes"}
+        settings |= {"processes": self.processes, "on_nonfinite": on_nonfinite, "best_by": best_by}
+        settings |= describe(self.model, batches, self.objective.pairs, augment)
         self.run = Run(
             accelerator=self.accelerator,
             model=self.model,
@@ -169,25 +174,18 @@ class DualAttentionTrainer:
             weighting=self.weighting,
             ema=ema,
             batches=batches,
-            settings=self._settings(arguments),
+            settings=broadcast_object_list([settings])[0],  # the batches of processes may differ
             model_arguments=model_arguments(self.model),
             description=plain("description", description, []),
         )
-
-    def _settings(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """What the results depend on, as the main process has it."""
-        pairs = self.objective.pairs
-        settings = {name: arguments[name] for name in RESUME_SETTINGS if name != "processes"}
-        settings |= {
-            "processes": self.processes,
-            "on_nonfinite": self.on_nonfinite,
-            "best_by": self.best_by,
-            "augment": shown(arguments["augment"]),
-            "pairs": {"type": type(pairs).__qualname__, **plain("pairs", vars(pairs), [])},
-            "learning_parameters": [name for name, p in self.model.named_parameters() if p.requires_grad],
-            "batches": describe_batches(self.batches),
-        }
-        return broadcast_object_list([settings])[0]
+        self.epoch = Epoch(
+            run=self.run,
+            objective=self.objective,
+            accumulate=accumulate,
+            clip_grad=clip_grad,
+            on_nonfinite=on_nonfinite,
+            shows_progress=self.shows_progress,
+        )
 
     def train(
         self,
@@ -241,7 +239,7 @@ class DualAttentionTrainer:
                 lr = self.lr * warmup_cosine(progress.epoch, num_epochs, self.warmup_epochs)
                 for parameters in self.run.optimizer.param_groups:
                     parameters["lr"] = lr
-                losses = self._epoch(stop_requested)
+                losses = self.epoch.train(stop_requested)
                 if losses is None:
                     self._save(folder.save)
                     break
@@ -266,7 +264,7 @@ class DualAttentionTrainer:
         begun = progress.epoch + (progress.step > 0)
         if num_epochs < begun:
             raise ValueError(f"num_epochs must be at least {begun}, the epochs begun, got {num_epochs}")
-        if length(self.batches) == 0:
+        if length(self.run.batches) == 0:
             raise ValueError("batches must give at least one batch an epoch, got none")
         self.accelerator.wait_for_everyone()  # nobody writes while others still look
         state = state or self.run.state()
@@ -302,97 +300,8 @@ class DualAttentionTrainer:
             return {}, []
         with self.run.averaged():
             scores = self.evaluate()
-        scores = broadcast_object_list([scores])[0]
-        if not isinstance(scores, Mapping):
-            return {}, [f"evaluate must return a dict of numbers, got a {type(scores).__name__}"]
-        faults = []
-        numbers: dict[str, float] = {}
-        for name, value in scores.items():
-            try:
-                numbers[str(name)] = float(value)  # also of NumPy and PyTorch
-            except (TypeError, ValueError, RuntimeError):
-                faults.append(f"evaluate must return numbers, got {shown(value)} as {name}")
-        if taken := sorted(set(numbers) & set(line)):
-            faults.append(f"evaluate must return names other than {', '.join(line)}, got {', '.join(taken)}")
-        if self.best_by is not None and self.best_by not in numbers:
-            faults.append(
-                f"best_by must be one of the scores {', '.join(numbers)}, got {self.best_by!r}; the run "
-                "is saved and can be resumed with another"
-            )
-        return ({} if faults else numbers), faults
+        return check_scores(broadcast_object_list([scores])[0], line, self.best_by)
 
     def _deciding(self, scores: Mapping[str, float]) -> float:
         names = [self.best_by] if self.best_by else ["sum_top1", "mAP", *scores]
         return next((scores[name] for name in names if name in scores), -math.inf)
-
-    def _epoch(self, stop_requested: StopRequest) -> dict[str, float] | None:
-        """Mean losses of the epoch, or None if a signal stopped it before its end."""
-        progress = self.run.progress
-        self.model.train()
-        set_epoch(self.batches, progress.epoch)
-        progress.epoch_began = progress.epoch_began or random_state(self.batches)
-        groups = grouped(self.batches, self.accumulate)
-        for done in range(progress.step):  # a resumed epoch draws its first batches again and drops them
-            if not next(groups, None):
-                raise ValueError(f"batches must give the {progress.step} steps that are done, got {done}")
-        batches = length(self.batches)
-        steps = None if batches is None else math.ceil(batches / self.accumulate)
-        hidden = not self.shows_progress or steps == 1
-        with progress_bar(
-            desc="epoch", unit="step", total=steps, initial=progress.step, leave=False, disable=hidden
-        ) as bar:
-            while True:
-                group = next(groups, [])
-                images = self._agree(sum(len(batch["label"]) for batch in group), stop_requested)
-                if stop_requested.signal:
-                    return None
-                if not min(images):  # the epoch ends for all processes when one has no more batches
-                    break
-                self._step(group, sum(images))
-                progress.step += 1
-                bar.update()
-        return self._means()
-
-    def _means(self) -> dict[str, float]:
-        """The mean losses of the epoch's steps, how many were skipped, and the weights of the losses."""
-        progress = self.run.progress
-        if not progress.step:
-            raise ValueError("batches must give at least one batch an epoch, got none")
-        if progress.step == progress.skipped:
-            raise RuntimeError(f"no step of epoch {progress.epoch + 1} had a finite loss")
-        sums = self.accelerator.reduce(progress.sums, "mean")
-        means = {name: float(total) / (progress.step - progress.skipped) for name, total in sums.items()}
-        counted = {"skipped_steps": progress.skipped} if self.on_nonfinite == "skip" else {}
-        return means | counted | self.weighting.get_current_weights()
-
-    def _agree(self, images: int, stop_requested: StopRequest) -> list[int]:
-        """Each process's number of images in the coming step; a request to stop reaches all processes."""
-        if self.processes == 1:
-            return [images]
-        own = torch.tensor([[images, stop_requested.signal]], device=self.device)
-        counts, signals = self.accelerator.gather(own).T.tolist()
-        stop_requested.signal = max(signals)
-        return counts
-
-    def _step(self, group: list[Batch], images: int) -> None:
-        """One step of the optimizer on the batches of `group`; all processes have `images` images."""
-        run, progress = self.run, self.run.progress
-        skips = self.on_nonfinite == "skip"
-        buffers = [buffer.clone() for buffer in self.model.buffers()] if skips else []
-        losses = self.objective.backward(group, images, progress.epoch, progress.step)
-        if faults := self.objective.nonfinite(losses["total_loss"], group):
-            if not skips:
-                where = f"epoch {progress.epoch + 1}, step {progress.step}"
-                raise RuntimeError(f"at {where} {faults}; the last checkpoint is kept")
-            run.optimizer.zero_grad()
-            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(before)  # BatchNorm has seen the batch
-            progress.skipped += 1
-            return
-        if self.clip_grad is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad)
-        run.optimizer.step()
-        run.optimizer.zero_grad()
-        if run.ema is not None:
-            run.ema.update(self.model)
-        progress.sums = {name: progress.sums.get(name, 0) + loss for name, loss in losses.items()}

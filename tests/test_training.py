@@ -1,10 +1,12 @@
 """The trainer's options in one process; several are in test_distributed, resuming in test_resume."""
 
 import copy
+import importlib.util
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
@@ -13,7 +15,7 @@ from small_training import Photos, bits, small_model, small_trainer
 from torch.utils.data import DataLoader
 
 from dca_triton.batches import SeededDataset, seed_of, training_loader
-from dca_triton.checkpoint import load_checkpoint, load_weights
+from dca_triton.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from dca_triton.evaluation import evaluate_fgvc
 from dca_triton.pairs import PairSampler
 
@@ -321,3 +323,75 @@ def test_batch_sizes_that_are_refused():
         training_loader([], 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size must be a multiple of per_identity=2, got 9"):
         training_loader(Photos(), 9, per_identity=2)
+
+
+def test_best_by_must_be_a_score(tmp_path):
+    with pytest.raises(ValueError, match="best_by must be None without evaluate, got 'top1'"):
+        small_trainer(best_by="top1")
+    scores = {"top1": 0.5, "top5": 0.9}
+    trainer = small_trainer(best_by="top-1", evaluate=lambda: scores, evaluate_every=1)
+    with pytest.raises(ValueError, match=r"best_by must be one of the scores top1, top5, got 'top-1'"):
+        trainer.train(3, tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1, "what is trained is kept"
+    assert not (tmp_path / "best.pt").exists()
+    small_trainer(best_by="top5", evaluate=lambda: scores).train(2, tmp_path, resume="auto")
+    assert load_checkpoint(tmp_path / "best.pt")["best"] == 0.9
+    with pytest.raises(ValueError, match="best_by must be 'top5', got 'top1'"):
+        small_trainer(best_by="top1", evaluate=lambda: scores).train(3, tmp_path, resume="auto")
+
+
+@pytest.mark.parametrize(
+    ("scores", "sentence"),
+    [
+        ([0.5], "evaluate must return a dict of numbers, got a list"),
+        (
+            {"top1": "high", "top5": None},
+            "evaluate must return numbers, got 'high' as top1; .* got None as top5",
+        ),
+        ({"epoch": 0.5, "lr": 1.0}, "evaluate must return names other than epoch, lr, .* got epoch, lr"),
+    ],
+)
+def test_scores_that_are_none(scores, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        small_trainer(evaluate=lambda: scores).train(1, tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1
+
+
+def test_scores_of_numpy_and_pytorch_are_numbers(tmp_path):
+    trainer = small_trainer(evaluate=lambda: {"a": numpy.float32(0.5), "b": torch.tensor(0.25), "c": 1})
+    line = trainer.train(1, tmp_path)[0]
+    assert [type(line[name]) for name in "abc"] == [float] * 3
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == line
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_compiled_model_saves_the_names_of_the_model(precision, tmp_path):
+    torch.compiler.reset()
+    model = small_model()
+    compiled = torch.compile(model, backend="eager")
+    trainer = small_trainer([photos(4)], compiled, ema_decay=0.5, precision=precision)
+    plain = small_trainer([photos(4)], small_model(), ema_decay=0.5, precision=precision)
+    loss = trainer.train(1, tmp_path / "compiled")[0]["total_loss"]
+    assert loss == pytest.approx(plain.train(1, tmp_path / "plain")[0]["total_loss"], rel=1e-2)
+    state = load_checkpoint(tmp_path / "compiled" / "checkpoint.pt")
+    for key in ("model_state_dict", "ema_state_dict"):
+        assert list(state[key]) == list(small_model().state_dict())
+    old = state | {
+        "model_state_dict": {f"_orig_mod.{k}": v for k, v in state["model_state_dict"].items()}
+    }  # as earlier versions wrote it
+    save_checkpoint(tmp_path / "old.pt", old)
+    trainer = small_trainer([photos(4)], small_model(), ema_decay=0.5, precision=precision)
+    trainer.train(2, tmp_path / "on", resume=tmp_path / "old.pt")
+    torch.compiler.reset()
+
+
+def test_a_run_has_a_default_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_trainer().train(num_epochs=1)
+    assert (tmp_path / "runs" / "train" / "checkpoint.pt").is_file()
+
+
+def test_tensorboard_that_is_missing_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match="tensorboard=True needs TensorBoard"):
+        small_trainer(tensorboard=True)
