@@ -114,8 +114,8 @@ def load_dataset(
         seed: Of what is held out.
         on_corrupt: Of training (see `ImageDataset`). Every other part stops at an unreadable photo, because
             figures over fewer photos are not comparable.
-        training: False reads the parts of evaluation alone: the training photos may be absent, and the classes
-            of a folder are those of its test part.
+        training: False reads the parts of evaluation alone: the training photos may be absent, and the
+            classes of a folder are those of its test part.
 
     Raises:
         FileNotFoundError: Files are missing.
