@@ -233,8 +233,8 @@ def tune(
 def _transfer(model: Any, experiment: Experiment, resume: Literal["auto"] | Path | None) -> str:
     """Load what fits of `experiment.transfer`, unless the run goes on from its own checkpoint."""
     from .checkpoint import load_weights
-    from .hub import newest_checkpoint
     from .run_folder import RunFolder
+    from .trained import newest_checkpoint
 
     source, output = experiment.transfer, experiment.output
     resumes = resume is not None and (Path(resume) != Path("auto") or bool(RunFolder(output).paths()))

@@ -13,10 +13,11 @@ from .data import ImageDataset, Splits, load_dataset
 from .data.splits import READERS
 from .description import Description
 from .experiment import build_model, describe, evaluation_transform, load_splits
-from .hub import evaluation_weights, newest_checkpoint
+from .hub import RUN_CHECKPOINT, evaluation_weights
 from .model import DualAttentionModel
 from .options import VALUE_RULES, DataOptions, Selection
 from .process import this_process
+from .run_folder import RunFolder
 
 PARTS = ("train", "validation", "test", "query", "gallery")
 REQUIRED = "run must be the folder of a trained run (or --config the config.yaml in it), got none"
@@ -116,6 +117,22 @@ def load_trained(choice: Selection) -> Trained:
     return trained
 
 
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A run's newest sound checkpoint and what it holds.
+
+    Raises:
+        FileNotFoundError: The folder does not exist or holds no checkpoint.
+        ValueError: Each checkpoint in it is damaged.
+    """
+    found = RunFolder(folder).find("auto")
+    if found is None:
+        raise FileNotFoundError(
+            f"run must be the folder of a training run or of `dca-triton export`, got {str(folder)!r} without "
+            "checkpoint.pt and config.json"
+        )
+    return found
+
+
 def _read(choice: Selection) -> tuple[Path, DualAttentionModel | None, dict[str, Any]]:
     """The weights' file; the model, if the file describes it; and what the file holds."""
     options = dict(choice.model)
@@ -123,7 +140,7 @@ def _read(choice: Selection) -> tuple[Path, DualAttentionModel | None, dict[str,
         file, state = choice.weights, load_checkpoint(choice.weights)
     elif choice.run is None:
         raise ValueError(REQUIRED)
-    elif (choice.run / CONFIG_NAME).is_file() and not (choice.run / "checkpoint.pt").exists():
+    elif (choice.run / CONFIG_NAME).is_file() and not (choice.run / RUN_CHECKPOINT).exists():
         model = DualAttentionModel.from_pretrained(choice.run, **options)
         return choice.run / SAFETENSORS_SINGLE_FILE, model, {}
     else:
