@@ -1,16 +1,10 @@
 """What each command of `dca-triton` does. Imports wait for the command, so that `--help` is quick."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal
 
 from .options import Experiment, Selection
-
-if TYPE_CHECKING:
-    from .data import ImageDataset
-    from .trained import Trained
 
 KINDS = ("fresh", "resampled", "ignored")  # weights that a transfer does not take as they are
 Part = Literal["train", "validation", "test", "query", "gallery"]
@@ -79,11 +73,12 @@ def evaluate(
     from .evaluation import score_table
     from .experiment import scores
     from .files import atomic_write
+    from .trained import load_trained
 
     output = file or (selection.run and selection.run / "evaluation.json")
     if output is not None:
         _check_file(output, (".json",))
-    trained = _trained(selection)
+    trained = load_trained(selection)
     splits = trained.splits()
     options: dict[str, Any] = {"metric": metric, "rerank": rerank} if splits.task == "reid" else {}
     found = scores(trained.model, splits, trained.data, **options)
@@ -109,12 +104,13 @@ def embed(selection: Selection, file: Path, part: Part | None = None, photos: Pa
     from . import embedding
     from .data import photos_in
     from .experiment import evaluation_batches
+    from .trained import load_trained
 
     if (part is None) == (photos is None):
         raise ValueError(f"either part or photos must be given, got {'none' if part is None else 'both'}")
     _check_file(file, embedding.SUFFIXES)
-    trained = _trained(selection)
-    dataset = _part(trained, part) if part else photos_in(photos or "", trained.transform())
+    trained = load_trained(selection)
+    dataset = trained.part(part) if part else photos_in(photos or "", trained.transform())
     found = embedding.embed(trained.model, evaluation_batches(dataset, trained.data), file)
     print(f"{file}: {found.features.shape[0]} photos, {found.features.shape[1]} features each")
 
@@ -133,12 +129,13 @@ def visualize(
         file: The picture, .png, or contact sheet, .html.
         distractors: One for each photo; shows how much of PWCA's attention leaks to it, block by block.
     """
+    from .trained import load_trained
     from .visualisation import visualize as draw
 
     drawn = [photos] if isinstance(photos, Path) else photos
     others = [distractors] if isinstance(distractors, Path) else distractors
     _check_file(file, (".png", ".html"))
-    trained = _trained(selection)
+    trained = load_trained(selection)
     known = trained.description
     draw(trained.model, drawn, file, others, known.classes, known.mean, known.std)
     print(f"{file}: {len(drawn)} photos")
@@ -155,9 +152,11 @@ def export(selection: Selection, run: Path, folder: Path) -> None:
     import os
     import tempfile
 
+    from .trained import load_trained
+
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder must be a folder, got the file {str(folder)!r}")
-    trained = _trained(selection)
+    trained = load_trained(selection)
     trained.model.description = trained.description
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
@@ -190,7 +189,8 @@ def demo(
     fgvc = faces.train_fgvc(output / "fgvc", fgvc_epochs, seed=seed)
     reid = faces.train_reid(output / "reid", reid_epochs, seed=seed)
     print(faces.table(fgvc, reid))
-    print(f"Metrics, checkpoints and pictures (training.png, rollout.png) are in {output}.")
+    print(f"Metrics, checkpoints and pictures (training.png, rollout.png) are in {output}. Go on with:")
+    print(faces.next_commands(output))
 
 
 def info() -> None:
@@ -233,8 +233,8 @@ def tune(
 def _transfer(model: Any, experiment: Experiment, resume: Literal["auto"] | Path | None) -> str:
     """Load what fits of `experiment.transfer`, unless the run goes on from its own checkpoint."""
     from .checkpoint import load_weights
-    from .hub import newest_checkpoint
     from .run_folder import RunFolder
+    from .trained import newest_checkpoint
 
     source, output = experiment.transfer, experiment.output
     resumes = resume is not None and (Path(resume) != Path("auto") or bool(RunFolder(output).paths()))
@@ -244,26 +244,6 @@ def _transfer(model: Any, experiment: Experiment, resume: Literal["auto"] | Path
     found = load_weights(model, file, transfer=True)
     lists = [f"{kind} ({len(found[kind])}): {', '.join(found[kind])}" for kind in KINDS if found[kind]]
     return "\n".join([f"Training starts from the weights of {file}", *(f"  {line}" for line in lists)])
-
-
-def _trained(selection: Selection) -> Trained:
-    from .process import this_process
-    from .trained import load_trained
-
-    trained = load_trained(selection)
-    trained.model.to(this_process().device)
-    if selection.weights is not None and selection.run is not None:
-        print(f"The weights are those of {selection.weights}, not those of the run {selection.run}.")
-    return trained
-
-
-def _part(trained: Trained, part: Part) -> ImageDataset:
-    splits = trained.splits(training=part == "train")
-    dataset = getattr(splits, part)
-    if dataset is None:
-        present = [name for name in get_args(Part) if name == "train" or getattr(splits, name) is not None]
-        raise ValueError(f"part must be one of {', '.join(present)} for {trained.data.name}, got {part!r}")
-    return dataset
 
 
 def _check_file(file: Path, suffixes: tuple[str, ...]) -> None:

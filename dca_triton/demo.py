@@ -1,5 +1,6 @@
-"""The demo: a small DCAL model trained from scratch on the ORL faces, for categorisation and for Re-ID."""
+"""The demo: a small DCAL model trained from scratch on the ORL faces, for categorization and for Re-ID."""
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,13 @@ from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from .batches import training_loader
-from .data import ImageDataset, load_dataset, whole_batch_affine
+from .data import ImageDataset, Splits, load_dataset, whole_batch_affine
 from .data.records import Item
+from .description import Description
 from .evaluation import evaluate_fgvc, evaluate_reid
+from .experiment import evaluation_transform
 from .metrics import topk_accuracy
 from .model import DualAttentionModel
 from .training import DualAttentionTrainer
@@ -40,16 +42,9 @@ class InMemory(Dataset[Item]):
         return self.items[index]
 
 
-def face_transform() -> v2.Transform:
-    """Resize to 48 x 48 and normalise."""
-    return v2.Compose(
-        [
-            v2.ToImage(),
-            v2.Resize((SIZE, SIZE), antialias=True),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize([MEAN] * 3, [STD] * 3),
-        ]
-    )
+def face_transform(task: Literal["fgvc", "reid"]) -> Callable[[Any], Tensor]:
+    """Resize to 48 x 48 and normalize, as `dca-triton evaluate` does it."""
+    return evaluation_transform(task, (SIZE, SIZE), (MEAN,) * 3, (STD,) * 3)
 
 
 @register_model
@@ -89,7 +84,7 @@ def train_fgvc(
     holdout: photos a person kept from training and scored instead of the test photos.
     """
     torch.manual_seed(seed)
-    transform = face_transform()
+    transform = face_transform("fgvc")
     splits = load_dataset(
         "orl-fgvc", train_transform=transform, test_transform=transform, holdout=holdout, seed=seed
     )
@@ -97,7 +92,8 @@ def train_fgvc(
     model = face_model(40, "fgvc", 0.1)
     batches = training_loader(train, 16, workers=0, seed=seed)
     evaluate = partial(evaluate_fgvc, model, DataLoader(test, 80), progress=False)
-    history = _train(model, batches, evaluate, epochs, save_dir, seed, progress)
+    description = _describe(splits, "orl-fgvc", batch_size=16, holdout=holdout, seed=seed)
+    history = _train(model, batches, evaluate, epochs, save_dir, description, progress)
     _pictures(model, test, history, save_dir)
     scores = {k: v for k, v in history[-1].items() if k.endswith(("top1", "top5"))}
     return scores | {"pixels_top1": nearest_neighbour(train, test)}
@@ -106,16 +102,33 @@ def train_fgvc(
 def train_reid(save_dir: Path, epochs: int = 60, seed: int = 0, progress: bool = True) -> dict[str, float]:
     """30 people to train; the photos of 10 others look for each other."""
     torch.manual_seed(seed)
-    transform = face_transform()
+    transform = face_transform("reid")
     splits = load_dataset("orl-reid", train_transform=transform, test_transform=transform)
     train, query, gallery = (InMemory(part) for part in (splits.train, splits.query, splits.gallery))
     model = face_model(30, "reid", 0.3)
     batches = training_loader(train, 40, per_identity=4, workers=0, seed=seed)
     sides = DataLoader(query, 100), DataLoader(gallery, 100)
     evaluate = partial(evaluate_reid, model, *sides, progress=False)
-    history = _train(model, batches, evaluate, epochs, save_dir, seed, progress)
+    description = _describe(splits, "orl-reid", batch_size=40, holdout=0, seed=seed)
+    history = _train(model, batches, evaluate, epochs, save_dir, description, progress)
     _pictures(model, query, history, save_dir)
     return {k: v for k, v in history[-1].items() if k.startswith(("mAP", "rank", "mINP"))}
+
+
+def _describe(splits: Splits, dataset: str, batch_size: int, holdout: int, seed: int) -> Description:
+    return Description(
+        task=splits.task,
+        classes=splits.classes,
+        size=(SIZE, SIZE),
+        mean=(MEAN,) * 3,
+        std=(STD,) * 3,
+        dataset=dataset,
+        resize=SIZE,
+        batch_size=batch_size,
+        photos=4,
+        holdout=holdout,
+        seed=seed,
+    )
 
 
 def _train(
@@ -124,7 +137,7 @@ def _train(
     evaluate: Callable[[], dict[str, float]],
     epochs: int,
     save_dir: Path,
-    seed: int,
+    description: Description,
     progress: bool,
 ) -> list[dict[str, float]]:
     trainer = DualAttentionTrainer(
@@ -138,9 +151,10 @@ def _train(
         evaluate=evaluate,
         evaluate_every=25,
         clip_grad=1.0,
-        seed=seed,
+        seed=description.seed,
         progress=progress,
         save_every=25,
+        description=description.plain(),
     )
     return trainer.train(epochs, save_dir)
 
@@ -164,6 +178,19 @@ def table(fgvc: dict[str, float] | None, reid: dict[str, float] | None) -> str:
         lines.append("ORL faces, 10 unseen people: retrieval among 100 photos")
         lines += [f"  {name:<16}{100 * reid[name]:6.2f} %" for name in ("mAP", "rank1")]
     return "\n".join(lines)
+
+
+def next_commands(output: Path) -> str:
+    """Commands that use the trained models, a line each."""
+    splits = load_dataset("orl-fgvc")
+    assert splits.test is not None
+    photo = splits.test.records[0].path
+    lines = [
+        ["evaluate", f"--run={output / 'fgvc'}"],
+        ["embed", f"--run={output / 'reid'}", "--part=gallery", f"--file={output / 'faces.npz'}"],
+        ["visualize", f"--run={output / 'fgvc'}", f"--photos={photo}", f"--file={output / 'face.html'}"],
+    ]
+    return "\n".join(shlex.join(["dca-triton", *line]) for line in lines)
 
 
 def _stack(dataset: InMemory) -> tuple[Tensor, Tensor]:

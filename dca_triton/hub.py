@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from .checkpoint import load_checkpoint, load_weights
 from .description import Description
-from .run_folder import RunFolder
 
 # They name files; a config that came from elsewhere must not choose which files are opened.
 FILE_ARGUMENTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 MAX_CONFIG_BYTES = 2**20
+RUN_CHECKPOINT = "checkpoint.pt"  # the newest of a training run
 
 CARD = """---
 {{ card_data }}
@@ -125,8 +125,12 @@ class HubMixin(
         name = str(pretrained_model_name_or_path)
         folder = Path(name)
         if folder.is_dir() and not (folder / CONFIG_NAME).exists():
-            path, state = newest_checkpoint(folder)
-            model = cls.from_checkpoint(path, state, **options)
+            path = folder / RUN_CHECKPOINT
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"{name!r} must be a folder with {CONFIG_NAME} or {path.name}, got neither"
+                )
+            model = cls.from_checkpoint(path, load_checkpoint(path), **options)
         else:
             hub: dict[str, Any] = {
                 "force_download": force_download,
@@ -182,21 +186,6 @@ class HubMixin(
         if described is not None:
             model.description = Description.of(described, f"config.json of {name}")
         return model
-
-
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """A run's newest sound checkpoint and what it holds.
-
-    Raises:
-        FileNotFoundError: The folder does not exist or holds no checkpoint.
-        ValueError: Each checkpoint in it is damaged.
-    """
-    found = RunFolder(folder).find("auto")
-    if found is None:
-        raise FileNotFoundError(
-            f"{str(folder)!r} must be a folder with config.json or checkpoint.pt, got neither"
-        )
-    return found
 
 
 def evaluation_weights(path: Path, state: Mapping[str, Any]) -> Mapping[str, Any]:

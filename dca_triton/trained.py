@@ -6,22 +6,26 @@ from typing import Any
 
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 
+from . import demo  # noqa: F401  registers the demo's backbone with timm
 from .arguments import raise_faults, violations
 from .checkpoint import load_checkpoint, load_weights
 from .data import ImageDataset, Splits, load_dataset
 from .data.splits import READERS
 from .description import Description
 from .experiment import build_model, describe, evaluation_transform, load_splits
-from .hub import evaluation_weights, newest_checkpoint
+from .hub import RUN_CHECKPOINT, evaluation_weights
 from .model import DualAttentionModel
 from .options import VALUE_RULES, DataOptions, Selection
+from .process import this_process
+from .run_folder import RunFolder
 
+PARTS = ("train", "validation", "test", "query", "gallery")
 REQUIRED = "run must be the folder of a trained run (or --config the config.yaml in it), got none"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in evaluation mode, on the CPU, and what is known about it.
+    """A model in evaluation mode, on this process's device, and what is known about it.
 
     Args:
         model: With averaged weights where its training averaged them.
@@ -70,8 +74,16 @@ class Trained:
         def prepared(part: ImageDataset | None) -> Any:
             return None if part is None else part.with_transform(transform)
 
-        parts = ("train", "validation", "test", "query", "gallery")
-        return replace(splits, **{part: prepared(getattr(splits, part)) for part in parts})
+        return replace(splits, **{part: prepared(getattr(splits, part)) for part in PARTS})
+
+    def part(self, name: str) -> ImageDataset:
+        """One part of the dataset; raises as `splits`, and ValueError if the dataset does not have it."""
+        splits = self.splits(training=name == "train")
+        dataset = getattr(splits, name)
+        if dataset is None:
+            present = [part for part in PARTS if part == "train" or getattr(splits, part) is not None]
+            raise ValueError(f"part must be one of {', '.join(present)} for {self.data.name}, got {name!r}")
+        return dataset
 
 
 def load_trained(choice: Selection) -> Trained:
@@ -99,8 +111,26 @@ def load_trained(choice: Selection) -> Trained:
     if size != known.size:
         faults.append(f"data.size must be the model's, {known.size}, got {size}")
     raise_faults(faults)
-    trained.model.eval()
+    trained.model.eval().to(this_process().device)
+    if choice.weights is not None and choice.run is not None:
+        print(f"The weights are those of {choice.weights}, not those of the run {choice.run}.")
     return trained
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A run's newest sound checkpoint and what it holds.
+
+    Raises:
+        FileNotFoundError: The folder does not exist or holds no checkpoint.
+        ValueError: Each checkpoint in it is damaged.
+    """
+    found = RunFolder(folder).find("auto")
+    if found is None:
+        raise FileNotFoundError(
+            f"run must be the folder of a training run or of `dca-triton export`, got {str(folder)!r} without "
+            "checkpoint.pt and config.json"
+        )
+    return found
 
 
 def _read(choice: Selection) -> tuple[Path, DualAttentionModel | None, dict[str, Any]]:
@@ -110,7 +140,7 @@ def _read(choice: Selection) -> tuple[Path, DualAttentionModel | None, dict[str,
         file, state = choice.weights, load_checkpoint(choice.weights)
     elif choice.run is None:
         raise ValueError(REQUIRED)
-    elif (choice.run / CONFIG_NAME).is_file() and not (choice.run / "checkpoint.pt").exists():
+    elif (choice.run / CONFIG_NAME).is_file() and not (choice.run / RUN_CHECKPOINT).exists():
         model = DualAttentionModel.from_pretrained(choice.run, **options)
         return choice.run / SAFETENSORS_SINGLE_FILE, model, {}
     else:

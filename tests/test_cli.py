@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +221,16 @@ def test_bad_input_ends_with_one_sentence(
     assert message.startswith("dca-triton: ")
     assert sentence in message
     assert "\n" not in message
+
+
+def test_help_imports_no_torch() -> None:
+    script = """
+import contextlib, io, sys
+from dca_triton.cli import main
+for arguments in (["--help"], ["evaluate", "--help"], ["tune", "--help"]):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
+        main(arguments)
+    assert "usage: dca-triton" in out.getvalue()
+    assert "torch" not in sys.modules and "timm" not in sys.modules, arguments
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,11 +1,13 @@
 """The demo from photos to pictures, shortened."""
 
 import json
+import shlex
 
 import torch
 
 from dca_triton import demo
 from dca_triton.checkpoint import load_checkpoint, load_weights
+from dca_triton.cli import main
 
 
 def test_fgvc_end_to_end(tmp_path):
@@ -36,3 +38,21 @@ def test_same_seed_same_bits(tmp_path):
         demo.train_fgvc(tmp_path / run, epochs=1, seed=3, progress=False)
         weights.append(load_checkpoint(tmp_path / run / "checkpoint.pt")["model_state_dict"])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_printed_commands_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["demo", "--output=out folder", "--fgvc_epochs=1", "--reid_epochs=1"])
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("dca-triton ")]
+    assert [command[0] for command in commands] == ["evaluate", "embed", "visualize"]
+    for command in commands:
+        main(command)
+    found = json.loads((tmp_path / "out folder/fgvc/evaluation.json").read_text())
+    last = json.loads((tmp_path / "out folder/fgvc/metrics.jsonl").read_text().splitlines()[-1])
+    assert found["sum_top1"] == last["sum_top1"] and found["photos"] == {"test": 160}
+    main(["evaluate", "--run=out folder/reid"])
+    found = json.loads((tmp_path / "out folder/reid/evaluation.json").read_text())
+    last = json.loads((tmp_path / "out folder/reid/metrics.jsonl").read_text().splitlines()[-1])
+    assert abs(found["mAP"] - last["mAP"]) < 1e-4
+    assert (tmp_path / "out folder/faces.npz").is_file() and (tmp_path / "out folder/face.html").is_file()
