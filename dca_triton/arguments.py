@@ -1,6 +1,7 @@
 """Rules for arguments, as tables: name -> (test, words), and one way to report violations."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,10 +17,19 @@ def raise_faults(faults: Iterable[str]) -> None:
 def violations(arguments: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
     """Return "`name` must be <rule>, got <value>" for each argument that breaks its rule."""
     return [
-        f"{name} must be {words}, got {arguments[name]!r}"
+        f"{name} must be {words}, got {shown(arguments[name])}"
         for name, (fits, words) in rules.items()
         if not fits(arguments[name])
     ]
+
+
+def shown(value: object) -> str:
+    """The repr of a value in one line of at most about 200 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def integer(least: int) -> Rule:
@@ -31,13 +41,16 @@ def integer(least: int) -> Rule:
 
 
 def number(fits: Callable[[float], bool], words: str) -> Rule:
-    """A finite number that `fits`."""
-    return (
-        lambda v: (
-            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and bool(fits(v))
-        ),
-        words,
-    )
+    """A finite number that `fits`; an integer too large for a float is none."""
+
+    def holds(v: Any) -> bool:
+        if not isinstance(v, int | float) or isinstance(v, bool):
+            return False
+        if isinstance(v, int) and abs(v) > sys.float_info.max:
+            return False
+        return math.isfinite(v) and bool(fits(v))
+
+    return holds, words
 
 
 def choice(*names: str) -> Rule:

@@ -10,6 +10,10 @@ from ops_cases import B, D, H, layers, normal, packed
 from dca_triton import ops
 
 
+def nested(x: torch.Tensor) -> torch.Tensor:
+    return torch.nested.nested_tensor(list(x), layout=torch.jagged)
+
+
 def faulty(**changes: object) -> dict[str, object]:
     """Arguments of `pair_attention` that are right but for `changes`."""
     q, k, v = packed(B, 5, 3).unbind(2)
@@ -42,8 +46,11 @@ def faulty(**changes: object) -> dict[str, object]:
         ({"partner_index": torch.zeros(B, 1, dtype=torch.int64)}, ["allowed are 1 dimensions"]),
         ({"partner_index": torch.tensor([0, 3, 0, 0])}, ["holds values from 0 to 3; allowed are -1 to 2"]),
         ({"partner_index": torch.tensor([-2, 0, 0, 0])}, ["holds values from -2 to 0; allowed are -1 to 2"]),
-        ({"scale": float("nan")}, ["scale is nan; allowed is a finite number of at least 0"]),
-        ({"scale": -1.0}, ["scale is -1.0"]),
+        ({"scale": float("nan")}, ["scale must be a finite number >= 0 or None, got nan"]),
+        ({"scale": True}, ["scale must .* got True"]),
+        ({"scale": 10**400}, ["scale must .* got 1000"]),
+        ({"scale": 10**5000}, ["scale must .* got a huge int"]),
+        ({"scale": -1.0}, ["scale must .* got -1.0"]),
         (
             {"v": normal(3, 5), "partner_v": None, "partner_index": torch.zeros(2), "scale": float("inf")},
             [
@@ -51,7 +58,7 @@ def faulty(**changes: object) -> dict[str, object]:
                 "partner_v is None, partner_k is given",
                 "is torch.float32",
                 r"\(B,\) = \(4,\)",
-                "scale is inf",
+                "scale must .* got inf",
             ],
         ),
     ],
@@ -68,7 +75,10 @@ def test_pair_attention_names_every_fault(changes: dict[str, object], reasons: l
         ({"index": torch.zeros(B, 0, dtype=torch.int64)}, [r"index has shape \(4, 0\); .* at least 1"]),
         ({"index": torch.zeros(2, 3)}, ["index is torch.float32", r"\(2, 3\); .* \(B,\) = \(4,\)"]),
         ({"q": torch.tensor(1.0)}, [r"q has shape \(\); allowed are 4 dimensions"]),
-        ({"k": normal(2, 5, H, D), "scale": "big"}, [r"k is \(2, 5, 2, 16\)", "v is", "scale is 'big'"]),
+        (
+            {"k": normal(2, 5, H, D), "scale": "big"},
+            [r"k is \(2, 5, 2, 16\)", "v is", "scale must .* got 'big'"],
+        ),
     ],
 )
 def test_local_attention_names_every_fault(changes: dict[str, object], reasons: list[str]) -> None:
@@ -89,7 +99,11 @@ def test_local_attention_names_every_fault(changes: dict[str, object], reasons: 
         ),
         (
             {"lses": [normal(2, 9, H)] + [normal(2, H, 9)] * 2, "row": normal(9), "scale": -2},
-            [r"lses\[0\] is \(2, 9, 2\); allowed is \(B, H, N\) = \(2, 2, 9\)", "row is", "scale is -2"],
+            [
+                r"lses\[0\] is \(2, 9, 2\); allowed is \(B, H, N\) = \(2, 2, 9\)",
+                "row is",
+                "scale must .* got -2",
+            ],
         ),
         ({"lses": [normal(2, H, 9, dtype=torch.float16)] * 3}, [r"lses\[2\] is torch.float16"]),
     ],
@@ -133,10 +147,21 @@ def test_an_unknown_backend() -> None:
     [
         (
             lambda q: ops.pair_attention(q, None, q, partner_index=[1, 0]),
-            "k is a NoneType; .* partner_index is a list",
+            "k must be a dense tensor, got NoneType; partner_index must be a dense tensor or None, got list",
         ),
-        (lambda q: ops.local_attention(q, q, q, 0.5), "index is a float; allowed is a tensor or None"),
-        (lambda q: ops.rollout_row([q], [q], ["lse"]), r"lses\[0\] is a str; allowed is a tensor"),
+        (lambda q: ops.local_attention(q, q, q, 0.5), "index must be a dense tensor or None, got float"),
+        (
+            lambda q: ops.rollout_row(q, [q], None),
+            "qs must be a list or tuple .* Tensor; lses must .* NoneType",
+        ),
+        (lambda q: ops.partners([1, 0], 2), "index must be a dense tensor, got list"),
+        (lambda q: ops.pair_attention(q.to_sparse(), q, q), r"q must be a dense .* layout torch\.sparse_coo"),
+        (lambda q: ops.pair_attention(q, nested(q), q), "k must be a dense tensor, got a nested tensor"),
+        (
+            lambda q: ops.pair_attention(q, q, q, partner_index=ops.Partners(q, q, 3)),
+            "partner_index.first must be a dense tensor, got int",
+        ),
+        (lambda q: ops.rollout_row([q], [q], ["lse"]), r"lses\[0\] must be a dense tensor, got str"),
     ],
 )
 def test_what_is_no_tensor_is_named(call: Callable[[torch.Tensor], object], told: str) -> None:

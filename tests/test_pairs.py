@@ -116,7 +116,7 @@ def test_wrong_arguments(labels: Tensor, features: Tensor | None, sentence: str)
 
 def test_what_is_no_tensor() -> None:
     with pytest.raises(
-        ValueError, match=r"labels is a list; allowed is a tensor; features is a tuple; .* or None"
+        ValueError, match=r"labels must be a dense tensor, got list; features must be .* or None, got tuple"
     ):
         PairSampler()([0, 1], ((1.0,), (2.0,)))  # type: ignore[arg-type]
 

@@ -1,5 +1,6 @@
 """The Triton backend as PyTorch's compiler and a caller see it; its numbers are in tests/interpreted."""
 
+import sys
 from collections.abc import Callable
 from unittest import mock
 
@@ -107,10 +108,21 @@ def test_readers_of_an_image_in_order(index: list[int], dtype: torch.dtype) -> N
         assert torch.equal(some, expected)
 
 
+def test_partners_outlive_a_change_of_their_index() -> None:
+    index = torch.tensor([1, 0, -1])
+    pairs = ops.partners(index, 3)
+    index.zero_()
+    assert pairs.image.tolist() == [1, 0, -1]
+
+
 def test_partners_name_every_fault() -> None:
     for index, images, reasons in [
         (torch.tensor([0, 4]), 4, ["index holds values from 0 to 4; allowed are -1 to 3"]),
-        (torch.zeros(1, 2), 0, ["allowed are 1 dimensions", "torch.float32", "images is 0"]),
+        (
+            torch.zeros(1, 2),
+            0,
+            ["allowed are 1 dimensions", "torch.float32", "images must be an integer >= 1, got 0"],
+        ),
     ]:
         with pytest.raises(ValueError) as caught:
             ops.partners(index, images)
@@ -155,8 +167,21 @@ def test_every_fault_and_every_reason_in_one_error() -> None:
     q, k, v = torch.empty(3, 2, 5, 1, 40, dtype=torch.float64)
     with pytest.raises(ValueError) as caught:
         ops.pair_attention(q, k, v[:, :4], None, None, torch.tensor([0, 7]), -1.0, backend="triton")
-    for reason in ("v is (2, 4, 1, 40)", "from 0 to 7", "scale is -1.0", "on the CPU", "float64", "is 40"):
+    for reason in ("v is (2, 4, 1, 40)", "from 0 to 7", "got -1.0", "on the CPU", "float64", "is 40"):
         assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("module", ["triton_backend", "triton_launch"])
+def test_a_broken_library_is_no_missing_triton(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """backend="auto" must not run PyTorch in silence because a file of this library cannot be imported."""
+    broken = f"dca_triton.ops.{module}"
+    monkeypatch.delitem(sys.modules, "dca_triton.ops.triton_backend")
+    monkeypatch.delattr(ops, "triton_backend")
+    monkeypatch.setitem(sys.modules, broken, None)
+    monkeypatch.delattr(ops, module, raising=False)
+    with pytest.raises(ImportError) as caught:
+        ops.reasons_against_triton(torch.empty(1, 2, 3, 64))
+    assert caught.value.name == broken
 
 
 def test_partners_of_other_images_than_the_keys_are_refused() -> None:
@@ -168,10 +193,10 @@ def test_partners_of_other_images_than_the_keys_are_refused() -> None:
     torch.testing.assert_close(inverse, plain)
 
 
-@pytest.mark.parametrize("bad", [-0.1, float("nan")])
+@pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf")])
 def test_a_start_row_of_rollout_is_nowhere_negative(bad: float) -> None:
     q, lse, row = torch.randn(1, 3, 1, 16), torch.zeros(1, 1, 3), torch.tensor([[1.0, bad, 0.0]])
-    with pytest.raises(ValueError, match="row holds a value that is negative or not a number"):
+    with pytest.raises(ValueError, match="row must hold finite values >= 0"):
         ops.rollout_row([q], [q], [lse], row=row)
 
 

@@ -52,8 +52,8 @@ def pair_attention(
         backend: "auto" takes Triton where it can run and PyTorch elsewhere; "triton" raises where it cannot.
 
     Returns:
-        The attention (B, M, H, D), contiguous, and the natural log-sum-exp of the scores (B, H, M), float32
-        (float64 for float64 inputs), which carries no gradient.
+        The attention (B, M, H, D) and the natural log-sum-exp of the scores (B, H, M), float32 (float64 for
+        float64 inputs), which carries no gradient. Both are contiguous.
 
     Raises:
         ValueError: Shapes, dtypes, devices, index values or a scale that do not fit, every reason at once.
@@ -62,7 +62,8 @@ def pair_attention(
     images: int | None = None
     image: Tensor | None
     if isinstance(partner_index, Partners):
-        image, images = partner_index.image, len(partner_index.first) - 1
+        checks.check_tensors({f"partner_index.{x}": value for x, value in partner_index._asdict().items()})
+        image, images = partner_index.image, partner_index.first.numel() - 1
     else:
         image = partner_index
     checks.check_tensors(
@@ -129,17 +130,19 @@ def rollout_row(
         ks: Keys, shaped as the queries.
         lses: Log-sum-exps (B, H, N) from `pair_attention`, float32 (or float64).
         scale: As in `pair_attention`.
-        row: The row vector to start from (B, N), float32, nowhere negative; by default the class token's e_0.
+        row: The row vector to start from (B, N), float32 or float64, finite and nowhere negative; by default
+            the class token's e_0.
         backend: As in `pair_attention`.
 
     Returns:
-        (B, N), float32; each row sums to the sum of the row it started from.
+        (B, N), float32, contiguous; each row sums to the sum of the row it started from.
 
     Raises:
         ValueError: Shapes, dtypes, devices, a scale or values of row that do not fit, every reason at once.
         RuntimeError: backend="triton" cannot run, with every reason.
     """
     layers = {"qs": qs, "ks": ks, "lses": lses}
+    checks.check_sequences(layers)
     named = {f"{name}[{i}]": x for name, layer in layers.items() for i, x in enumerate(layer)}
     checks.check_tensors(named, row=row)
     faults = checks.rollout_row(qs, ks, lses, scale, row)
@@ -152,6 +155,8 @@ def reasons_against_triton(*tensors: Tensor) -> list[str]:
     try:
         from . import triton_backend
     except ImportError as error:
+        if (error.name or "").partition(".")[0] == "dca_triton":
+            raise  # this library's own code is broken: PyTorch must not take over in silence
         return [f"triton cannot be imported ({error})"]
     return triton_backend.reasons_against(*tensors)
 

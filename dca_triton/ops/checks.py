@@ -1,25 +1,38 @@
 """What the public operations ask of their arguments: functions that return every fault, each as a clause."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ..arguments import integer, number, optional, raise_faults, violations
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
+SCALE = optional(number(lambda v: v >= 0, "a finite number >= 0"))
 
 
 def check_tensors(needed: Mapping[str, object], **optional: object) -> None:
-    """Raise ValueError naming all that is no tensor, or if optional neither one nor None."""
+    """Raise ValueError for every argument that is not a dense tensor; those of `optional` may be None."""
     given = {**needed, **{name: value for name, value in optional.items() if value is not None}}
-    faults = [
-        f"{name} is a {type(value).__name__}; allowed is a tensor{' or None' * (name in optional)}"
-        for name, value in given.items()
-        if not isinstance(value, Tensor)
-    ]
-    if faults:
-        raise ValueError("; ".join(faults))
+    faults = []
+    for name, value in given.items():
+        rule = f"a dense tensor{' or None' * (name in optional)}"
+        if not isinstance(value, Tensor):
+            faults.append(f"{name} must be {rule}, got {type(value).__name__}")
+        elif value.is_nested or value.layout != torch.strided:
+            kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+            faults.append(f"{name} must be {rule}, got {kind}")
+    raise_faults(faults)
+
+
+def check_sequences(layers: Mapping[str, object]) -> None:
+    """Raise ValueError for every argument that is not a list or tuple of tensors, one for each layer."""
+    raise_faults(
+        f"{name} must be a list or tuple of tensors, one for each layer, got {type(value).__name__}"
+        for name, value in layers.items()
+        if not isinstance(value, list | tuple)
+    )
 
 
 def pair_attention(
@@ -61,9 +74,9 @@ def pair_attention(
 
 def partners(index: Tensor, images: int) -> list[str]:
     faults = _index_faults("index", index, 1, None)
-    if images < 1:
-        faults.append(f"images is {images}; allowed is at least 1")
-    return faults + _range_faults("index", index, -1, images, faults)
+    if not isinstance(images, torch.SymInt):  # a size of an exported graph
+        faults += violations({"images": images}, {"images": integer(1)})
+    return faults or _range_faults("index", index, -1, images, faults)
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale: float | None) -> list[str]:
@@ -112,7 +125,8 @@ def rollout_row(
         if row.device != q0.device:
             faults.append(f"row is on {row.device}; allowed is {q0.device}")
         if row.is_floating_point():
-            faults += _unless((row >= 0).all(), "row holds a value that is negative or not a number", faults)
+            usable = (row >= 0) & (row < float("inf"))
+            faults += _unless(usable.all(), "row must hold finite values >= 0, got others", faults)
     return faults + _scale_faults(scale)
 
 
@@ -183,9 +197,7 @@ def _tensor_faults(
 
 
 def _scale_faults(scale: float | None) -> list[str]:
-    if scale is None or (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 0):
-        return []
-    return [f"scale is {scale!r}; allowed is a finite number of at least 0"]
+    return violations({"scale": scale}, {"scale": SCALE})
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

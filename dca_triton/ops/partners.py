@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import raise_faults
 from . import checks
 
 
@@ -31,9 +32,9 @@ def partners(index: Tensor, images: int) -> Partners:
     repeats allowed, -1 for no partner; images: how many there are to choose from. Costs no host sync. Raises
     ValueError for another shape, dtype or range, every reason at once.
     """
-    if faults := checks.partners(index, images):
-        raise ValueError("; ".join(faults))
-    return inverted(index, images)
+    checks.check_tensors({"index": index})
+    raise_faults(checks.partners(index, images))
+    return inverted(index.clone(), images)  # a later change of index must not part it from its inverse
 
 
 def inverted(index: Tensor, images: int) -> Partners:

@@ -66,23 +66,46 @@ def rollout_row(
         for q, k, lse in zip(reversed(qs), reversed(ks), reversed(lses), strict=True):
             row = _first_step(q, k, lse, scale) if row is None else _step(row, q, k, lse, scale)
     assert row is not None
-    return row
+    return row.contiguous()
 
 
 def attention_with_lse(
     q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """softmax(Q Kᵀ scale + mask) V (B, M, H, D) and its log-sum-exp (B, H, M), which carries no gradient."""
+    q, k, v = _in_rows(q), _adjacent(k), _adjacent(v)
     q_, k_, v_ = (t.transpose(1, 2) for t in (q, k, v))
-    if q.device.type == "cpu" and dropout == 0 and not torch.compiler.is_exporting():
-        # The kernel behind F.scaled_dot_product_attention on a CPU, which alone returns the log-sum-exp too;
-        # other runtimes have no such kernel.
+    if q.device.type == "cpu" and dropout == 0 and not torch.compiler.is_exporting() and _flash_is_enabled():
+        # This is the kernel that F.scaled_dot_product_attention uses on a CPU; it alone also returns the
+        # log-sum-exp. F.scaled_dot_product_attention checks shapes, dtypes and strides before it calls the
+        # kernel, which checks nothing. Here the public operations have checked shapes and dtypes, and the two
+        # functions above arrange the strides. Exported graphs run where there is no such kernel.
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q_, k_, v_, attn_mask=mask, scale=scale
         )
-        return out.transpose(1, 2), lse
+        return out.transpose(1, 2).contiguous(), lse.contiguous()
     out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, dropout_p=dropout, scale=scale)
     return out.transpose(1, 2).contiguous(), _log_sum_exp(q, k, scale, mask)
+
+
+def _in_rows(q: Tensor) -> Tensor:
+    """q itself if the kernel's output will be contiguous, else a contiguous copy.
+
+    The kernel allocates its output (B, H, M, D) like q, and then writes it as if its features were adjacent.
+    For some layouts of q (overlapping windows, for example) they are not.
+    """
+    out = torch.empty_like(q.transpose(1, 2), device="meta")
+    return q if q.stride(-1) == 1 and out.transpose(1, 2).is_contiguous() else q.contiguous()
+
+
+def _adjacent(x: Tensor) -> Tensor:
+    """x with a last stride of 1, the only one that the kernel reads; a copy only if it has another."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@torch.compiler.assume_constant_result  # a compiler cannot trace it, and fixes PyTorch's own choice as well
+def _flash_is_enabled() -> bool:
+    return torch.backends.cuda.flash_sdp_enabled()  # the switch for every device, despite its name
 
 
 def _with_partners(own: Tensor, partners: Tensor | None, index: Tensor) -> Tensor:

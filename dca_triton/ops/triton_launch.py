@@ -117,8 +117,8 @@ def _dkdv(
 
 
 def rows(x: Tensor) -> Tensor:
-    """x as the kernels read it: elements of a row adjacent, offsets in a tile of 128 rows below 2^31."""
-    return x if x.stride(-1) == 1 and x.stride(1) <= 1 << 24 else x.contiguous()
+    """x as the kernels read it: elements of a row adjacent, and 128 rows, a tile's most, below 2^31 apart."""
+    return x if x.stride(-1) == 1 and x.stride(1) < 1 << 24 else x.contiguous()
 
 
 def _strides(*tensors: Tensor | None) -> list[int]:
