@@ -10,7 +10,7 @@ from tolerance import no_further_than_twice_eager
 from torch import Tensor
 
 from dca_triton import reference
-from dca_triton.ops import triton_backend
+from dca_triton.ops import Attention, triton_backend
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,14 @@ def attend(backend: ModuleType, case: Pairs | Local, leaves: list[Tensor], scale
     q, k, v = leaves[0].unbind(2)
     indices = indices_of(case, str(q.device))
     if isinstance(case, Local):
-        return [backend.local_attention(q, k, v, indices, scale)]
+        if backend is reference:
+            return [reference.local_attention(q, k, v, indices, scale)]
+        return [backend.local_attention(Attention(q, k, v, rows=indices, scale=scale))]
     partner_k, partner_v = leaves[1].unbind(2) if len(leaves) > 1 else (None, None)
     q = q if case.M is None else q[:, : case.M]
-    return list(backend.pair_attention(q, k, v, partner_k, partner_v, indices, scale))
+    if backend is reference:
+        return list(reference.pair_attention(q, k, v, partner_k, partner_v, indices, scale))
+    return list(backend.pair_attention(Attention(q, k, v, partner_k, partner_v, indices, scale=scale)))
 
 
 def with_gradients(
@@ -188,7 +192,7 @@ def layout_does_not_count(case: Pairs, dtype: torch.dtype, device: str) -> None:
 
 def lse_has_no_gradient(device: str) -> None:
     q, k, v = (torch.randn(1, 5, 1, 16, device=device, requires_grad=True) for _ in range(3))
-    out, lse = triton_backend.pair_attention(q, k, v, None, None, None, 0.25)
+    out, lse = triton_backend.pair_attention(Attention(q, k, v, scale=0.25))
     assert out.requires_grad
     assert not lse.requires_grad
     assert lse.dtype == torch.float32
