@@ -1,1 +1,1 @@
-"""What the library costs beside other ways to compute the same: `python -m bench`, `python -m bench.gpu`."""
+"""Benchmarks of the library and of other implementations: `python -m bench`, `python -m bench.gpu`."""

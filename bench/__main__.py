@@ -1,53 +1,66 @@
-"""`python -m bench`: every benchmark on this machine, a report, and the CPU's targets as a gate."""
+"""Run the benchmarks on this machine, write a report, and check the CPU targets."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from . import gate, report, results
-from .measure import keep_freed_memory, measure, peaks
+from . import arguments, gate, report, results
+from .measure import Disagreement, keep_freed_memory, measure, peaks
 from .registry import Benchmark, benchmarks
 from .shapes import dtypes_on
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch on the CPU; the targets are for 2")
-    parser.add_argument("--only", type=re.compile, default="", help="measure what this pattern is found in")
+    parser.add_argument("--device", type=arguments.device, default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument(
+        "--threads",
+        type=arguments.positive,
+        default=2,
+        help="CPU threads; the targets are set for 2, the default",
+    )
+    parser.add_argument(
+        "--only",
+        type=arguments.pattern,
+        help="run only benchmarks whose title matches this regular expression",
+    )
     parser.add_argument(
         "--keep-memory",
         action="store_true",
-        help="have the C library keep freed memory (see docs/performance.md)",
+        help="make the C library keep freed memory (see docs/performance.md)",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/bench"), help="folder of results and report"
+        "--output",
+        type=arguments.folder,
+        help="folder for results and report (default: runs/bench, with --only runs/bench-only)",
     )
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
-    if arguments.keep_memory:
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = options.device
+    chosen = [b for b in benchmarks(device) if options.only is None or options.only.search(b.title)]
+    if not chosen:
+        parser.error(f"argument --only: must match the title of a benchmark, got {options.only.pattern!r}")
+    # Some benchmarks must not replace the results of all of them.
+    output = options.output or arguments.folder("runs/bench" if options.only is None else "runs/bench-only")
+    if options.keep_memory:
         keep_freed_memory()
     if "bf16" not in dtypes_on(device):
-        print("bf16 is left out: this CPU has no instructions for it")
-    chosen = [b for b in benchmarks(device) if re.search(arguments.only, b.title)]
-    if not chosen:
-        sys.exit(f"--only is {arguments.only.pattern!r}, which is found in no benchmark")
+        print("Skipping bf16: this CPU has no bf16 instructions.")
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # events and names are those of the current device
-    document, _ = run(chosen, device, arguments.output)
+        torch.cuda.set_device(device)  # CUDA events and device names are those of the current device
+    document, _ = run(chosen, device, output)
     if device.type == "cpu" and (missed := gate.missed_targets(document)):
         sys.exit("\n".join([f"{len(missed)} targets missed:", *missed]))
 
 
 def run(chosen: list[Benchmark], device: torch.device, output: Path) -> tuple[results.Results, Path]:
-    """Measure, write `<device>.json`, `.md` and plots to output, and print the report.
+    """Measure, write `<device>.json`, `<device>.md` and plots to output, and print the report.
 
-    The file grows with every benchmark, so that an interrupted run keeps what it measured.
+    The results so far are in `<device>.unfinished.json` while it runs. Results of an earlier run are replaced
+    at the end.
     """
     # In TF32, PyTorch's default for convolutions, a batch of patches and its two halves round differently.
     torch.backends.cudnn.allow_tf32 = False
@@ -58,31 +71,36 @@ def run(chosen: list[Benchmark], device: torch.device, output: Path) -> tuple[re
         try:
             figures = measure(benchmark.build(), benchmark.dtype, device, benchmark.seconds)
         except torch.OutOfMemoryError:
-            tqdm.write(f"{benchmark.title} is left out: a path does not fit this device's memory")
+            tqdm.write(
+                f"Skipping {benchmark.title}: one of its paths needs more memory than this device has."
+            )
             continue
+        except Disagreement as error:
+            sys.exit(f"{benchmark.title}: {error}")
         measured.append((benchmark, figures))
         document = results.collect(measured, highest, device)
-        results.write(file_of(document, output), document)
+        results.write(unfinished(document, output), document)
     if not measured:
-        sys.exit("nothing was measured: no benchmark fits this device's memory")
-    return document, publish(document, output)
+        sys.exit("nothing was measured: no benchmark fits into this device's memory")
+    file = publish(document, output)
+    unfinished(document, output).unlink(missing_ok=True)
+    return document, file
 
 
-def file_of(document: results.Results, output: Path) -> Path:
-    """Results are named after their device."""
-    return output / f"{document['machine_info']['device']}.json"
+def unfinished(document: results.Results, output: Path) -> Path:
+    """Return the file that holds the results of a run while it goes on."""
+    return output / f"{document['machine_info']['device']}.unfinished.json"
 
 
 def publish(document: results.Results, output: Path) -> Path:
-    """Write `<device>.json`, its report `<device>.md` and plots; returns the JSON file."""
-    file = file_of(document, output)
+    """Write results, report and plots, print the report, and return the file of the results."""
+    file = output / f"{document['machine_info']['device']}.json"
     results.write(file, document)
     text = report.markdown(document, report.plot(document, output))
-    file.with_suffix(".md").write_text(text)
+    results.replace(file.with_suffix(".md"), text.encode())
     print(text)
-    print(
-        f"written to {file} (which `pytest-benchmark compare` reads too) and {file.with_suffix('.md').name}"
-    )
+    print(f"Results: {file} (also readable by `pytest-benchmark compare`)")
+    print(f"Report:  {file.with_suffix('.md')}")
     return file
 
 

@@ -1,7 +1,7 @@
-"""Time and memory of the re-identification scores on random features of a benchmark's size, as one JSON line.
+"""Measure time and memory of the Re-ID metrics on random features, and print one JSON line.
 
-python bench/bench_reid_metrics.py                    # MSMT17: 11,659 queries, 82,161 gallery photos
-python bench/bench_reid_metrics.py --queries 3368 --gallery 15913 --rerank    # Market-1501
+python -m bench.bench_reid_metrics                    # MSMT17: 11,659 queries, 82,161 gallery photos
+python -m bench.bench_reid_metrics --queries 3368 --gallery 15913 --rerank    # Market-1501
 """
 
 import argparse
@@ -13,19 +13,23 @@ import time
 import torch
 from torch import Tensor
 
-from dca_triton.distances import k_reciprocal_rerank
+from dca_triton.distances import k_reciprocal_rerank, squared_distances
 from dca_triton.metrics import reid_metrics
+
+from .arguments import positive
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.bench_reid_metrics",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--queries", type=int, default=11_659)
-    parser.add_argument("--gallery", type=int, default=82_161)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--identities", type=int, default=3_060)
-    parser.add_argument("--rerank", action="store_true")
+    parser.add_argument("--queries", type=positive, default=11_659, help="query photos")
+    parser.add_argument("--gallery", type=positive, default=82_161, help="gallery photos")
+    parser.add_argument("--width", type=positive, default=768, help="feature dimension")
+    parser.add_argument("--identities", type=positive, default=3_060, help="identities")
+    parser.add_argument("--rerank", action="store_true", help="use k-reciprocal re-ranking")
     options = parser.parse_args()
 
     rng = torch.Generator().manual_seed(0)
@@ -39,10 +43,12 @@ def main() -> None:
     queries, gallery = photos(options.queries), photos(options.gallery)
 
     start, start_cpu = time.perf_counter(), time.process_time()
-    found = reid_metrics(*queries, *gallery, rerank=k_reciprocal_rerank if options.rerank else None)
+    found = reid_metrics(
+        *queries, *gallery, distances=k_reciprocal_rerank if options.rerank else squared_distances
+    )
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    # CPU seconds are what a machine would have taken that others did not use meanwhile.
+    # Other processes on the machine slow the wall clock, but not the CPU time.
     times = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
     report = {**vars(options), "threads": torch.get_num_threads(), **times}
     print(json.dumps({**report, "peak_gb": round(peak / 1e9, 2), "mAP": found.mAP}))

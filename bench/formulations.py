@@ -1,6 +1,6 @@
-"""What the library is compared with: the same mathematics, on the very weights of a `DualAttentionModel`.
+"""The implementations that the library is compared with; all use the weights of a `DualAttentionModel`.
 
-None of these has dropout or stochastic depth, whose random draws could not be compared.
+None has dropout or stochastic depth, because random draws cannot be compared.
 """
 
 from functools import partial
@@ -17,8 +17,10 @@ Logits = dict[str, Tensor]
 
 
 class Maps(nn.Module):
-    """layout="reference" as it is usually written: attention maps kept for the full rollout matrix, the pair
-    images through the backbone again, every token computed to the end.
+    """The reference layout as it is usually written.
+
+    It keeps attention maps for the full rollout matrix, runs the partner images through the backbone again,
+    and computes every token to the end.
     """
 
     def __init__(self, model: DualAttentionModel) -> None:
@@ -26,7 +28,7 @@ class Maps(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor, partner_index: Tensor | None = None) -> Logits:
-        """Images (B, 3, h, w), in training with partners (B,) -> {sa,glca,pwca}_logits (B, K)."""
+        """Images (B, 3, h, w), in training with partner_index (B,) -> {sa,glca,pwca}_logits (B, K)."""
         model = self.model
         features = self.features(images)
         sa, maps = features, []
@@ -42,22 +44,22 @@ class Maps(nn.Module):
         return outputs
 
     def features(self, images: Tensor) -> Tensor:
-        """The whole timm backbone, with the fused attention that timm takes (B, N, C)."""
+        """The whole timm backbone, with timm's fused attention -> (B, N, C)."""
         return self.model.backbone(images)
 
     def block(self, block: TimmModule, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A block of the SA branch, and the map that its rollout takes (B, H, N, N)."""
+        """A block of the SA branch, and its attention map for the rollout (B, H, N, N)."""
         q, k, v = heads(block, x)
         weights = attention_map(q, k)
         return rest(block, x, weights @ v), weights
 
     def pair_block(self, block: TimmModule, x: Tensor, pair: Tensor) -> Tensor:
-        """The same block in the PWCA branch, where x also attends to the features of the pair."""
+        """The same block in the PWCA branch, where x also attends to the partner's features."""
         q, k, v = with_pair(heads(block, x), heads(block, pair))
         return rest(block, x, attention_map(q, k) @ v)
 
     def glca_logits(self, x: Tensor, maps: list[Tensor]) -> Tensor:
-        """GLCA of the rows that the rollout selects; `proj` applies to all rows of x (B, N, C)."""
+        """GLCA of the rows selected by the rollout; `proj` applies to all rows of x (B, N, C)."""
         selected = select(self.model, maps)[:, :, None]
         for block in self.model.glca_blocks:
             assert isinstance(block, GLCABlock)
@@ -71,14 +73,15 @@ class Maps(nn.Module):
 
 
 class CompiledMaps(Maps):
-    """`Maps` under torch.compile, a block at a time: PyTorch's advice where blocks repeat, since one compiled
-    graph then serves all of them.
+    """`Maps` under torch.compile, one block at a time.
+
+    PyTorch recommends this for repeated blocks, because one compiled graph then serves all of them.
     """
 
     def __init__(self, model: DualAttentionModel) -> None:
         super().__init__(model)
-        torch.compiler.reset()  # else graphs of other benchmarks count towards the limit of recompilations
-        # fullgraph: what cannot be compiled, or only too often, is an error and never runs eagerly instead.
+        torch.compiler.reset()  # graphs of other benchmarks would count toward the recompilation limit
+        # fullgraph: code that cannot be compiled is an error and never runs eagerly instead.
         compiled = partial(torch.compile, dynamic=False, fullgraph=True)
         self.timm_block = compiled(lambda block, x: block(x))
         self.block = compiled(super().block)  # type: ignore[method-assign]
@@ -95,8 +98,10 @@ class CompiledMaps(Maps):
 
 
 class OwnWay(Maps):
-    """What users write to speed `Maps` up: scaled_dot_product_attention, on concatenated keys for the pair; a
-    map, averaged over the heads, is made for the rollout alone and without gradient.
+    """`Maps` as users would speed it up, with scaled_dot_product_attention.
+
+    Keys and values of the partner are concatenated. The rollout gets a map of its own, averaged over heads
+    and without gradient.
     """
 
     def block(self, block: TimmModule, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +118,7 @@ class OwnWay(Maps):
 
 
 class PaperMaps(nn.Module):
-    """layout="paper" with attention maps and nothing left out: what its outputs are checked against."""
+    """The paper layout with attention maps and no shortcuts; its outputs are the oracle of that layout."""
 
     def __init__(self, model: DualAttentionModel) -> None:
         super().__init__()
@@ -149,7 +154,7 @@ class PaperMaps(nn.Module):
 
 
 def heads(block: TimmModule, x: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values (B, H, N, D) of a pre-norm block's input (B, N, C)."""
+    """Return queries, keys and values (B, H, N, D) of a pre-norm block's input (B, N, C)."""
     qkv = block.attn.qkv(block.norm1(x)).unflatten(2, (3, block.attn.num_heads, -1))
     return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
@@ -160,23 +165,23 @@ def attention_map(q: Tensor, k: Tensor) -> Tensor:
 
 
 def with_pair(own: tuple[Tensor, ...], pair: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Own queries; keys and values of both images, one after the other."""
+    """Concatenate the keys and values of both images; the queries are the image's own."""
     return own[0], torch.cat([own[1], pair[1]], 2), torch.cat([own[2], pair[2]], 2)
 
 
 def merged(out: Tensor) -> Tensor:
-    """Heads side by side: (B, H, M, D) -> (B, M, C)."""
+    """Concatenate heads: (B, H, M, D) -> (B, M, C)."""
     return out.transpose(1, 2).flatten(2)
 
 
 def rest(block: TimmModule, x: Tensor, attended: Tensor) -> Tensor:
-    """The block after its attention (B, H, M, D): projection, residual, MLP, residual."""
+    """The rest of a block after attention (B, H, M, D): projection, residual, MLP, residual."""
     x = x + block.attn.proj(merged(attended))
     return x + block.mlp(block.norm2(x))
 
 
 def select(model: DualAttentionModel, maps: list[Tensor]) -> Tensor:
-    """The class token and the rows of highest rollout (B, 1 + R), by the full matrix of the rollout."""
+    """Select the class token and the rows with the highest rollout (B, 1 + R), by the full rollout matrix."""
     with torch.no_grad():
         row = reference.rollout(maps)[:, 0]
     return reference.select_local(row, model.backbone.num_prefix_tokens, model.top_k_ratio)

@@ -1,22 +1,24 @@
-"""Gates: the targets that the library has to meet on a CPU, and the baseline of the same GPU."""
+"""Gates: the library's targets on a CPU, and regressions against the baseline of the same GPU."""
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 from .report import groups, growth
-from .results import Results
+from .results import Results, read
 
 ALLOWED = 1.05  # a median may grow by 5 % before it counts as a regression
 
 
 class Target(NamedTuple):
-    """The library's time or memory as a share of the eager formulation's in the same run."""
+    """The most time or memory allowed, as a share of the eager formulation's in the same run."""
 
     group: str
     path: str
     most: float
 
 
-# Of a training or evaluation step in fp32 on 2 cores.
+# Set for fp32 on 2 cores.
 TIME = (
     Target("train step deit_tiny_patch16_224 size=224 B=8 fp32", "library", 0.70),
     Target("train step deit_small_patch16_224 size=448 B=2 fp32", "library", 0.50),
@@ -29,11 +31,11 @@ TIME = (
     Target("rollout_row B=2 N=785 H=3 D=64 L=12 fp32", "library", 0.25),
 )
 MEMORY = tuple(target._replace(most=0.50) for target in TIME if target.group.startswith("train"))
-GROWTH = 1.1  # the largest exponent of N in the library's memory
+GROWTH = 1.1  # the library's memory may grow as N to this power at most
 
 
 def missed_targets(results: Results) -> list[str]:
-    """Every target of what was measured that these results miss, as sentences."""
+    """Return a sentence for each target that these results miss; benchmarks that did not run are ignored."""
     found = []
     entries = {(entry["group"], entry["name"]): entry for entry in results["benchmarks"]}
     first = {group[0]["group"]: group[0] for group in groups(results)}
@@ -46,22 +48,46 @@ def missed_targets(results: Results) -> list[str]:
             if what == "peak memory":
                 share = extra["peak_bytes"] / first[group]["extra_info"]["peak_bytes"]
             if not share <= most:
+                eager = first[group]["name"]
                 found.append(
-                    f"{group}: {what} of {path} is {share:.2f} of {first[group]['name']}'s, above {most}"
+                    f"{group}: {what} of {path!r} must be at most {most:.2f} of {eager!r}, got {share:.2f}"
                 )
     for (name, path), (_, memory) in growth(results).items():
         if path == "library" and not memory <= GROWTH:
-            found.append(f"{name}: the library's memory grows as N^{memory:.2f}, above {GROWTH}")
+            found.append(f"{name}: the library's memory must grow as N^{GROWTH} at most, got N^{memory:.2f}")
     return found
 
 
+def read_baseline(file: Path, device: str) -> Results:
+    """Read a baseline; raises ValueError if the file is damaged or of another device."""
+    try:
+        baseline = read(file)
+        _check_device(baseline, device)
+        regressions(baseline, baseline)  # reads every figure that a comparison needs
+    except (
+        OSError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+    ) as error:
+        raise ValueError(f"baseline must be a results file, got {file} ({error!r})") from error
+    return baseline
+
+
+def _check_device(baseline: Results, device: str) -> None:
+    if (other := baseline["machine_info"]["device"]) != device:
+        raise ValueError(f"baseline must be of this device, {device}, got one of {other}")
+
+
 def regressions(results: Results, baseline: Results) -> list[str]:
-    """Every path of the library whose median or peak memory exceeds the baseline's by more than 5 %, in the
-    order of measurement, and every one that is no longer measured. Raises ValueError for another device.
+    """Return a sentence for each path of the library that got slower or larger by more than 5 %.
+
+    Paths that were not measured this time count too. The order is that of measurement. Raises ValueError if
+    the baseline is of another device.
     """
-    here, there = results["machine_info"]["device"], baseline["machine_info"]["device"]
-    if here != there:
-        raise ValueError(f"baseline is of {there}; allowed is one of this device, {here}")
+    _check_device(baseline, results["machine_info"]["device"])
     now = {entry["fullname"]: entry for entry in results["benchmarks"]}
     found = []
     for before in baseline["benchmarks"]:
@@ -69,7 +95,7 @@ def regressions(results: Results, baseline: Results) -> list[str]:
         if not before["name"].startswith("library"):
             continue
         if name not in now:
-            found.append(f"{name}: was measured for the baseline, and now is not")
+            found.append(f"{name}: in the baseline, but not measured this time")
             continue
         for what, new, old in (
             ("median", now[name]["stats"]["median"] * 1e3, before["stats"]["median"] * 1e3),

@@ -1,4 +1,4 @@
-"""Agreement first, then time by turns, then memory."""
+"""Measure paths: check that they agree, then time them in turns, then measure memory."""
 
 import ctypes
 import gc
@@ -17,22 +17,24 @@ from .shapes import DTYPES, dtypes_on
 Outputs = dict[str, Tensor]
 Run = Callable[[], Outputs]
 
-# Relative error in the Euclidean norm, of each output of a path: sums of this length in another order.
+# Relative error of each output in the Euclidean norm; allows for another order of summation.
 TOLERANCE = {"fp32": 1e-4, "bf16": 4e-2}
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
-GPU_ROUND_MS = 100  # of repetitions in one round on a GPU; a longer one runs once
+GPU_ROUND_MS = 100  # length of one round on a GPU; a path that takes longer runs once
 
 
 class Path(NamedTuple):
-    """A way to compute something. oracle: whose outputs these must equal, by default the first path's."""
+    """A way to compute something. oracle: what its outputs must equal, by default the first path's."""
 
     run: Run
     oracle: Run | None = None
 
 
 class Measured(NamedTuple):
-    """milliseconds: one figure per round, the rounds of all paths by turns. peak_bytes: the most that was
-    allocated at once above what was there before.
+    """Time and memory of a path.
+
+    milliseconds: one value per round. peak_bytes: the most memory allocated at once, above what was in use
+    before.
     """
 
     milliseconds: list[float]
@@ -40,20 +42,20 @@ class Measured(NamedTuple):
 
 
 class Disagreement(RuntimeError):
-    """The compared paths do not compute the same."""
+    """Raised if the compared paths do not compute the same."""
 
 
 def measure(
     paths: Mapping[str, Path], dtype: str, device: torch.device, seconds: float
 ) -> dict[str, Measured]:
-    """Time and memory of every path, for about so many seconds; raises `Disagreement` before any timing."""
+    """Measure every path for about `seconds` in all; raises `Disagreement` before any timing."""
     check_agreement(paths, dtype)
     times = by_turns({name: path.run for name, path in paths.items()}, device, seconds)
     return {name: Measured(times[name], peak_bytes(path.run, device)) for name, path in paths.items()}
 
 
 def check_agreement(paths: Mapping[str, Path], dtype: str) -> None:
-    """Raises `Disagreement`, naming every output that differs from its oracle's, is missing or not finite."""
+    """Raise `Disagreement` for outputs that differ from their oracle, are missing, or are not finite."""
     (_, first), *others = paths.items()
     expected = _outputs(first.run)
     faults = []
@@ -65,13 +67,13 @@ def check_agreement(paths: Mapping[str, Path], dtype: str) -> None:
         for output in sorted(actual.keys() & oracle.keys()):
             error = relative_error(actual[output], oracle[output])
             if not error <= TOLERANCE[dtype]:
-                faults.append(f"{name}: {output} differs by {error:.2g} (allowed {TOLERANCE[dtype]:g})")
+                faults.append(f"{name}: {output} differs by {error:.2g}, more than {TOLERANCE[dtype]:g}")
     if faults:
-        raise Disagreement("refused to time what does not compute the same: " + "; ".join(faults))
+        raise Disagreement("paths that do not compute the same are not timed: " + "; ".join(faults))
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """‖actual - expected‖ / ‖expected‖; infinite for other shapes, NaN for what is not finite."""
+    """Return ‖actual - expected‖ / ‖expected‖; infinite if shapes differ, NaN for non-finite values."""
     if actual.shape != expected.shape:
         return math.inf
     actual, expected = actual.double(), expected.double()
@@ -80,7 +82,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def by_turns(runs: Mapping[str, Run], device: torch.device, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each run in each round, A B C A B C: what slows the machine down slows all of them."""
+    """Time runs in turns (A B C A B C), so that a slower phase of the machine slows all; in milliseconds."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     start = time.perf_counter()
     for done in range(MAX_ROUNDS):
@@ -102,7 +104,7 @@ def _milliseconds(run: Run, device: torch.device) -> float:
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:
-    """The most bytes that tensors took at once while it ran, above those that were there before."""
+    """Return the most bytes that tensors used at once during a run, above those in use before."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -114,7 +116,7 @@ def peak_bytes(run: Run, device: torch.device) -> int:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         run()
-    # Every allocation and release of PyTorch's CPU allocator, inside operations and compiled code as well.
+    # All allocations and releases of PyTorch's CPU allocator, including those inside compiled code.
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -124,7 +126,7 @@ def peak_bytes(run: Run, device: torch.device) -> int:
 
 
 def peaks(device: torch.device) -> dict[str, float]:
-    """What the device can do here: FLOP/s of a large matrix product per dtype, bytes/s of a large copy."""
+    """Measure the device's peaks: FLOP/s of a large matrix product per dtype, bytes/s of a large copy."""
     side, size = (8192, 2**30) if device.type == "cuda" else (2048, 2**27)
     found = {}
     for name in dtypes_on(device):
@@ -146,7 +148,7 @@ def _seconds(run: Run, device: torch.device) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed, so that no path waits for the system to clear its pages anew."""
+    """Make the C library keep freed memory, so that no path waits for the system to clear new pages."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

@@ -1,4 +1,4 @@
-"""Whole training and evaluation steps: the library's beside the formulations'."""
+"""Whole training and evaluation steps, of the library and of other implementations."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ NUM_CLASSES = 200
 
 
 def paths(shape: ModelShape, dtype: str, device: torch.device, training: bool) -> dict[str, Path]:
-    """The ways to a training step (logits, loss and every gradient) or an evaluation step (logits)."""
+    """Return the paths of a training step (logits, loss, all gradients) or an evaluation step (logits)."""
     torch.manual_seed(0)
     own, paper = (
         DualAttentionModel(
@@ -60,7 +60,7 @@ def _train_step(forward: Forward, model: nn.Module, images: torch.Tensor, dtype:
     partner_index = torch.arange(len(images), device=device).roll(1)
     labels = torch.arange(len(images), device=device) % NUM_CLASSES
     weighting, branch_loss = UncertaintyWeightedLoss().to(device), BranchLoss()
-    # A learning rate of 0 keeps the weights, and with them the work, the same in every repetition and path.
+    # A learning rate of 0 keeps the weights the same in every repetition and path.
     optimizer = torch.optim.AdamW([*model.parameters(), *weighting.parameters()], lr=0.0, fused=True)
 
     def run() -> Outputs:

@@ -1,4 +1,4 @@
-"""The three operations, each beside the other ways to compute it. Inputs are views of a packed projection."""
+"""The three operations and other ways to compute them. Inputs are views of a packed projection."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,14 +15,17 @@ from .formulations import attention_map, merged
 from .measure import Outputs, Path
 from .shapes import DTYPES, OpShape, backend_on
 
-MAPS_HELD = 1000  # tokens; the maps of more, held besides those that are made, would take gigabytes
+MAPS_HELD = 1000  # tokens; beyond this, precomputed maps would take gigabytes
 
 
 def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool) -> dict[str, Path]:
-    """softmax(Q [K; K_partner]ᵀ / √D) [V; V_partner] (B, N, C), in training with its gradient."""
+    """Return the paths of softmax(Q [K; K_partner]ᵀ / √D) [V; V_partner] (B, N, C).
+
+    training: with the gradient.
+    """
     packed = _packed(shape, dtype, device).requires_grad_(training)
     partner = torch.arange(shape.B, device=device).roll(1)
-    pairs = partners(partner, shape.B)  # once a step, as in a model
+    pairs = partners(partner, shape.B)  # computed once per step, as in a model
     incoming = torch.randn(shape.B, shape.N, shape.H * shape.D, device=device).to(packed.dtype)
 
     def cat() -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +53,7 @@ def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool)
         return pair_attention(q, k, v, partner_index=pairs, backend=backend_on(device))[0].flatten(2)
 
     ways = {"eager maps": eager, "SDPA on cat": sdpa, "library": library}
-    if not training:  # PyTorch's fused kernels pass no gradient to the log-sum-exp
+    if not training:  # PyTorch's fused kernels have no gradient for the log-sum-exp
         ways["two SDPA merged"] = two_sdpa
     if device.type == "cuda":
         torch.compiler.reset()  # as in `CompiledMaps`
@@ -74,7 +77,7 @@ def _sdpa_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rollout_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str, Path]:
-    """The class token's row (B, N) of the rollout over L layers."""
+    """Return the paths of the class token's row (B, N) of the rollout over L layers."""
     layers = [_packed(shape, dtype, device) for _ in range(shape.L)]
     qs, ks = ([packed[:, :, i] for packed in layers] for i in (0, 1))
     lses = [_sdpa_lse(*packed.permute(2, 0, 3, 1, 4))[1] for packed in layers]
@@ -99,7 +102,7 @@ def rollout_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str,
 
 
 def local_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str, Path]:
-    """A tenth of the queries over all keys (B, R, C)."""
+    """Return the paths of attention of a tenth of the queries to all keys (B, R, C)."""
     packed = _packed(shape, dtype, device)
     index = torch.rand(shape.B, shape.N, device=device).topk(shape.N // 10).indices
     q, k, v = packed.unbind(2)
@@ -120,7 +123,7 @@ def local_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str, P
 
 
 def _packed(shape: OpShape, dtype: str, device: torch.device) -> Tensor:
-    """Queries, keys and values (B, N, 3, H, D)."""
+    """Return random queries, keys and values (B, N, 3, H, D)."""
     generator = torch.Generator(device).manual_seed(shape.N)
     return torch.randn(shape.B, shape.N, 3, shape.H, shape.D, device=device, generator=generator).to(
         DTYPES[dtype]

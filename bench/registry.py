@@ -1,4 +1,4 @@
-"""All benchmarks: each a name, shapes, a dtype and the paths that compete, on any device."""
+"""All benchmarks: a name, a shape, a dtype and the paths to compare."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from .shapes import DTYPES, ModelShape, OpShape, dtypes_on, model_shapes, op_dty
 
 @dataclass(frozen=True)
 class Benchmark:
-    """build gives the paths, of which the first is the one that ratios are taken to.
+    """One benchmark.
 
-    seconds: about how long it is timed. flops: of the products that it needs at least, 0 if not
-    counted. moved: bytes that it needs to read and write at least, 0 if not counted.
+    build: returns the paths; ratios are taken to the first. seconds: about how long it is timed. flops: the
+    fewest FLOP of matrix products it needs; moved: the fewest bytes it reads and writes; both 0 if not
+    counted.
     """
 
     name: str
@@ -29,18 +30,18 @@ class Benchmark:
 
     @property
     def title(self) -> str:
-        """Name, shape and dtype in one line, the key of its results."""
+        """Name, shape and dtype in one line; identifies the results."""
         sizes = [value if isinstance(value, str) else f"{key}={value}" for key, value in self.sizes.items()]
         return " ".join([self.name, *sizes, self.dtype])
 
     @property
     def sizes(self) -> dict[str, int | str]:
-        """The shape by name."""
+        """The shape as a dict."""
         return self.shape._asdict()
 
 
 def benchmarks(device: torch.device) -> Iterator[Benchmark]:
-    """Every benchmark, small ones first; on a GPU a round holds `GPU_ROUND_MS` of repetitions."""
+    """Yield every benchmark, small ones first."""
     hurry = 30 if device.type == "cuda" else 1
     for shape in op_shapes(device):
         yield from _operations(shape, op_dtype(device), device, 8 / hurry)
@@ -54,14 +55,14 @@ def benchmarks(device: torch.device) -> Iterator[Benchmark]:
 def _operations(shape: OpShape, dtype: str, device: torch.device, seconds: float) -> Iterator[Benchmark]:
     B, N, H, D, L = shape
     product = 2 * B * H * N * N * D  # all queries by all keys of one image
-    token = B * H * N * D * DTYPES[dtype].itemsize  # the queries of a batch, or its keys, or its values
+    token = B * H * N * D * DTYPES[dtype].itemsize  # bytes of the queries, keys or values of a batch
     lse = 4 * B * H * N
     R = N // 10
     operation = partial(Benchmark, shape=shape, dtype=dtype, seconds=seconds)
     pair = partial(op_paths.pair_paths, shape, dtype, device)
     yield operation("pair_attention", build=partial(pair, False), flops=4 * product, moved=4 * token + lse)
-    # Backward: the scores again, then the gradients of weights, values, queries and keys, 5 products for 2.
-    # It reads all that the forward pass read and wrote, with a gradient, and writes three gradients.
+    # The backward pass computes the scores again and the gradients of weights, values, queries and keys: 5
+    # products instead of 2. It reads what the forward pass read and wrote and a gradient, and writes three.
     yield operation(
         "pair_attention, backward too",
         build=partial(pair, True),

@@ -1,5 +1,6 @@
-"""Results as tables in Markdown and as plots; pure functions of a results document."""
+"""Tables in Markdown and plots of benchmark results."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path as File
 from typing import Any
@@ -7,13 +8,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .results import Results
+from .results import Results, replace
 
 Entry = dict[str, Any]
 
 
 def markdown(results: Results, figures: list[str] = ()) -> str:  # type: ignore[assignment]
-    """The whole report; figures: file names of plots to show."""
+    """Return the whole report. figures: file names of plots to include."""
     machine, commit = results["machine_info"], results["commit_info"]
     peaks = results["peaks"]
     products = ", ".join(
@@ -24,10 +25,11 @@ def markdown(results: Results, figures: list[str] = ()) -> str:  # type: ignore[
         f"{machine['triton']}, timm {machine['timm']}, at commit {commit.get('id', 'unknown')[:12]}"
         f"{' with changes' if commit.get('dirty') else ''}, {results['datetime'][:10]}.",
         "",
-        f"Peaks measured in the same run: a matrix product {products} TFLOP/s; "
-        f"a copy {peaks['copy'] / 1e9:.1f} GB/s, read and written.",
+        f"Peak rates measured in the same run: matrix product {products} TFLOP/s; "
+        f"copy {peaks['copy'] / 1e9:.1f} GB/s (read plus written).",
         "",
-        "Times are medians; ratios are taken round by round, in brackets their quartiles.",
+        "Times are medians. A ratio compares a path with the first one of its group, below 1 is better: the "
+        "median over rounds, with quartiles in brackets.",
         "",
         *model_table(results),
         *operation_table(results),
@@ -38,7 +40,7 @@ def markdown(results: Results, figures: list[str] = ()) -> str:  # type: ignore[
 
 
 def model_table(results: Results) -> list[str]:
-    """Training and evaluation steps: time, its ratio, memory above the model's own, its ratio."""
+    """Return the table of training and evaluation steps: time and memory, each with its ratio."""
     rows = []
     for entries in groups(results):
         if "N" in entries[0]["params"]:
@@ -60,7 +62,7 @@ def model_table(results: Results) -> list[str]:
 
 
 def operation_table(results: Results) -> list[str]:
-    """The operations: time, ratio, rate of the least arithmetic and of the least traffic, memory."""
+    """Return the table of operations: time, ratio, arithmetic and memory rates, memory."""
     rows = []
     for entries in groups(results):
         if "N" not in entries[0]["params"]:
@@ -82,7 +84,7 @@ def operation_table(results: Results) -> list[str]:
 
 
 def growth_table(results: Results) -> list[str]:
-    """The exponents of N in time and memory."""
+    """Return the table of exponents of N in time and memory."""
     rows = [
         [name, path, f"{time:.2f}", f"{memory:.2f}"]
         for (name, path), (time, memory) in growth(results).items()
@@ -91,7 +93,7 @@ def growth_table(results: Results) -> list[str]:
 
 
 def growth(results: Results) -> dict[tuple[str, str], tuple[float, float]]:
-    """For each (operation, path) the slopes of log time and log memory over log N, from 3 lengths on."""
+    """Fit the exponents of N in time and memory for each (operation, path) with at least 3 lengths."""
     return {
         (name, path): (exponent(lengths, times), exponent(lengths, memory))
         for (name, path), (lengths, times, memory) in series(results).items()
@@ -100,14 +102,14 @@ def growth(results: Results) -> dict[tuple[str, str], tuple[float, float]]:
 
 
 def exponent(lengths: list[int], values: list[float]) -> float:
-    """The slope of log values over log lengths; 0 where a value is 0, of a path that allocates nothing."""
+    """Return the slope of log values over log lengths; 0 if a path allocates nothing."""
     if min(values) <= 0:
         return 0.0
     return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
 
 
 def series(results: Results) -> dict[tuple[str, str], tuple[list[int], list[float], list[float]]]:
-    """For each (operation, path): lengths, median seconds, peak bytes."""
+    """Return lengths, median seconds and peak bytes for each (operation, path)."""
     found: dict[tuple[str, str], tuple[list[int], list[float], list[float]]] = {}
     for entry in results["benchmarks"]:
         if "N" in entry["params"]:
@@ -120,7 +122,7 @@ def series(results: Results) -> dict[tuple[str, str], tuple[list[int], list[floa
 
 
 def groups(results: Results) -> Iterator[list[Entry]]:
-    """The paths of each benchmark, in the order of measurement."""
+    """Yield the entries of each benchmark, in the order of measurement."""
     by_group: dict[str, list[Entry]] = {}
     for entry in results["benchmarks"]:
         by_group.setdefault(entry["group"], []).append(entry)
@@ -128,24 +130,26 @@ def groups(results: Results) -> Iterator[list[Entry]]:
 
 
 def share_of_matmul(results: Results, entry: Entry) -> float:
-    """The rate of the arithmetic that is needed at least, as a share of the measured matrix product's."""
+    """Return the rate of the needed arithmetic as a share of the measured matrix product's rate."""
     peak = results["peaks"][f"matmul {entry['params']['dtype']}"]
     return entry["extra_info"]["flops"] / entry["stats"]["median"] / peak
 
 
 def ratio(entry: Entry) -> str:
-    """The ratio to the first path, with quartiles."""
+    """Return the ratio to the first path as text, with quartiles."""
     found = entry["extra_info"]["ratio"]
     return f"{found['50']:.2f} ({found['25']:.2f}-{found['75']:.2f})"
 
 
 def plot(results: Results, folder: File) -> list[str]:
-    """Time, TFLOP/s, GB/s and memory over N for each operation, as one PNG each; returns their names."""
+    """Plot time, TFLOP/s, GB/s and memory over N, one PNG per operation; return the file names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for name in dict.fromkeys(name for name, _ in series(results)):
         file = f"{name.replace(', ', '_').replace(' ', '_')}.png"
-        _figure(results, name).savefig(folder / file, dpi=110)
+        buffer = io.BytesIO()
+        _figure(results, name).savefig(buffer, format="png", dpi=110)
+        replace(folder / file, buffer.getvalue())
         names.append(file)
     return names
 
@@ -154,7 +158,7 @@ def _figure(results: Results, name: str) -> Figure:
     figure = Figure(figsize=(12, 7), layout="constrained")
     time, tera, giga, memory = figure.subplots(2, 2).flat
     entries = [e for e in results["benchmarks"] if e["extra_info"]["benchmark"] == name]
-    paths = dict.fromkeys(["library", *(entry["name"] for entry in entries)])  # the same colour in every plot
+    paths = dict.fromkeys(["library", *(entry["name"] for entry in entries)])  # the same color in every plot
     for path in paths:
         own = [entry for entry in entries if entry["name"] == path]
         lengths = [entry["params"]["N"] for entry in own]
@@ -181,7 +185,7 @@ def _figure(results: Results, name: str) -> Figure:
         axes.grid(alpha=0.3)
     time.legend()
     figure.suptitle(
-        f"{name} on {results['machine_info']['device'].replace('_', ' ')}; dashed: the measured peak"
+        f"{name} on {results['machine_info']['device'].replace('_', ' ')}; dashed: measured peak rate"
     )
     return figure
 

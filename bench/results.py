@@ -1,4 +1,4 @@
-"""Results as JSON in the format of pytest-benchmark, so that `pytest-benchmark compare` reads them too."""
+"""Results as JSON in the format of pytest-benchmark, so that `pytest-benchmark compare` can read them."""
 
 import json
 import platform
@@ -27,7 +27,7 @@ def collect(
     peaks: Mapping[str, float],
     device: torch.device,
 ) -> Results:
-    """One document: where it ran, and an entry for each path of each benchmark, times in seconds."""
+    """Return one document: the machine, and an entry for each path of each benchmark (times in seconds)."""
     return {
         "machine_info": machine(device),
         "commit_info": commit(),
@@ -45,7 +45,7 @@ def collect(
 def entry(
     benchmark: Benchmark, path: str, figures: Measured, paths: Mapping[str, Measured]
 ) -> dict[str, Any]:
-    """One path: its rounds with percentiles, and its ratio to the first path round by round."""
+    """Return the entry of one path: time statistics, and its ratio to the first path, taken per round."""
     seconds = [t / 1e3 for t in figures.milliseconds]
     first = next(iter(paths.values()))
     ratios = [own / base for own, base in zip(figures.milliseconds, first.milliseconds, strict=True)]
@@ -69,7 +69,7 @@ def entry(
 
 
 def statistics_of(seconds: list[float]) -> dict[str, Any]:
-    """What pytest-benchmark tells of repeated times, and percentiles."""
+    """Return the statistics that pytest-benchmark stores for repeated times, plus percentiles."""
     percentiles = dict(zip(map(str, PERCENTILES), np.percentile(seconds, PERCENTILES).tolist(), strict=True))
     mean = statistics.fmean(seconds)
     return {
@@ -96,7 +96,7 @@ def statistics_of(seconds: list[float]) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The device and the versions that the figures belong to; no name of the host."""
+    """Return the device and the software versions. The host name is left out on purpose."""
     return {
         "device": device_name(device),
         "kind": device.type,
@@ -114,14 +114,14 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """A device as a file name."""
+    """Return the device's name in a form that can be a file name."""
     if device.type == "cuda":
         return tuning.gpu_of(torch.device("cuda", torch.cuda.current_device())).name
     return tuning.sanitised(f"{cpu_name()} {torch.get_num_threads()} threads")
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux has it, elsewhere its architecture."""
+    """Return the processor's name on Linux, elsewhere its architecture."""
     known = File("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.exists() else []
     return next(
@@ -130,7 +130,7 @@ def cpu_name() -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the checkout, and whether it was changed; empty outside a checkout."""
+    """Return the commit of the checkout and whether files were changed; empty outside a checkout."""
     here = File(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -151,13 +151,18 @@ def commit() -> dict[str, Any]:
 
 
 def write(file: File, results: Results) -> None:
-    """Write them, whole or not at all."""
+    """Write results atomically."""
+    replace(file, (json.dumps(results, indent=1) + "\n").encode())
+
+
+def replace(file: File, data: bytes) -> None:
+    """Write a file atomically: it has the old content or the new, never a part."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_bytes(data)
     partial.replace(file)
 
 
 def read(file: File) -> Results:
-    """What `write` wrote."""
+    """Read results that `write` wrote."""
     return json.loads(file.read_text())

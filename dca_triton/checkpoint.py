@@ -5,7 +5,8 @@ import mmap
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
@@ -15,44 +16,61 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-SHOWN = 3  # keys of each kind that an error spells out
+from .arguments import raise_faults
+from .transfer import shape_of, transferable
+
+MAX_KEYS_SHOWN = 3  # of each kind, in an error
 DIGEST = b"sha256:"
+SIGNATURE_BYTES = len(DIGEST) + hashlib.sha256().digest_size * 2
+WEIGHT_KEYS = ("model_state_dict", "state_dict", "model", "ema_state_dict")  # in this order
 
 
-def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Write a checkpoint that is there entirely or not at all, whatever stops the writing.
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BufferedRandom]:
+    """A binary file that takes the place of `path` when the block ends, and never if it fails.
 
-    The bytes reach the disk under another name in the same folder before they take the place of an older
-    file. One writer per path; what a killed one left behind, the next one overwrites. The file is one of
-    `torch.save`, with the SHA-256 of its bytes as the comment of the zip archive that it is.
-
-    Args:
-        path: The file, in an existing folder.
-        state: Tensors and plain Python values, nested as they like.
-
-    Raises:
-        OSError: It cannot be written, e.g. a full disk. An older file of this name is whole.
-        ValueError: state holds what `load_checkpoint` would refuse. An older file is whole, too.
+    The bytes reach the disk under another name in the same folder first, so a reader finds the old file or
+    the new one, never a part. One writer per path; a later writer overwrites what a killed one left.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "w+b") as file:
-            torch.save(state, file)
-            _sign(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        # Found now and not on the day that the checkpoint is needed: e.g. a NumPy scalar in the history.
-        if refused := get_unsafe_globals_in_checkpoint(temporary):
-            raise ValueError(f"state holds {_some(refused)}; allowed are tensors and plain Python values")
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's writer turns some of the former into the latter
-        raise OSError(
-            f"checkpoint {path} cannot be written ({_line(error)}); an older one is whole"
-        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Write a checkpoint; the file is there completely or not at all (see `replacing`).
+
+    The file is a zip archive of `torch.save`, with the SHA-256 of its bytes as the archive's comment.
+
+    Args:
+        path: The file, in an existing folder.
+        state: Tensors and plain Python values, nested in any way.
+
+    Raises:
+        OSError: The file cannot be written, e.g. because the disk is full. An older file remains whole.
+        ValueError: `load_checkpoint` would refuse `state`. An older file remains whole.
+    """
+    try:
+        with replacing(path) as file:
+            torch.save(state, file)
+            _sign(file)
+            file.seek(0)
+            # Found now and not on the day that the checkpoint is needed: e.g. a NumPy scalar in the history.
+            if refused := get_unsafe_globals_in_checkpoint(file):
+                raise_faults([f"state must hold tensors and plain Python values, got {_some(refused)}"])
+            file.seek(0, os.SEEK_END)
+    except (OSError, RuntimeError) as error:  # torch's writer turns some of the former into the latter
+        raise OSError(
+            f"checkpoint {path} cannot be written ({_line(error)}); an older one remains whole"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -69,125 +87,148 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint, or a bare state dict, into CPU memory; nothing in the file is executed.
 
     Args:
-        path: A file of `torch.save` (.pt, .pth), whose checksums must be right where its format has them, or
-            a .safetensors file. The digest that `save_checkpoint` writes covers every byte.
+        path: A file of `torch.save` (.pt, .pth), whose checksums must be right if its format has them, or a
+            .safetensors file. The digest that `save_checkpoint` writes covers every byte.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, is no checkpoint, or asks for objects that could execute code.
+        FileNotFoundError: `path` is not a file.
+        ValueError: The file cannot be read, is not a checkpoint, or needs objects that could execute code.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint {path} does not exist; allowed is a .pt, .pth or .safetensors file"
-        )
+        wrong = "is not a file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"checkpoint {path} {wrong}; it must be a .pt, .pth or .safetensors file")
     try:
         state = _read(path)
     except Exception as error:  # damaged bytes make the readers raise nearly anything
         if wanted := re.search(r"GLOBAL (\S+)", str(error)):
-            reason = f"asks for {wanted[1]}, which could execute code"
+            reason = f"needs {wanted[1]}, which could execute code"
         else:
             reason = f"cannot be read ({_line(error)})"
         raise ValueError(
-            f"checkpoint {path} {reason}; allowed is a whole file of tensors and plain Python values"
+            f"checkpoint {path} {reason}; it must be a whole file of tensors and plain Python values"
         ) from error
     if not isinstance(state, dict):
-        raise ValueError(f"checkpoint {path} holds a {type(state).__name__}; allowed is a dict")
+        raise ValueError(f"checkpoint {path} must hold a dict, got a {type(state).__name__}")
     return state
 
 
-def load_weights(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, Any]:
-    """Load a model's weights, all or none.
+def load_weights(
+    model: nn.Module,
+    checkpoint: Mapping[str, Any] | str | os.PathLike[str],
+    transfer: bool = False,
+) -> dict[str, Any]:
+    """Load a model's weights, all or none; with `transfer` all that fit.
 
     Args:
-        model: Takes the weights, in its own dtypes and on its own devices.
-        checkpoint: A file or what `load_checkpoint` returns: a dict with "model_state_dict", or the state
-            dict itself. The prefix "module." that `DataParallel` gives every key is dropped.
+        model: Takes the weights, in its own dtypes and on its own devices. It may be wrapped by
+            `DataParallel`, `DistributedDataParallel` or `torch.compile`.
+        checkpoint: A file or what `load_checkpoint` returns: a state dict, or a dict that holds one as
+            "model_state_dict", "state_dict", "model" or "ema_state_dict" (the first of these that it has).
+            The prefixes "module." and "_orig_mod." that wrappers add to names are ignored.
+        transfer: Load the weights whose name and shape fit, resample position embeddings to the model's grid
+            of patches, and keep the model's own values of all others, such as heads for other classes.
 
     Returns:
-        What the checkpoint holds besides: epoch, history, optimizer_state_dict, uncertainty_loss_state_dict;
-        {} for a bare state dict.
+        What the checkpoint holds in addition: epoch, history, optimizer_state_dict, ...; {} for a bare state
+        dict. With `transfer` also three lists of names: "fresh" (not loaded: the model's own values),
+        "resampled" and "ignored" (in the checkpoint only).
 
     Raises:
         FileNotFoundError: As `load_checkpoint`.
-        ValueError: As `load_checkpoint`, or keys that are missing, unexpected or of another shape; the
-            model is then as it was.
+        ValueError: As `load_checkpoint`; or names that are missing, unexpected or of another shape, with
+            `transfer` only if no weight of the backbone fits. The model is then as it was.
     """
     name = "checkpoint"
     if not isinstance(checkpoint, Mapping):
         name, checkpoint = f"checkpoint {checkpoint}", load_checkpoint(checkpoint)
-    rest = dict(checkpoint) if "model_state_dict" in checkpoint else {"model_state_dict": checkpoint}
-    weights = rest.pop("model_state_dict")
-    if not isinstance(weights, Mapping):
-        raise ValueError(
-            f"{name}'s model_state_dict is a {type(weights).__name__}; allowed is a dict of tensors"
-        )
-    if all(str(key).startswith("module.") for key in weights):
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    faults = _mismatches(model.state_dict(), weights)
-    if faults:
+    weights, rest = _weights_in(checkpoint, name)
+    own = _without_prefixes(model.state_dict())
+    given = _without_prefixes(weights)
+    report: dict[str, Any] = {}
+    if transfer:
+        given, report = transferable(model, own, given, rest.get("model_arguments"), name)
+    elif faults := _mismatches(own, given, len(weights) - len(given)):
         raise ValueError(f"{name} does not fit the model: {'; '.join(faults)}")
-    model.load_state_dict(weights)
-    return rest
+    names = dict(zip(own, model.state_dict(), strict=True))
+    model.load_state_dict({names[key]: value for key, value in given.items()}, strict=not transfer)
+    return rest | report
 
 
-def _mismatches(own: Mapping[str, Tensor], weights: Mapping[str, Any]) -> list[str]:
+def _weights_in(checkpoint: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The state dict that a checkpoint holds, and what it holds in addition."""
+    for key in WEIGHT_KEYS:
+        if key in checkpoint and (key == WEIGHT_KEYS[0] or not isinstance(checkpoint[key], Tensor)):
+            rest, weights = dict(checkpoint), checkpoint[key]
+            del rest[key]
+            if not isinstance(weights, Mapping):
+                raise ValueError(f"{key} of {name} must be a dict of tensors, got a {type(weights).__name__}")
+            return _weights_in(weights, name)[0], rest
+    return checkpoint, {}
+
+
+def _without_prefixes(weights: Mapping[Any, Any]) -> dict[str, Any]:
+    """The same under the names that the bare model gives; fewer if two names are the same then."""
+    names = [str(key).replace("_orig_mod.", "") for key in weights]
+    while names and all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    return dict(zip(names, weights.values(), strict=True))
+
+
+def _mismatches(own: Mapping[str, Tensor], weights: Mapping[str, Any], repeated: int) -> list[str]:
     shapes = [
-        f"{key} is {_shape(weights[key])}, allowed is {_shape(value)}"
+        f"{key} must be {shape_of(value)}, got {shape_of(weights[key])}"
         for key, value in own.items()
-        if key in weights and _shape(weights[key]) != _shape(value)
+        if key in weights and shape_of(weights[key]) != shape_of(value)
     ]
     kinds = {
         "missing": [key for key in own if key not in weights],
-        "unexpected": [str(key) for key in weights if key not in own],
+        "unexpected": [key for key in weights if key not in own],
         "of another shape": shapes,
     }
-    return [f"{len(found)} {kind} ({_some(found)})" for kind, found in kinds.items() if found]
-
-
-def _shape(value: Any) -> tuple[int, ...] | str:
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    if value.is_meta or value.is_complex() or value.layout != torch.strided:
-        return f"a {value.layout} {value.dtype} tensor on {value.device}"  # copying it would fail half-way
-    return tuple(value.shape)
+    faults = [f"{len(found)} {kind} ({_some(found)})" for kind, found in kinds.items() if found]
+    return faults + [f"{repeated} named twice, with and without a prefix"] * bool(repeated)
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(names[:MAX_KEYS_SHOWN]) + (", ..." if len(names) > MAX_KEYS_SHOWN else "")
 
 
 def _line(error: Exception) -> str:
-    # What stands before this mark is torch's advice to load the file unsafely.
+    # Before this mark stands torch's advice to load the file unsafely.
     lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
 def _sign(file: BufferedRandom) -> None:
-    """Append the digest of all before it as the archive's comment: a zip ends with that and its length."""
+    """Append the digest of all bytes before it as the comment that ends the archive."""
     file.seek(-2, os.SEEK_END)
-    file.write((len(DIGEST) + 64).to_bytes(2, "little"))
+    file.write(SIGNATURE_BYTES.to_bytes(2, "little"))
     file.seek(0)
     file.write(DIGEST + hashlib.file_digest(file, "sha256").hexdigest().encode())
 
 
-def _digest(path: Path, comment: int) -> bytes:
+def _check_zip(path: Path) -> None:
+    """Raise BadZipFile unless the archive is whole; torch reads past its own checksums."""
+    with zipfile.ZipFile(path) as archive:
+        comment = archive.comment
+        if not comment and (damaged := archive.testzip()):
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
     with (
         open(path, "rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         memoryview(data) as whole,
-        whole[:-comment] as signed,
+        whole[: len(whole) - len(comment)] as signed,
     ):
-        return hashlib.sha256(signed).hexdigest().encode()
+        if int.from_bytes(signed[-2:], "little") != len(comment):
+            raise zipfile.BadZipFile("the signature is cut off")
+        if comment and comment != DIGEST + hashlib.sha256(signed).hexdigest().encode():
+            raise zipfile.BadZipFile("wrong checksum of the file")
 
 
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:  # torch reads past its own checksums
-            if archive.comment and archive.comment != DIGEST + _digest(path, len(archive.comment)):
-                raise zipfile.BadZipFile("wrong checksum of the file")
-            if not archive.comment and (damaged := archive.testzip()):
-                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        _check_zip(path)
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,120 +1,192 @@
-"""What each command of `dca-triton` does. The first four take an experiment: the options of one config."""
+"""What each command of `dca-triton` does. Imports wait for the command, so that `--help` is quick."""
 
-import json
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
-from jsonargparse import Namespace
+from .options import Experiment, Selection
 
-from . import demo as faces
-from . import embedding
-from .batches import process
-from .checkpoint import load_weights
-from .evaluation import Metric, score_table
-from .experiment import (
-    build_model,
-    evaluation_batches,
-    load_splits,
-    normalisation,
-    scores,
-    train_batches,
-)
-from .info import info as describe
-from .model import DualAttentionModel
-from .training import DualAttentionTrainer
-from .visualisation import visualize as draw
+if TYPE_CHECKING:
+    from .data import ImageDataset
+    from .trained import Trained
 
+KINDS = ("fresh", "resampled", "ignored")  # weights that a transfer does not take as they are
 Part = Literal["train", "validation", "test", "query", "gallery"]
 
 
-def train(experiment: Namespace, resume: Literal["auto"] | Path | None = None) -> None:
+def train(
+    experiment: Experiment,
+    resume: Literal["auto"] | Path | None = None,
+    save_config: Callable[[], None] = lambda: None,
+) -> None:
     """Train a model; writes config.yaml, metrics.jsonl and checkpoints to `output`.
 
     Args:
         experiment: The options of the config.
         resume: "auto" goes on from the newest sound checkpoint in `output` if there is any; or that file.
+        save_config: Writes config.yaml; called when the run is known to be sound.
     """
+    import torch
+
+    from .arguments import raise_faults, violations
+    from .evaluation import score_table
+    from .experiment import build_model, describe, load_splits, scores, train_batches
+    from .options import VALUE_RULES
+    from .pairs import PairSampler
+    from .training import DualAttentionTrainer
+
+    data, name = experiment.data, experiment.model["backbone_name"]
+    raise_faults(violations({"seed": experiment.seed}, {"seed": VALUE_RULES["seed"]}))
+    pairs = PairSampler(**experiment.pairs)
     torch.manual_seed(experiment.seed)
-    splits = load_splits(experiment.data, experiment.model.backbone_name)
-    model = build_model(splits, experiment.data, _model_options(experiment))
-    if experiment.weights is not None:
-        load_weights(model, experiment.weights)
+    splits = load_splits(data, name)
+    model = build_model(splits, data, experiment.model)
+    transferred = _transfer(model, experiment, resume)
     trainer = DualAttentionTrainer(
         model,
-        train_batches(splits, experiment.data),
-        pairs=experiment.pairs,
-        evaluate=lambda: scores(model, splits, experiment.data, progress=experiment.trainer.progress),
+        train_batches(splits, data),
+        pairs=pairs,
+        evaluate=lambda: scores(model, splits, data, progress=experiment.trainer.get("progress", True)),
+        description=describe(splits, data, name).plain(),
+        seed=experiment.seed,
         **experiment.trainer,
     )
-    history = trainer.train(experiment.epochs, experiment.output, resume)
+    if trainer.main and transferred:
+        print(transferred)
+    history = trainer.train(experiment.epochs, experiment.output, resume, began=save_config)
     if trainer.main:
         print(score_table(history[-1]))
 
 
-def evaluate(experiment: Namespace, metric: Metric = "cosine", rerank: bool = False) -> None:
-    """Score a trained model; prints a table and writes evaluation.json to `output`.
+def evaluate(
+    selection: Selection,
+    metric: Literal["euclidean", "cosine"] = "cosine",
+    rerank: bool = False,
+    file: Path | None = None,
+) -> None:
+    """Score a trained model; prints a table and writes evaluation.json to the run's folder.
 
     Args:
-        experiment: The options of the config.
+        selection: The model and the photos.
         metric: Distance of Re-ID features.
         rerank: Rank Re-ID by k-reciprocal neighbours, which takes long on a large gallery.
+        file: Where to write the scores as JSON instead.
     """
-    model, splits = _trained(experiment)
+    import json
+
+    from .evaluation import score_table
+    from .experiment import scores
+    from .files import atomic_write
+
+    output = file or (selection.run and selection.run / "evaluation.json")
+    if output is not None:
+        _check_file(output, (".json",))
+    trained = _trained(selection)
+    splits = trained.splits()
     options: dict[str, Any] = {"metric": metric, "rerank": rerank} if splits.task == "reid" else {}
-    found = scores(model, splits, experiment.data, **options)
-    experiment.output.mkdir(parents=True, exist_ok=True)
-    (experiment.output / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
-    print(score_table(found))
+    found = scores(trained.model, splits, trained.data, **options)
+    part = "validation" if splits.validation else "test" if splits.task == "fgvc" else "query and gallery"
+    photos = {name: len(getattr(splits, name)) for name in part.split(" and ")}
+    record = {"checkpoint": _named(trained.file, selection.run), "part": part, "photos": photos}
+    if output is not None:
+        with atomic_write(output, "w") as stream:
+            stream.write(json.dumps(record | options | found, indent=2) + "\n")
+    counted = ", ".join(f"{count} photos of {name}" for name, count in photos.items())
+    print(f"{trained.file}: {counted}\n{score_table(found)}")
 
 
-def embed(experiment: Namespace, file: Path, part: Part) -> None:
-    """Write the features of a part of the dataset to a .npz or .safetensors file.
+def embed(selection: Selection, file: Path, part: Part | None = None, photos: Path | None = None) -> None:
+    """Write the features of photos to a .npz or .safetensors file.
 
     Args:
-        experiment: The options of the config.
+        selection: The model and the dataset.
         file: What to write; features, labels, cameras and paths.
-        part: Which photos.
+        part: Which photos of the dataset.
+        photos: Instead of a part, any folder of photos, with all folders in it.
     """
-    model, splits = _trained(experiment)
-    dataset = getattr(splits, part)
-    if dataset is None:
-        present = [name for name in get_args(Part) if getattr(splits, name) is not None]
-        raise ValueError(f"part is {part!r}; allowed for {experiment.data.name} are {', '.join(present)}")
-    found = embedding.embed(model, evaluation_batches(dataset, experiment.data), file)
+    from . import embedding
+    from .data import photos_in
+    from .experiment import evaluation_batches
+
+    if (part is None) == (photos is None):
+        raise ValueError(f"either part or photos must be given, got {'none' if part is None else 'both'}")
+    _check_file(file, embedding.SUFFIXES)
+    trained = _trained(selection)
+    dataset = _part(trained, part) if part else photos_in(photos or "", trained.transform())
+    found = embedding.embed(trained.model, evaluation_batches(dataset, trained.data), file)
     print(f"{file}: {found.features.shape[0]} photos, {found.features.shape[1]} features each")
 
 
 def visualize(
-    experiment: Namespace, photos: list[Path] | Path, file: Path, distractors: list[Path] | Path | None = None
+    selection: Selection,
+    photos: list[Path] | Path,
+    file: Path,
+    distractors: list[Path] | Path | None = None,
 ) -> None:
     """Draw photos with rollout, selected patches and predictions into one .png or .html file.
 
     Args:
-        experiment: The options of the config.
+        selection: The model.
         photos: What to draw: a file, or '[a.jpg, b.jpg]'.
         file: The picture, .png, or contact sheet, .html.
         distractors: One for each photo; shows how much of PWCA's attention leaks to it, block by block.
     """
+    from .visualisation import visualize as draw
+
     drawn = [photos] if isinstance(photos, Path) else photos
     others = [distractors] if isinstance(distractors, Path) else distractors
-    model, splits = _trained(experiment)
-    mean, std = normalisation(experiment.model.backbone_name)
-    draw(model, drawn, file, others, splits.classes, mean, std)
+    _check_file(file, (".png", ".html"))
+    trained = _trained(selection)
+    known = trained.description
+    draw(trained.model, drawn, file, others, known.classes, known.mean, known.std)
     print(f"{file}: {len(drawn)} photos")
+
+
+def export(selection: Selection, run: Path, folder: Path) -> None:
+    """Write a trained model as a folder that `DualAttentionModel.from_pretrained` reads.
+
+    Args:
+        selection: The options for a run whose checkpoint does not describe itself.
+        run: The folder of a training run.
+        folder: What to write: config.json, model.safetensors and a card, which is kept if it exists.
+    """
+    import os
+    import tempfile
+
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder must be a folder, got the file {str(folder)!r}")
+    trained = _trained(selection)
+    trained.model.description = trained.description
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+        trained.model.save_pretrained(temporary)
+        folder.mkdir(exist_ok=True)
+        for written in sorted(Path(temporary).iterdir(), key=lambda path: path.suffix == ".json"):
+            if written.name != "README.md" or not (folder / written.name).exists():
+                os.replace(written, folder / written.name)
+    print(f"{folder}: {trained.file} for DualAttentionModel.from_pretrained")
 
 
 def demo(
     output: Path = Path("runs/demo"), fgvc_epochs: int = 220, reid_epochs: int = 60, seed: int = 0
 ) -> None:
-    """Train a small DCAL model on the ORL faces, as categorisation and as re-identification.
+    """Train a small DCAL model on the ORL faces, as categorization and as re-identification.
 
     Args:
         output: Folder of the metrics, checkpoints and pictures.
-        fgvc_epochs: Epochs of the categorisation run.
-        reid_epochs: Epochs of the re-identification run.
+        fgvc_epochs: Epochs of the categorization run, at least 1.
+        reid_epochs: Epochs of the re-identification run, at least 1.
         seed: Of initial weights, batches, pairs and augmentation.
     """
+    from . import demo as faces
+    from .arguments import integer, raise_faults, violations
+    from .options import VALUE_RULES
+
+    rules = {"fgvc_epochs": integer(1), "reid_epochs": integer(1), "seed": VALUE_RULES["seed"]}
+    given = {"fgvc_epochs": fgvc_epochs, "reid_epochs": reid_epochs, "seed": seed}
+    raise_faults(violations(given, rules))
     fgvc = faces.train_fgvc(output / "fgvc", fgvc_epochs, seed=seed)
     reid = faces.train_reid(output / "reid", reid_epochs, seed=seed)
     print(faces.table(fgvc, reid))
@@ -123,6 +195,8 @@ def demo(
 
 def info() -> None:
     """Print versions, device, backend, the chosen kernel configurations and every reason for a fallback."""
+    from .info import info as describe
+
     print(describe())
 
 
@@ -140,6 +214,8 @@ def tune(
         dtypes: Of fp16, bf16 and fp32.
         output: The table to write; by default the one that this device looks up.
     """
+    import torch
+
     try:
         from . import tuner
     except ModuleNotFoundError as error:
@@ -154,16 +230,55 @@ def tune(
     print(tuner.table(tuner.tune(head_dims=head_dims, dtypes=dtypes, output=output)))
 
 
-def _trained(experiment: Namespace) -> tuple[DualAttentionModel, Any]:
-    splits = load_splits(experiment.data, experiment.model.backbone_name)
-    options = _model_options(experiment) | {"pretrained": False}
-    model = build_model(splits, experiment.data, options)
-    rest = load_weights(model, experiment.weights or experiment.output / "checkpoint.pt")
-    if average := rest.get("ema_state_dict"):  # what training's own scores were of
-        load_weights(model, average)
-    return model.to(process().device), splits
+def _transfer(model: Any, experiment: Experiment, resume: Literal["auto"] | Path | None) -> str:
+    """Load what fits of `experiment.transfer`, unless the run goes on from its own checkpoint."""
+    from .checkpoint import load_weights
+    from .hub import newest_checkpoint
+    from .run_folder import RunFolder
+
+    source, output = experiment.transfer, experiment.output
+    resumes = resume is not None and (Path(resume) != Path("auto") or bool(RunFolder(output).paths()))
+    if source is None or resumes:
+        return ""
+    file = newest_checkpoint(source)[0] if source.is_dir() else source
+    found = load_weights(model, file, transfer=True)
+    lists = [f"{kind} ({len(found[kind])}): {', '.join(found[kind])}" for kind in KINDS if found[kind]]
+    return "\n".join([f"Training starts from the weights of {file}", *(f"  {line}" for line in lists)])
 
 
-def _model_options(experiment: Namespace) -> dict[str, Any]:
-    options = experiment.model.as_dict()
-    return options | options.pop("timm")
+def _trained(selection: Selection) -> Trained:
+    from .process import this_process
+    from .trained import load_trained
+
+    trained = load_trained(selection)
+    trained.model.to(this_process().device)
+    if selection.weights is not None and selection.run is not None:
+        print(f"The weights are those of {selection.weights}, not those of the run {selection.run}.")
+    return trained
+
+
+def _part(trained: Trained, part: Part) -> ImageDataset:
+    splits = trained.splits(training=part == "train")
+    dataset = getattr(splits, part)
+    if dataset is None:
+        present = [name for name in get_args(Part) if name == "train" or getattr(splits, name) is not None]
+        raise ValueError(f"part must be one of {', '.join(present)} for {trained.data.name}, got {part!r}")
+    return dataset
+
+
+def _check_file(file: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse a file that cannot be written before any work is done."""
+    if file.suffix not in suffixes:
+        raise ValueError(f"file must end in {' or '.join(suffixes)}, got {str(file)!r}")
+    if not file.parent.is_dir():
+        raise ValueError(f"file must be in a folder that exists, got {str(file)!r}")
+    if file.is_dir():
+        raise ValueError(f"file must be a file, got the folder {str(file)!r}")
+
+
+def _named(file: Path, run: Path | None) -> str:
+    """A path as a record holds it: relative to the run if it is in it, so that the run may move."""
+    absolute = file.absolute()
+    return str(
+        absolute.relative_to(run.absolute()) if run and absolute.is_relative_to(run.absolute()) else absolute
+    )

@@ -1,6 +1,6 @@
-"""Distances to rank a gallery by, in blocks of queries: plain ones, and k-reciprocal re-ranking.
+"""Distances to rank a gallery by, in blocks of queries: Euclidean ones and k-reciprocal re-ranking.
 
-Both may be given to `dca_triton.metrics.reid_metrics`.
+`dca_triton.metrics.reid_metrics` takes either.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -8,13 +8,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from .arguments import integer, number, raise_faults, violations
+from .progress import progress as progress_bar
 
 Distances = Callable[[Tensor, Tensor, int], Iterable[Tensor]]
 """(query (Q, C), gallery (G, C), chunk_size) -> blocks (<= chunk_size, G), in the order of the queries."""
 
+VALUE_RULES = {
+    "k1": integer(1),
+    "k2": integer(1),
+    "original_weight": number(lambda v: 0 <= v <= 1, "a number in 0..1"),
+}
 
-def squared_distances(query: Tensor, gallery: Tensor, chunk_size: int) -> Iterator[Tensor]:
+
+def squared_distances(
+    query: Tensor, gallery: Tensor, chunk_size: int, progress: bool = False
+) -> Iterator[Tensor]:
     """Squared Euclidean distances, the same to the bit however the work is split.
 
     A matrix product sums in an order that depends on its shape, so the distances of a query to two copies of
@@ -24,12 +34,14 @@ def squared_distances(query: Tensor, gallery: Tensor, chunk_size: int) -> Iterat
     Args:
         query: (Q, C) float32, finite.
         gallery: (G, C) float32, finite.
-        chunk_size: queries of a block.
+        chunk_size: Queries of a block.
+        progress: Show a progress bar.
 
     Yields:
         (<= chunk_size, G) float64, exactly 0 between equal features.
     """
-    return _blocks(_exact_rows(query), _exact_rows(gallery), chunk_size)
+    blocks = _blocks(_exact_rows(query), _exact_rows(gallery), chunk_size)
+    return _watched(blocks, "rank", len(query), chunk_size, progress)
 
 
 def k_reciprocal_rerank(
@@ -43,7 +55,7 @@ def k_reciprocal_rerank(
 ) -> Iterator[Tensor]:
     """Re-ranked distances of Zhong et al. (CVPR 2017), in the form of the authors' code.
 
-    Two photos are near when their k-reciprocal neighbours are the same. Among all S = Q + G photos, R(i, k)
+    Two photos are near when their k-reciprocal neighbors are the same. Among all S = Q + G photos, R(i, k)
     are those of the k nearest of i that have i among their own k nearest (eq. 3), i itself coming first.
     R*(i) adds to R(i, k1) each R(j, k1/2) of a j in R(i, k1) of which more than 2/3 lie in R(i, k1) (eq. 4,
     its >= a >). Row i of V is exp(-d(i, j)) for j in R*(i) and 0 elsewhere, where d is the squared distance
@@ -57,28 +69,24 @@ def k_reciprocal_rerank(
     Args:
         query: (Q, C) float32, finite.
         gallery: (G, C) float32, finite.
-        chunk_size: photos of a block.
-        k1: neighbours, at least 1.
-        k2: neighbours averaged over, in 1..k1+1; 1 averages nothing.
-        original_weight: in 0..1.
-        progress: show a progress bar while neighbours are searched, which is most of the work.
+        chunk_size: Photos of a block.
+        k1: Neighbors, at least 1.
+        k2: Neighbors averaged over, in 1..k1+1; 1 averages nothing.
+        original_weight: In 0..1.
+        progress: Show progress bars, one for the search of neighbors, which is most of the work.
 
     Yields:
         (<= chunk_size, G) float64, in 0..1.
 
     Raises:
-        ValueError: when k1, k2 or original_weight is out of range.
+        ValueError: k1, k2 or original_weight is out of range.
     """
-    problems = []
-    if k1 < 1:
-        problems.append(f"k1 must be at least 1, is {k1}")
-    if not 1 <= k2 <= k1 + 1:
-        problems.append(f"k2 must lie in 1..k1+1, is {k2}")
-    if not 0 <= original_weight <= 1:
-        problems.append(f"original_weight must lie in 0..1, is {original_weight}")
-    if problems:
-        raise ValueError(f"k_reciprocal_rerank: {'; '.join(problems)}")
-    return _reranked(query, gallery, chunk_size, k1, k2, original_weight, progress)
+    faults = violations({"k1": k1, "k2": k2, "original_weight": original_weight}, VALUE_RULES)
+    if isinstance(k1, int) and isinstance(k2, int) and k2 > k1 + 1:
+        faults.append(f"k2 must be at most k1 + 1, {k1 + 1}, got {k2}")
+    raise_faults(faults)
+    blocks = _reranked(query, gallery, chunk_size, k1, k2, original_weight, progress)
+    return _watched(blocks, "rank", len(query), chunk_size, progress)
 
 
 def _exact_rows(x: Tensor) -> Tensor:
@@ -99,6 +107,13 @@ def _blocks(query: Tensor, gallery: Tensor, chunk_size: int) -> Iterator[Tensor]
     for rows in query.split(chunk_size):
         norms = torch.einsum("qc,qc->q", rows, rows)
         yield (rows @ gallery.T).mul_(-2).add_(gallery_norms).add_(norms[:, None])
+
+
+def _watched(
+    blocks: Iterator[Tensor], name: str, rows: int, chunk_size: int, progress: bool
+) -> Iterator[Tensor]:
+    total = -(-rows // chunk_size)
+    return iter(progress_bar(blocks, desc=name, total=total, unit="block", leave=False, disable=not progress))
 
 
 class _Sparse(NamedTuple):
@@ -136,12 +151,8 @@ def _reranked(
     photos = _exact_rows(torch.cat([query, gallery]))
     found = [
         (block.topk(min(k1 + 1, len(photos)), largest=False).indices, block.amax(1))
-        for block in tqdm(
-            _blocks(photos, photos, chunk_size),
-            desc="neighbours",
-            total=-(-len(photos) // chunk_size),
-            leave=False,
-            disable=not progress,
+        for block in _watched(
+            _blocks(photos, photos, chunk_size), "neighbors", len(photos), chunk_size, progress
         )
     ]
     nearest = torch.cat([indices for indices, _ in found])  # (S, k1 + 1), photo i itself is its first
@@ -156,7 +167,7 @@ def _reranked(
 
 
 def _reciprocal(nearest: Tensor, chunk_size: int) -> Tensor:
-    """(S, k) bool: whether photo i is among the k nearest of its neighbour nearest[i, a]."""
+    """(S, k) bool: whether photo i is among the k nearest of its neighbor nearest[i, a]."""
     photo = torch.arange(len(nearest), device=nearest.device)
     chunks = zip(nearest.split(chunk_size), photo.split(chunk_size), strict=True)
     return torch.cat([(nearest[n] == i[:, None, None]).any(-1) for n, i in chunks])
@@ -169,7 +180,7 @@ def _encoding(photos: Tensor, nearest: Tensor, furthest: Tensor, half: int, chun
     parts = []
     for row in torch.arange(len(photos), device=photos.device).split(chunk_size):
         n, own = nearest[row], mutual[row]  # (n, k1 + 1): R(i, k1) is n[own]
-        sets, valid = near[n], near_mutual[n]  # (n, k1 + 1, k1/2 + 1): R(j, k1/2) for each neighbour j
+        sets, valid = near[n], near_mutual[n]  # (n, k1 + 1, k1/2 + 1): R(j, k1/2) for each neighbor j
         inside = valid & ((sets[..., None] == n[:, None, None]) & own[:, None, None]).any(-1)
         joined = own & (3 * inside.sum(-1) > 2 * valid.sum(-1))
         first = row * len(photos)

@@ -11,10 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dca_triton.distances import Distances, squared_distances
+from .arguments import choice, integer, raise_faults, violations
+from .distances import Distances, squared_distances
+from .tensor_arguments import describe, row_faults, tensor_faults
 
 CMC_RANKS = (1, 5, 10)
 JUNK_ID = -1
+UNKNOWN = -1  # a camera, or a photo's number
+VALUE_RULES = {"metric": choice("euclidean", "cosine"), "chunk_size": integer(1)}
 
 
 @dataclass(frozen=True)
@@ -31,33 +35,35 @@ class ReidMetrics:
     queries: int
     queries_without_match: int
 
+    @property
+    def matched_queries(self) -> int:
+        """How many queries the means are taken over."""
+        return self.queries - self.queries_without_match
+
 
 def topk_accuracy(probabilities: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> dict[int, float]:
     """Share of samples whose label is among the k best classes, in 0..1, for each k.
 
-    A class that ties with the label counts as better: a model that says the same of all classes scores 0.
+    A class that ties with the label counts as better: a model that gives all classes the same score gets 0.
     When there are no more than k classes the share is 1, by definition.
 
     Args:
-        probabilities: (S, K), any floating dtype; only their order matters, so logits serve too.
+        probabilities: (S, K), any floating dtype. Only their order matters, so logits serve as well.
         labels: (S,) integers in 0..K-1.
-        ks: each at least 1.
+        ks: Each at least 1.
 
     Raises:
-        ValueError: on other shapes, dtypes or ranges, on NaN, and when S or K is 0.
+        ValueError: Other shapes, dtypes or ranges, NaN, or S or K is 0; every reason at once.
     """
-    problems = []
-    if probabilities.ndim != 2 or not probabilities.is_floating_point() or 0 in probabilities.shape:
-        problems.append(f"probabilities must be floating, (S, K) and not empty, is {_kind(probabilities)}")
-    elif (bad := probabilities.isnan().any(1)).any():
-        problems.append(f"probabilities must be numbers, is NaN in {_rows(bad)}")
-    if labels.shape != probabilities.shape[:1] or not _is_integer(labels):
-        problems.append(f"labels must be integers of shape ({len(probabilities)},), is {_kind(labels)}")
-    elif (bad := (labels < 0) | (labels >= probabilities.shape[-1])).any():
-        problems.append(f"labels must lie in 0..{probabilities.shape[-1] - 1}, does not in {_rows(bad)}")
+    faults = tensor_faults("probabilities", probabilities, "floating-point", "S", "K")
+    if not faults:
+        faults += row_faults("probabilities", "free of NaN", probabilities.isnan().any(1), "NaN")
+        samples, classes = probabilities.shape
+        wrong = tensor_faults("labels", labels, "integer", samples)
+        faults += wrong or row_faults("labels", f"in 0..{classes - 1}", (labels < 0) | (labels >= classes))
     if min(ks, default=0) < 1:
-        problems.append(f"ks must be one or more numbers of at least 1, is {tuple(ks)}")
-    _refuse("topk_accuracy", problems)
+        faults.append(f"ks must be one or more integers >= 1, got {tuple(ks)}")
+    raise_faults(faults)
 
     own = probabilities.gather(1, labels.long()[:, None])
     better = (probabilities >= own).sum(1) - 1
@@ -73,69 +79,66 @@ def reid_metrics(
     gallery_cameras: Tensor,
     metric: Literal["euclidean", "cosine"] = "euclidean",
     chunk_size: int = 64,
-    rerank: Distances | None = None,
+    distances: Distances = squared_distances,
+    query_photos: Tensor | None = None,
+    gallery_photos: Tensor | None = None,
 ) -> ReidMetrics:
     """mAP, CMC and mINP of ranking the gallery for each query (the protocol of Zheng et al., ICCV 2015).
 
     Gallery photos of the query's id are right answers, except those of its own camera: these are left out,
     and so is all junk (id -1). The others are wrong; so an id that no query has, such as Market-1501's
     distractors 0000, is never right. AP is the mean of the precisions at the right photos, not interpolated.
+    Camera -1 is unknown: it is no query's own camera.
 
-    Ties never favour the model: of two photos at one distance the wrong one is ranked first. Without ties it
+    Ties never favor the model: of two photos at one distance the wrong one is ranked first. Without ties it
     is the usual protocol. Two photos with the same features always tie (see `squared_distances`), and neither
-    `chunk_size` nor, without `rerank`, the order of the photos changes any digit.
+    `chunk_size` nor, with `squared_distances`, the order of the photos changes any digit.
 
     Args:
-        query_features: (Q, C), any floating dtype, finite as float32; not zero when metric is cosine.
+        query_features: (Q, C), any floating dtype, finite as float32; not zero if metric is cosine.
         query_ids: (Q,) integers.
-        query_cameras: (Q,) integers. Without cameras, give all queries one that no gallery photo has.
+        query_cameras: (Q,) integers, -1 where the camera is unknown.
         gallery_features: (G, C), like the queries'.
         gallery_ids: (G,) integers.
         gallery_cameras: (G,) integers.
         metric: cosine divides each feature by its length first.
-        chunk_size: queries ranked at once; each takes about 40 G bytes, besides 8 C (Q + G) for the features.
-        rerank: distances to rank by instead, such as `dca_triton.distances.k_reciprocal_rerank`.
+        chunk_size: Queries ranked at once. Each takes about 40 G bytes; the features take 8 C (Q + G) more.
+        distances: What to rank by, for example `dca_triton.distances.k_reciprocal_rerank`.
+        query_photos: (Q,) integers that number the photos, -1 for unknown. A query never meets the gallery
+            photo of its own number. Needed only if query and gallery share photos whose cameras are unknown.
+        gallery_photos: (G,) integers; given if `query_photos` is.
 
     Raises:
-        ValueError: on other shapes, dtypes, devices or options, on features that are not finite, when a side
-            is empty, and when no query has a match.
+        ValueError: Other shapes, dtypes, devices or options, features that are not finite, an empty side;
+            every reason at once. Or no query has a match.
     """
-    sides = {
-        "query": (query_features, query_ids, query_cameras),
-        "gallery": (gallery_features, gallery_ids, gallery_cameras),
-    }
-    problems = [p for side, tensors in sides.items() for p in _side_problems(side, *tensors, metric)]
-    if query_features.shape[1:] != gallery_features.shape[1:]:
-        shapes = f"{tuple(query_features.shape)} and {tuple(gallery_features.shape)}"
-        problems.append(f"query_features and gallery_features must have the same width C, are {shapes}")
-    devices = {str(tensor.device) for tensors in sides.values() for tensor in tensors}
-    if len(devices) > 1:
-        problems.append(f"all tensors must be on one device, are on {' and '.join(sorted(devices))}")
-    if metric not in ("euclidean", "cosine"):
-        problems.append(f"metric must be 'euclidean' or 'cosine', is {metric!r}")
-    if chunk_size < 1:
-        problems.append(f"chunk_size must be at least 1, is {chunk_size}")
-    _refuse("reid_metrics", problems)
+    query = {"features": query_features, "ids": query_ids, "cameras": query_cameras}
+    gallery = {"features": gallery_features, "ids": gallery_ids, "cameras": gallery_cameras}
+    faults = violations({"metric": metric, "chunk_size": chunk_size}, VALUE_RULES)
+    if query_photos is not None and gallery_photos is not None:
+        query["photos"], gallery["photos"] = query_photos, gallery_photos
+    elif query_photos is not None or gallery_photos is not None:
+        faults.append("query_photos and gallery_photos must be given together, got one of them")
+    raise_faults(faults + _side_faults(query, gallery, metric))
 
     known = gallery_ids != JUNK_ID
-    gallery_ids, gallery_cameras = gallery_ids[known], gallery_cameras[known]
+    gallery = {name: tensor[known] for name, tensor in gallery.items()}
     prepare = _unit_rows if metric == "cosine" else torch.Tensor.float
-    blocks = (rerank or squared_distances)(
-        prepare(query_features.detach()), prepare(gallery_features.detach()[known]), chunk_size
-    )
+    blocks = distances(prepare(query_features.detach()), prepare(gallery["features"].detach()), chunk_size)
+    rows_of_blocks = torch.arange(len(query_ids), device=query_ids.device).split(chunk_size)
     ranks: list[list[int]] = []
-    asked = zip(query_ids.split(chunk_size), query_cameras.split(chunk_size), strict=True)
-    for distances, (ids, cameras) in zip(blocks, asked, strict=True):
-        same_id = ids[:, None] == gallery_ids
-        same_camera = cameras[:, None] == gallery_cameras
-        ranks += _ranks_of_right(distances, right=same_id & ~same_camera, wrong=~same_id)
+    for block, rows in zip(blocks, rows_of_blocks, strict=True):
+        same_id = query_ids[rows, None] == gallery["ids"]
+        left_out = same_id & _same(query_cameras[rows], gallery["cameras"])
+        if "photos" in query:
+            left_out |= _same(query["photos"][rows], gallery["photos"])
+        ranks += _ranks_of_right(block, right=same_id & ~left_out, wrong=~same_id & ~left_out)
 
     answered = [r for r in ranks if r]
     if not answered:
-        match = "a gallery photo of its id from another camera"
-        raise ValueError(
-            f"reid_metrics: query_ids must have a match ({match}), all {len(ranks)} queries lack one"
-        )
+        cameras = bool((query_cameras != UNKNOWN).any())
+        match = "a gallery photo of the same id" + (" from another camera" if cameras else "")
+        raise ValueError(f"query_ids must have a match ({match}), got {len(ranks)} queries without one")
     return ReidMetrics(
         mAP=_mean([_mean([right / rank for right, rank in enumerate(r, start=1)]) for r in answered]),
         cmc={k: _mean([float(r[0] <= k) for r in answered]) for k in CMC_RANKS},
@@ -143,6 +146,11 @@ def reid_metrics(
         queries=len(ranks),
         queries_without_match=len(ranks) - len(answered),
     )
+
+
+def _same(query: Tensor, gallery: Tensor) -> Tensor:
+    """(q, G) bool: the same camera or photo, and a known one."""
+    return (query[:, None] == gallery) & (gallery != UNKNOWN)
 
 
 def _ranks_of_right(distances: Tensor, right: Tensor, wrong: Tensor) -> list[list[int]]:
@@ -179,36 +187,27 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _side_problems(side: str, features: Tensor, ids: Tensor, cameras: Tensor, metric: str) -> list[str]:
-    problems = []
-    if features.ndim != 2 or not features.is_floating_point() or 0 in features.shape:
-        problems.append(f"{side}_features must be floating, 2-D and not empty, is {_kind(features)}")
-    elif (bad := ~features.float().isfinite().all(1)).any():
-        problems.append(f"{side}_features must be finite as float32, is not in {_rows(bad)}")
-    elif metric == "cosine" and (bad := (features.float() == 0).all(1)).any():
-        problems.append(f"{side}_features must not be zero for cosine, is in {_rows(bad)}")
-    for name, tensor in (("ids", ids), ("cameras", cameras)):
-        if tensor.shape != features.shape[:1] or not _is_integer(tensor):
-            shape = tuple(features.shape[:1])
-            problems.append(f"{side}_{name} must be integers of shape {shape}, is {_kind(tensor)}")
-    return problems
-
-
-def _is_integer(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _rows(bad: Tensor) -> str:
-    rows = bad.nonzero().flatten().tolist()
-    return (
-        f"{len(rows)} of {len(bad)} rows ({', '.join(map(str, rows[:5]))}{', ...' if len(rows) > 5 else ''})"
-    )
-
-
-def _refuse(function: str, problems: list[str]) -> None:
-    if problems:
-        raise ValueError(f"{function}: {'; '.join(problems)}")
+def _side_faults(query: dict[str, Tensor], gallery: dict[str, Tensor], metric: str) -> list[str]:
+    faults: list[str] = []
+    for side, tensors in (("query", query), ("gallery", gallery)):
+        name, features = f"{side}_features", tensors["features"]
+        rows: int | str = "S"
+        if wrong := tensor_faults(name, features, "floating-point", "S", "C"):
+            faults += wrong
+        else:
+            rows = len(features)
+            faults += row_faults(name, "finite as float32", ~features.float().isfinite().all(1))
+            if metric == "cosine":
+                faults += row_faults(name, "nonzero for cosine", (features.float() == 0).all(1), "zeros")
+        for other in ("ids", "cameras", "photos"):
+            if other in tensors:
+                faults += tensor_faults(f"{side}_{other}", tensors[other], "integer", rows)
+    if faults:
+        return faults
+    if query["features"].shape[1] != gallery["features"].shape[1]:
+        shapes = " and ".join(describe(side["features"]) for side in (query, gallery))
+        faults.append(f"query_features and gallery_features must have the same width C, got {shapes}")
+    devices = {str(tensor.device) for side in (query, gallery) for tensor in side.values()}
+    if len(devices) > 1:
+        faults.append(f"all tensors must be on one device, got {' and '.join(sorted(devices))}")
+    return faults

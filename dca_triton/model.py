@@ -1,6 +1,5 @@
 """The dual cross-attention model: a timm ViT with SA, GLCA and (in training) PWCA branches and heads."""
 
-from collections.abc import Hashable
 from typing import Any, Literal
 
 import torch
@@ -21,7 +20,7 @@ from .layouts import (
 from .model_checks import check_arguments, check_inputs
 from .modules import Attended, init_linears
 from .ops import Backend
-from .rollout import RolloutCache, rollout_of, weights_version
+from .rollout import RolloutCache, rollout_of
 
 
 class DualAttentionModel(nn.Module, HubMixin):
@@ -139,7 +138,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         if not self.training:
             x_pair = partner_index = None
         call = Call(x, x_pair, partner_index, class_tokens_only, self.backend)
-        branches = self.branches(call, lambda attended: self._rollout(x, attended))
+        branches = self.branches(call, self._rollout)
         outputs = {
             "sa_logits": self.sa_head(branches.sa[:, 0]),
             "glca_logits": self.glca_head(branches.glca[:, 0]),
@@ -167,26 +166,15 @@ class DualAttentionModel(nn.Module, HubMixin):
         first: TimmModule = self._sa_blocks[0]
         return first.attn.head_dim**-0.5
 
-    def _rollout(self, images: Tensor, attended: list[Attended]) -> Tensor:
-        scale = self.attention_scale
+    def _rollout(self, traces: list[Attended]) -> Tensor:
+        """The rollout rows (B, N), from the cache where they are known."""
         if self.cache is None or self.training or torch.compiler.is_compiling():
-            return rollout_of(attended, scale, self.backend)
-
-        def missing(index: Tensor) -> Tensor:
-            return rollout_of([Attended(*(t[index] for t in left)) for left in attended], scale, self.backend)
-
-        return self.cache.lookup(images, self._rollout_version(images), missing)
+            return rollout_of(traces, self.attention_scale, self.backend)
+        return self.cache.lookup(traces, self.attention_scale, self.backend)
 
     @property
     def _sa_blocks(self) -> nn.ModuleList:
         return self.backbone.model.blocks if self.layout == "paper" else self.sa_blocks
-
-    def _rollout_version(self, images: Tensor) -> Hashable:
-        """Everything besides the images that a rollout row depends on."""
-        kind = images.device.type
-        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        weights = [*self.backbone.parameters(), *self._sa_blocks.parameters()]
-        return weights_version(weights), autocast, torch.get_float32_matmul_precision(), self.backend
 
     def get_cache_stats(self) -> dict[str, float]:
         """Per image: cache_hits, cache_misses, hit_rate in [0, 1] and cache_size in entries."""

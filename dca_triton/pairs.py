@@ -1,4 +1,4 @@
-"""Who distracts whom: partners within a batch for pair-wise cross-attention (PWCA of DCAL)."""
+"""Partners within a batch for pair-wise cross-attention (PWCA of DCAL)."""
 
 from typing import Literal, get_args
 
@@ -6,33 +6,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .arguments import number, violations
-from .ops import checks
+from .arguments import choice, number, raise_faults, violations
 
 Strategy = Literal["random", "hard_negative", "mixed"]
 
+ARGUMENT_RULES = {
+    "strategy": choice(*get_args(Strategy)),
+    "hard_ratio": number(lambda v: 0 <= v <= 1, "in [0, 1]"),
+}
+
 
 class PairSampler:
-    """Names for each image of a batch another one of it, to be given to the model as `partner_index`.
+    """Chooses for each image of a batch another one, to be passed to the model as `partner_index`.
 
     Args:
-        strategy: "random" takes any other image, each as likely, whatever its label (the paper's choice);
-            "hard_negative" the most similar image, by cosine, of another label, or a random other image
-            where all labels are the same; "mixed" decides between the two for each image.
-        hard_ratio: the probability, in [0, 1], that "mixed" takes the hard one.
+        strategy: "random" takes any other image with equal probability, whatever its label (the paper's
+            choice); "hard_negative" the most similar image of another label, by cosine, or a random other
+            image if all labels are the same; "mixed" decides between the two for each image.
+        hard_ratio: The probability, in [0, 1], that "mixed" takes the hard one.
 
     Raises:
-        ValueError: naming every argument outside its range.
+        ValueError: Arguments outside their range, all of them at once.
     """
 
     def __init__(self, strategy: Strategy = "random", hard_ratio: float = 0.5) -> None:
-        faults = []
-        if strategy not in get_args(Strategy):
-            faults.append(f"strategy is {strategy!r}; allowed are {get_args(Strategy)}")
-        faults += violations(
-            {"hard_ratio": hard_ratio}, {"hard_ratio": number(lambda v: 0 <= v <= 1, "in [0, 1]")}
-        )
-        _raise(faults)
+        raise_faults(violations(locals(), ARGUMENT_RULES))
         self.strategy = strategy
         self.hard_ratio = hard_ratio
 
@@ -40,17 +38,17 @@ class PairSampler:
     def __call__(
         self, labels: Tensor, features: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Partners (B,) int64 on the labels' device, none its own; -1, no partner, where B is 1.
+        """Partners (B,) int64 on the device of labels, never an image's own row; -1, no partner, if B is 1.
 
-        Nothing waits for the device.
+        The host does not wait for the device.
 
         Args:
             labels: (B,) integers.
             features: (B, C) floating point, needed by "hard_negative" and "mixed".
-            generator: on the labels' device; torch's own by default.
+            generator: On the device of labels; PyTorch's default one if None.
 
         Raises:
-            ValueError: naming every argument of another shape, dtype or device, or missing.
+            ValueError: Arguments of another type, shape, dtype or device, all of them at once.
         """
         self._check(labels, features, generator)
         B, device = len(labels), labels.device
@@ -67,23 +65,31 @@ class PairSampler:
         return torch.where(take_hard, hard, partner)
 
     def _check(self, labels: Tensor, features: Tensor | None, generator: torch.Generator | None) -> None:
-        checks.check_tensors({"labels": labels}, features=features)
-        faults = []
+        faults: list[str] = []
+        if not isinstance(labels, Tensor):
+            faults.append(f"labels must be a tensor, got a {type(labels).__name__}")
+        if not isinstance(features, Tensor | None):
+            faults.append(f"features must be a tensor or None, got a {type(features).__name__}")
+        raise_faults(faults)
         if labels.dim() != 1 or not labels.numel() or labels.is_floating_point():
-            faults.append(f"labels is {tuple(labels.shape)} {labels.dtype}; allowed is (B,) integers, B >= 1")
+            faults.append(
+                f"labels must be (B,) integers with B >= 1, got {tuple(labels.shape)} {labels.dtype}"
+            )
         if features is None:
             if self.strategy != "random":
-                faults.append(f"features is None; strategy {self.strategy!r} needs (B, C) features")
+                faults.append(f"features must be (B, C) for strategy {self.strategy!r}, got None")
         elif features.dim() != 2 or len(features) != labels.numel() or not features.is_floating_point():
             faults.append(
-                f"features is {tuple(features.shape)} {features.dtype}; "
-                f"allowed is (B, C) floating point with B = {labels.numel()} as in labels"
+                f"features must be (B, C) floating point with B = {labels.numel()} as in labels, "
+                f"got {tuple(features.shape)} {features.dtype}"
             )
         elif features.device != labels.device:
-            faults.append(f"features is on {features.device}; allowed is labels' device, {labels.device}")
+            faults.append(f"features must be on the device of labels, {labels.device}, got {features.device}")
         if generator is not None and generator.device.type != labels.device.type:
-            faults.append(f"generator is on {generator.device}; allowed is labels' device, {labels.device}")
-        _raise(faults)
+            faults.append(
+                f"generator must be on the device of labels, {labels.device}, got {generator.device}"
+            )
+        raise_faults(faults)
 
 
 def _hard_negative(labels: Tensor, features: Tensor, otherwise: Tensor) -> Tensor:
@@ -93,8 +99,3 @@ def _hard_negative(labels: Tensor, features: Tensor, otherwise: Tensor) -> Tenso
         unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
         similarity = (unit @ unit.T).masked_fill(same, -torch.inf)  # [B, B]
     return torch.where(same.all(dim=1), otherwise, similarity.argmax(dim=1))
-
-
-def _raise(faults: list[str]) -> None:
-    if faults:
-        raise ValueError("; ".join(faults))

@@ -1,57 +1,63 @@
-"""Rollout rows of a batch, and their exact cache across batches."""
+"""The rollout rows of a batch, and an exact cache of rows across batches."""
 
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+import xxhash
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from .arguments import integer, violations
+from .arguments import integer, raise_faults, violations
 from .modules import Attended
 from .ops import Backend, rollout_row
 
+CHUNK = 4096  # words that share one sum of the multilinear hash
+WORD = 0xFFFFFFFF
 
-def rollout_of(attended: Sequence[Attended], scale: float, backend: Backend) -> Tensor:
-    """The class token's rollout row (B, N) from what the blocks left, first block to last."""
-    qs, ks, lses = (list(part) for part in zip(*attended, strict=True))
+
+def rollout_of(traces: Sequence[Attended], scale: float, backend: Backend) -> Tensor:
+    """The class token's rollout row (B, N) from the traces of the SA blocks, first block to last."""
+    qs, ks, lses = (list(part) for part in zip(*traces, strict=True))
     return rollout_row([q.detach() for q in qs], [k.detach() for k in ks], lses, scale, backend=backend)
 
 
 class RolloutCache:
-    """Rollout rows of images seen before, least recently used first out.
+    """Rollout rows of images seen before; the least recently used row leaves first.
 
-    An entry's key holds a 128-bit hash of the image's bytes, its shape and dtype, and the version of every
-    weight, so a row returns only for the very image and weights that made it. Looking a batch up costs one
-    host sync on a GPU. The hash is multilinear with secret random keys: two different images collide with
-    probability 2^-124 at most. Weights count as changed when PyTorch's version counter, storage or dtype
-    says so; writes through `.data` escape that counter and ask for `clear()`.
+    A row is a function of the queries, keys and log-sum-exps of its layers and of the scale, so these are the
+    key of its entry: a 128-bit hash of their bytes, with the shapes, dtypes, device, backend and PyTorch
+    settings that decide the bits of a row. Nothing stands in for the weights, so no change of a model can
+    return an old row. The hash is seeded at random, once per cache, and two different keys collide with a
+    probability of about 2^-120.
+
+    A hit returns the bits of the first computation. An image misses if another batch size changed the last
+    bit of its queries or keys. An entry holds a row of 4 N bytes and a key of 16 bytes. Several threads may
+    share a cache. A copy or a pickle of a cache is an empty cache.
 
     Args:
-        entries: How many images are kept, at least 1.
+        entries: The most rows that are kept, at least 1.
 
     Raises:
-        ValueError: Fewer entries.
+        ValueError: `entries` is not an integer >= 1.
     """
 
     def __init__(self, entries: int = 4096) -> None:
-        if faults := violations({"entries": entries}, {"entries": integer(1)}):
-            raise ValueError(faults[0])
+        raise_faults(violations({"entries": entries}, {"entries": integer(1)}))
         self.entries = entries
         self.hits = self.misses = 0
-        self._rows: OrderedDict[Hashable, Tensor] = OrderedDict()
-        self._hash_keys: dict[tuple[int, torch.device], Tensor] = {}
+        self._rows: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._seed = secrets.randbits(64)
+        self._multipliers: dict[torch.device, Tensor] = {}
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict) -> "RolloutCache":
         return RolloutCache(self.entries)
 
-    def __getstate__(self) -> dict:
-        return {"entries": self.entries}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple:
+        return RolloutCache, (self.entries,)
 
     def clear(self) -> None:
         """Forget every row and reset the statistics."""
@@ -62,17 +68,22 @@ class RolloutCache:
     def stats(self) -> dict[str, float]:
         """cache_hits, cache_misses, hit_rate (per image, in [0, 1]) and cache_size (entries)."""
         with self._lock:
-            asked = max(1, self.hits + self.misses)
             return {
                 "cache_hits": self.hits,
                 "cache_misses": self.misses,
-                "hit_rate": self.hits / asked,
+                "hit_rate": self.hits / max(1, self.hits + self.misses),
                 "cache_size": len(self._rows),
             }
 
-    def lookup(self, images: Tensor, version: Hashable, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Rows (B, N) of `images` (B, ...); `compute` gives those of the images at the missing indices."""
-        keys: list[Hashable] = [(version, digest) for digest in self._digests(images)]
+    def lookup(self, traces: Sequence[Attended], scale: float, backend: Backend) -> Tensor:
+        """The rows (B, N) of `rollout_of`; only those of images that miss are computed.
+
+        Where bytes cannot be read (tracing, fake or meta tensors, tensor subclasses, `torch.func` transforms,
+        CUDA graph capture) it is `rollout_of`, and the cache is not used. On a GPU it waits for the GPU once.
+        """
+        if not _readable(traces):
+            return rollout_of(traces, scale, backend)
+        keys = self._keys(traces, scale, backend)
         with self._lock:
             found = {key: self._rows[key] for key in keys if key in self._rows}
             for key in found:
@@ -80,43 +91,89 @@ class RolloutCache:
             missing = [i for i, key in enumerate(keys) if key not in found]
             self.hits += len(keys) - len(missing)
             self.misses += len(missing)
-        if missing:
-            rows = compute(torch.tensor(missing, device=images.device))
-            fresh = {keys[i]: rows[j].clone() for j, i in enumerate(missing)}
-            found |= fresh
-            with self._lock:
-                self._rows.update(fresh)
-                while len(self._rows) > self.entries:
-                    self._rows.popitem(last=False)
-        return torch.stack([found[key] for key in keys])
-
-    def _digests(self, images: Tensor) -> list[Hashable]:
-        words = _as_words(images)
-        keys = self._keys_for(words.shape[1], images.device)
-        # Multilinear hashing: the upper half of Σ key·word mod 2^64 is strongly universal.
-        sums = torch.stack([(words * key).sum(1) for key in keys], 1)
-        layout = (tuple(images.shape[1:]), images.dtype, images.device)
-        return [(layout, tuple(v >> 32 for v in row)) for row in sums.tolist()]
-
-    def _keys_for(self, length: int, device: torch.device) -> Tensor:
+        if not missing:
+            return torch.stack([found[key] for key in keys])
+        if len(missing) < len(keys):
+            index = torch.tensor(missing, device=traces[0].q.device)
+            traces = [Attended(*(part[index] for part in trace)) for trace in traces]
+        rows = rollout_of(traces, scale, backend)
+        fresh = {keys[i]: row.clone() for i, row in zip(missing, rows, strict=True)}  # no views of the batch
         with self._lock:
-            if (length, device) not in self._hash_keys:
-                self._hash_keys.clear()
-                secret = torch.Generator().manual_seed(secrets.randbits(63))
-                keys = torch.randint(-(2**63), 2**63 - 1, (4, length), generator=secret)
-                self._hash_keys[length, device] = keys.to(device)
-            return self._hash_keys[length, device]
+            for key, row in fresh.items():
+                self._rows.setdefault(key, row)
+            while len(self._rows) > self.entries:
+                self._rows.popitem(last=False)
+        found |= fresh
+        return rows if len(missing) == len(keys) else torch.stack([found[key] for key in keys])
+
+    def _keys(self, traces: Sequence[Attended], scale: float, backend: Backend) -> list[bytes]:
+        """The key of each image."""
+        device = traces[0].q.device
+        layout = [(tuple(part.shape[1:]), part.dtype) for part in traces[0]]
+        settings = (_float32_precision(device), torch.get_num_threads())
+        context = repr((len(traces), layout, device, scale, backend, settings)).encode()
+        hashes = [xxhash.xxh3_128(context, seed=self._seed) for _ in traces[0].q]
+        for part in self._host_parts((part.detach() for trace in traces for part in trace), device):
+            for state, image in zip(hashes, part.contiguous().view(torch.uint8).numpy(), strict=True):
+                state.update(image)
+        return [state.digest() for state in hashes]
+
+    def _host_parts(self, parts: Iterable[Tensor], device: torch.device) -> Iterable[Tensor]:
+        """What the CPU hashes: the traces themselves, or a short hash of them that another device made."""
+        return parts if device.type == "cpu" else [condense(parts, self._multipliers_on(device)).cpu()]
+
+    def _multipliers_on(self, device: torch.device) -> Tensor:
+        """Random numbers of `condense` (2, 4, CHUNK)."""
+        if device not in self._multipliers:
+            random = torch.Generator("cpu").manual_seed(self._seed >> 1)
+            numbers = torch.randint(-(2**63), 2**63 - 1, (2, 4, CHUNK), generator=random, device="cpu")
+            self._multipliers[device] = numbers.to(device)
+        return self._multipliers[device]
 
 
-def _as_words(images: Tensor) -> Tensor:
-    """The bytes of each image as int64 words below 2^32."""
-    flat = images.detach().contiguous().flatten(1)
-    if flat.element_size() == 8:
-        return flat.view(torch.int32).long() & 0xFFFFFFFF
-    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[flat.element_size()]
-    return flat.view(integer).long() & (2 ** (8 * flat.element_size()) - 1)
+def condense(parts: Iterable[Tensor], multipliers: Tensor) -> Tensor:
+    """A multilinear hash of the bytes of each image, by PyTorch operations on its own device.
+
+    Each chunk of words w gives four numbers, the upper half of Σ m·w mod 2^64 for random multipliers m; those
+    of all chunks are hashed once more in the same way. Two different images of the same shape agree with
+    probability at most 2^-123 (Lemire & Kaser, "Strongly universal string hashing is fast", 2014).
+
+    Args:
+        parts: Tensors (B, ...) of any dtype and strides.
+        multipliers: Random int64 (2, 4, CHUNK).
+
+    Returns:
+        (B, n) int64, with n fixed by the shapes.
+    """
+    first, second = multipliers
+    words = torch.cat([_multilinear(part.contiguous().flatten(1), first) for part in parts], 1)
+    return _multilinear(words, second)
 
 
-def weights_version(tensors: Iterable[Tensor]) -> Hashable:
-    """Changes whenever a weight is written, replaced, moved or cast."""
-    return tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
+def _multilinear(flat: Tensor, multipliers: Tensor) -> Tensor:
+    """Four words below 2^32, as int64, of each chunk of the rows of `flat` (B, n) -> (B, 4 chunks)."""
+    data = flat.view(torch.uint8)
+    data = torch.nn.functional.pad(data, (0, -data.shape[1] % (4 * CHUNK)))
+    words = data.view(torch.int32).unflatten(1, (-1, CHUNK)).long() & WORD
+    sums = torch.stack([(words * row).sum(-1) for row in multipliers], -1)
+    return (sums >> 32 & WORD).flatten(1)
+
+
+def _readable(traces: Sequence[Attended]) -> bool:
+    """Whether the traces are plain tensors with bytes, and nothing records or transforms what happens."""
+    plain = all(type(part) is Tensor and part.device.type != "meta" for trace in traces for part in trace)
+    traced = (
+        torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or _get_current_dispatch_mode() is not None
+        or (traces[0].q.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+    return plain and not traced
+
+
+def _float32_precision(device: torch.device) -> str:
+    """How PyTorch multiplies float32 matrices on a device, which decides the last bits of a row."""
+    module = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
+    matmul = getattr(module, "matmul", None)
+    # Newer versions have one setting per backend, and may refuse to read the common one.
+    return getattr(matmul, "fp32_precision", None) or torch.get_float32_matmul_precision()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from .batches import seed_of
-from .embedding import Batch
+from .data.records import Batch
 from .losses import BranchLoss, UncertaintyWeightedLoss
 from .model import DualAttentionModel
 from .pairs import PairSampler
@@ -18,59 +19,56 @@ from .pairs import PairSampler
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
+@dataclass(kw_only=True)
 class Objective:
-    """What a step minimises, under Accelerate.
+    """What a step minimizes, under Accelerate.
 
-    Everything random in a step follows from (seed, epoch, step, process), so that no generator's state has to
-    outlive a step, and nothing that happens between steps can disturb it.
+    All randomness of a step depends only on (seed, epoch, step, process), so no generator state has to be
+    kept between steps, and nothing that happens between steps can disturb it.
 
-    Args:
+    Attributes:
         accelerator: Of this process.
         model: As it is evaluated.
-        parallel: As it is trained: `model` itself or a wrapper that joins the processes' gradients.
-        weighting: Of the branches' losses, on the device.
-        branch_loss: Of one branch.
-        pairs: Which image distracts which.
-        augment: Of a whole batch on the device, or None.
-        gather_partners: Take distractors from all processes' images.
-        seed: Of all that is random.
+        parallel: As it is trained: `model` itself or a wrapper that joins the gradients of the processes.
+        weighting: Weights the losses of the branches; on the device.
+        branch_loss: The loss of one branch.
+        pairs: Chooses each image's distractor.
+        augment: Applied to a whole batch on the device, or None.
+        gather_partners: Take distractors from the images of all processes.
+        seed: Seeds everything random.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: DualAttentionModel,
-        parallel: nn.Module,
-        weighting: UncertaintyWeightedLoss,
-        branch_loss: BranchLoss,
-        pairs: PairSampler,
-        augment: Augment | None,
-        gather_partners: bool,
-        seed: int,
-    ) -> None:
-        self.accelerator, self.model, self.parallel = accelerator, model, parallel
-        self.weighting, self.branch_loss, self.pairs, self.augment = weighting, branch_loss, pairs, augment
-        self.gather_partners = gather_partners and accelerator.num_processes > 1
-        self.device, self.seed = accelerator.device, seed
+    accelerator: Accelerator
+    model: DualAttentionModel
+    parallel: nn.Module
+    weighting: UncertaintyWeightedLoss
+    branch_loss: BranchLoss
+    pairs: PairSampler
+    augment: Augment | None
+    gather_partners: bool
+    seed: int
 
     def backward(self, group: Sequence[Batch], images: int, epoch: int, step: int) -> dict[str, Tensor]:
-        """Leave the gradient of the mean over all `images` images of the step, those of all processes.
+        """Compute the gradient of the mean over all `images` images of the step, in all processes.
 
         Args:
-            group: This process's batches of the step; every process has as many.
-            images: Images in all processes' groups.
+            group: The batches of this process; every process has the same number of them.
+            images: Images in the groups of all processes.
             epoch: From 0.
             step: Within the epoch, from 0.
 
         Returns:
-            total_loss and each branch's, detached; their means over the processes are the joint batch's.
+            total_loss and the loss of each branch, detached; their means over the processes are those of the
+            joint batch.
         """
         sums: dict[str, Tensor] = {}
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng(
+            [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        ):
             place = (self.seed, epoch, step, self.accelerator.process_index)
             torch.manual_seed(seed_of(*place, 0))
-            own = torch.Generator(self.device).manual_seed(seed_of(*place, 1))
-            common = torch.Generator(self.device).manual_seed(seed_of(self.seed, epoch, step, 2))
+            own = torch.Generator(self.accelerator.device).manual_seed(seed_of(*place, 1))
+            common = torch.Generator(self.accelerator.device).manual_seed(seed_of(self.seed, epoch, step, 2))
             for number, batch in enumerate(group, start=1):
                 share = len(batch["label"]) * self.accelerator.num_processes / images
                 joins = number == len(group)
@@ -79,14 +77,14 @@ class Objective:
                     self.accelerator.backward(share * losses["total_loss"])
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0) + share * loss.detach()
-        for weight in self.weighting.parameters():  # they are no part of what `parallel` joins
+        for weight in self.weighting.parameters():  # `parallel` does not join these
             weight.grad = self.accelerator.reduce(weight.grad, "mean")
         return sums
 
     def nonfinite(self, loss: Tensor, group: Sequence[Batch]) -> str:
-        """The losses that are not finite, with their files, of all processes; "" if all are finite.
+        """The losses that are not finite in any process, with their files; "" if all are finite.
 
-        This is the one time in a step that the host waits for the device.
+        Only here does the host wait for the device in a step.
         """
         if not self.accelerator.reduce((~loss.isfinite()).float()).item():
             return ""
@@ -99,12 +97,12 @@ class Objective:
         )
 
     def _losses(self, batch: Batch, own: torch.Generator, common: torch.Generator) -> dict[str, Tensor]:
-        images = batch["image"].to(self.device, non_blocking=True)
-        labels = torch.as_tensor(batch["label"]).to(self.device, non_blocking=True)
+        images = batch["image"].to(self.accelerator.device, non_blocking=True)
+        labels = torch.as_tensor(batch["label"]).to(self.accelerator.device, non_blocking=True)
         if self.augment:
             images = self.augment(images, own)
         features = self._features(images)
-        if self.gather_partners:
+        if self.gather_partners and self.accelerator.num_processes > 1:
             pair = {"x_pair": self._distractors(images, labels, features, common)}
         else:
             pair = {"partner_index": self.pairs(labels, features, own)}
@@ -114,7 +112,7 @@ class Objective:
         return {"total_loss": total, **{f"{branch}_loss": loss for branch, loss in losses.items()}}
 
     def _features(self, images: Tensor) -> Tensor | None:
-        """Features to find hard negatives by: those of an evaluation pass."""
+        """Features of an evaluation pass, by which hard negatives are found; None if none are needed."""
         if self.pairs.strategy == "random":
             return None
         self.model.eval()
@@ -125,8 +123,8 @@ class Objective:
     def _distractors(
         self, images: Tensor, labels: Tensor, features: Tensor | None, common: torch.Generator
     ) -> Tensor:
-        """Each image's distractor (B, 3, h, w), drawn from all processes' images by their common dice."""
-        counts = self.accelerator.gather(torch.tensor([len(images)], device=self.device)).tolist()
+        """Each image's distractor (B, 3, h, w) from the images of all processes."""
+        counts = self.accelerator.gather(torch.tensor([len(images)], device=self.accelerator.device)).tolist()
         if features is not None:
             features = self._joined(features, counts)
         index = self.pairs(self._joined(labels, counts), features, common)

@@ -1,12 +1,13 @@
-"""Choosing launch configurations: measured on the GPU at hand (`tune`), or ranked by the static model
-(`rank`)."""
+"""Choose launch configurations: time them on a GPU (`tune`), or rank them with the cost model (`rank`)."""
 
 import itertools
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import torch
 import triton.testing
@@ -14,58 +15,63 @@ from tqdm import tqdm
 from triton.runtime.errors import OutOfResources
 
 from . import tuning
-from .static.assess import Assessment, Job, assess_all
+from .arguments import Rule, choice, integer, raise_faults, violations
+from .static.assess import Assessment, assess_all
 from .static.chips import CHIPS
-from .static.problems import problem
+from .static.problems import Job, problem
 
 Ranking = dict[tuple[tuning.Key, int], list[Assessment]]
 
-MEASURED = 6  # candidates per choice that are timed, the model's best
+TIMED_CANDIDATES = 6  # how many candidates are timed per choice: the cost model's best
 
 HALF_TILES = ((128, 64), (128, 32), (64, 128), (64, 64), (64, 32), (32, 64), (32, 32))
-FULL_TILES = ((64, 64), (64, 32), (32, 64), (32, 32), (32, 16), (16, 32), (16, 16))  # fp32 fills registers
+FULL_TILES = (
+    (64, 64),
+    (64, 32),
+    (32, 64),
+    (32, 32),
+    (32, 16),
+    (16, 32),
+    (16, 16),
+)  # fp32 needs more registers
+
+
+def several(rule: Rule) -> Rule:
+    """A non-empty list or tuple of values that the rule accepts."""
+    fits, words = rule
+    return (
+        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(map(fits, v)),
+        f"a non-empty list in which each item is {words}",
+    )
+
+
+RULES = {
+    "target": choice(*CHIPS),
+    "device": (lambda v: isinstance(v, torch.device) and v.type == "cuda", "a CUDA or ROCm device"),
+    "ops": several(choice(*tuning.DIRECTIONS)),
+    "head_dims": several((lambda v: type(v) is int and v in tuning.HEAD_DIMS, f"one of {tuning.HEAD_DIMS}")),
+    "dtypes": several(choice(*tuning.DTYPES)),
+    "lengths": several(integer(1)),
+}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration chosen for a length. milliseconds: the median of its launches; default: of the table's
-    choice."""
+    """The fastest configuration for a length.
+
+    milliseconds: its median time. default_milliseconds: the median time of the configuration that was used
+    before.
+    """
 
     key: tuning.Key
     n: int
     config: tuning.Config
     milliseconds: float
-    default: float
-
-
-def keys(ops: Iterable[str], head_dims: Iterable[int], dtypes: Iterable[str]) -> list[tuning.Key]:
-    """Every direction of the operations for every head dimension and dtype; raises ValueError for unknown
-    names."""
-    ops, head_dims, dtypes = list(ops), list(head_dims), list(dtypes)
-    faults = [
-        f"ops has {op!r}; allowed are {', '.join(tuning.DIRECTIONS)}"
-        for op in ops
-        if op not in tuning.DIRECTIONS
-    ]
-    faults += [
-        f"head_dims has {d}; allowed are {tuning.HEAD_DIMS}" for d in head_dims if d not in tuning.HEAD_DIMS
-    ]
-    faults += [
-        f"dtypes has {d!r}; allowed are {', '.join(tuning.DTYPES)}" for d in dtypes if d not in tuning.DTYPES
-    ]
-    if faults:
-        raise ValueError("; ".join(faults))
-    return [
-        tuning.Key(op, direction, head_dim, dtype)
-        for op in ops
-        for direction in tuning.DIRECTIONS[op]
-        for head_dim in head_dims
-        for dtype in dtypes
-    ]
+    default_milliseconds: float
 
 
 def candidates(dtype: str) -> list[tuning.Config]:
-    """The configurations that are tried for a dtype, before anything is known of the kernel and the chip."""
+    """Return the configurations that are considered for a dtype, for any kernel and GPU."""
     tiles, stages = (FULL_TILES, (1,)) if dtype == "fp32" else (HALF_TILES, (1, 2))
     return [tuning.Config(*tile, *rest) for tile, *rest in itertools.product(tiles, (4, 8), stages)]
 
@@ -78,31 +84,28 @@ def rank(
     lengths: Sequence[int] = (197,),
     progress: bool = True,
 ) -> Ranking:
-    """What the static model thinks of the candidates on target, an architecture such as `sm_90`; needs no
-    GPU.
+    """Rank launch candidates for an architecture with the static cost model. No GPU is needed.
 
-    For each choice the candidates that fit and do not spill, best first. Raises ValueError for an unknown
-    target or name, and RuntimeError where not one candidate of a choice remains.
+    Args:
+        target: The architecture, e.g. `sm_90`.
+        ops: Operations.
+        head_dims: Head dimensions.
+        dtypes: Of `fp16`, `bf16` and `fp32`.
+        lengths: Numbers of tokens.
+        progress: Show a progress bar.
+
+    Returns:
+        For each kernel and length, the candidates that fit and do not spill, best first.
+
+    Raises:
+        ValueError: For an unknown target or name.
+        RuntimeError: If no candidate is left for a kernel and length.
     """
-    if target not in CHIPS:
-        raise ValueError(f"target is {target!r}; allowed are {', '.join(CHIPS)}")
-    wanted = list(itertools.product(keys(ops, head_dims, dtypes), lengths))
-    ranking = _ranked(target, wanted, progress)
-    if missing := [f"{key} with {n} tokens" for (key, n), found in ranking.items() if not found]:
-        raise RuntimeError(
-            f"no candidate compiles, fits and keeps from spilling on {target} for {'; '.join(missing)}"
-        )
-    return ranking
-
-
-def _ranked(target: str, wanted: Sequence[tuple[tuning.Key, int]], progress: bool) -> Ranking:
-    jobs = [Job(key, n, target, config) for key, n in wanted for config in candidates(key.dtype)]
-    ranking: Ranking = {choice: [] for choice in wanted}
-    for job, result in tqdm(assess_all(jobs), "compile", len(jobs), disable=not progress):
-        if isinstance(result, Assessment) and math.isfinite(result.clocks):
-            ranking[job.key, job.n].append(result)
-    for found in ranking.values():
-        found.sort(key=lambda assessment: assessment.clocks)
+    arguments = {"target": target, "ops": ops, "head_dims": head_dims, "dtypes": dtypes, "lengths": lengths}
+    _check(arguments)
+    ranking = _ranked(target, _launches(ops, head_dims, dtypes, lengths), progress)
+    if missing := [_describe(key, n) for (key, n), ranked in ranking.items() if not ranked]:
+        raise RuntimeError(f"no candidate fits {target} without spilling for {'; '.join(missing)}")
     return ranking
 
 
@@ -115,38 +118,108 @@ def tune(
     output: Path | None = None,
     progress: bool = True,
 ) -> list[Choice]:
-    """Time the model's best candidates on a GPU and write the fastest, for each operation, dtype and length.
+    """Time launch candidates on a GPU and write the fastest of each kernel and length to the GPU's table.
 
-    device: a CUDA or ROCm device, by default the current one. output: the file, by default the one that the
-    device is looked up by. An interrupted run is continued: what it finished is in `<output>.unfinished`.
-    Raises RuntimeError without a GPU, and OSError where output cannot be written, before anything is timed.
+    The cost model picks the candidates to time. An interrupted run can be repeated: it continues from
+    `<output>.unfinished`.
+
+    Args:
+        device: A CUDA or ROCm device; by default the current one.
+        ops: Operations.
+        head_dims: Head dimensions.
+        dtypes: Of `fp16`, `bf16` and `fp32`.
+        lengths: Numbers of tokens.
+        output: The table to write, or to add to; by default the one that launches on this GPU read.
+        progress: Show progress bars, and the path of the table.
+
+    Returns:
+        The choices that this call measured.
+
+    Raises:
+        ValueError: For an unknown name, or if output is not a table of this GPU.
+        RuntimeError: If there is no GPU, or no candidate runs on it.
+        OSError: If output cannot be written. All but the last are raised before anything is timed.
     """
+    arguments = {"ops": ops, "head_dims": head_dims, "dtypes": dtypes, "lengths": lengths}
+    _check(arguments if device is None else {"device": device, **arguments})
     if not torch.cuda.is_available():
-        raise RuntimeError("there is no GPU to tune on; `rank` (--target) shows the static model's choice")
+        raise RuntimeError("tuning needs a GPU; `rank` (--target) shows the cost model's choice without one")
     device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
     gpu = tuning.gpu_of(device)
+    source = f"measured on {gpu.name}"
     output = tuning.CONFIGS / f"{gpu.name}.json" if output is None else output
-    unfinished = output.with_suffix(".unfinished")
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    table, done = _earlier("output", output, source), _earlier("<output>.unfinished", unfinished, source)
     _check_writable(output)
-    done = tuning.read(unfinished) if unfinished.exists() else {}
-    wanted = itertools.product(keys(ops, head_dims, dtypes), lengths)
-    ranking = _ranked(
-        tuning.nearest_arch(gpu.arch), [(key, n) for key, n in wanted if n not in done.get(key, {})], progress
-    )
+    launches = [
+        (key, n) for key, n in _launches(ops, head_dims, dtypes, lengths) if n not in done.get(key, {})
+    ]
+    ranking = _ranked(tuning.nearest_arch(gpu.arch), launches, progress)
     choices = []
-    for (key, n), found in tqdm(ranking.items(), "measure", disable=not progress):
-        with torch.cuda.device(device):  # events are recorded on the current device
-            choice = _fastest(key, n, device, [assessment.job.config for assessment in found[:MEASURED]])
-        choices.append(choice)
-        done.setdefault(key, {})[n] = choice.config
-        tuning.write(unfinished, f"measured on {gpu.name}", done)
-    known = tuning.read(output) if output.exists() else {}
+    for (key, n), ranked in tqdm(ranking.items(), "time", disable=not progress):
+        with torch.cuda.device(device):  # CUDA events are recorded on the current device
+            best = _fastest(
+                key, n, device, [assessment.job.config for assessment in ranked[:TIMED_CANDIDATES]]
+            )
+        choices.append(best)
+        done.setdefault(key, {})[n] = best.config
+        tuning.write(unfinished, source, done)
     for key, by_length in done.items():
-        known[key] = known.get(key, {}) | by_length
-    tuning.write(output, f"measured on {gpu.name}", known)
+        table[key] = table.get(key, {}) | by_length
+    tuning.write(output, source, table)
     unfinished.unlink(missing_ok=True)
     tuning.forget()
+    if progress:
+        tqdm.write(f"The table is {output}.")
     return choices
+
+
+def _check(arguments: dict[str, Any]) -> None:
+    raise_faults(violations(arguments, {name: RULES[name] for name in arguments}))
+
+
+def _launches(
+    ops: Sequence[str], head_dims: Sequence[int], dtypes: Sequence[str], lengths: Sequence[int]
+) -> list[tuple[tuning.Key, int]]:
+    """Return every direction of the operations for every head dimension, dtype and length."""
+    return [
+        (tuning.Key(op, direction, head_dim, dtype), n)
+        for op in ops
+        for direction in tuning.DIRECTIONS[op]
+        for head_dim, dtype, n in itertools.product(head_dims, dtypes, lengths)
+    ]
+
+
+def _ranked(target: str, launches: Sequence[tuple[tuning.Key, int]], progress: bool) -> Ranking:
+    jobs = [Job(key, n, target, config) for key, n in launches for config in candidates(key.dtype)]
+    ranking: Ranking = {launch: [] for launch in launches}
+    errors: dict[tuple[tuning.Key, int], list[Exception]] = {launch: [] for launch in launches}
+    for job, result in assess_all(jobs, progress=progress):
+        if isinstance(result, Exception):
+            errors[job.key, job.n].append(result)
+        elif math.isfinite(result.clocks):
+            ranking[job.key, job.n].append(result)
+    for (key, n), raised in errors.items():
+        if len(raised) == len(candidates(key.dtype)):
+            raise RuntimeError(f"no candidate compiles for {target} for {_describe(key, n)}") from raised[0]
+    for ranked in ranking.values():
+        ranked.sort(key=lambda assessment: assessment.clocks)
+    return ranking
+
+
+def _earlier(name: str, path: Path, source: str) -> tuning.Table:
+    """Return a table that was measured on the same GPU before, empty if there is no such file.
+
+    Raises ValueError for any other file, because it would be overwritten.
+    """
+    if not path.exists():
+        return {}
+    try:
+        if json.loads(path.read_text())["source"] == source:
+            return tuning.read(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{name} must be a new file or a table {source}, got {path}")
 
 
 def _check_writable(output: Path) -> None:
@@ -155,54 +228,64 @@ def _check_writable(output: Path) -> None:
         with TemporaryFile(dir=output.parent):
             pass
     except OSError as error:
-        raise OSError(f"output is {output}; allowed is a file that can be written ({error})") from error
+        raise OSError(f"output must be a file that can be written, got {output} ({error})") from error
 
 
 def _fastest(key: tuning.Key, n: int, device: torch.device, ranked: list[tuning.Config]) -> Choice:
     dtype = tuning.DTYPES[key.dtype]
-    default = {
+    defaults = {
         (key.op, direction): tuning.choose(key.op, direction, key.head_dim, dtype, n, device)
         for direction in tuning.DIRECTIONS[key.op]
     }
-    launch = problem(key.op, key.head_dim, dtype, n, device, backward=key.direction in ("dkdv", "dq"))
+    default = defaults[key.op, key.direction]
+    launch = problem(key, n, device)
     times = {}
-    for config in dict.fromkeys([default[key.op, key.direction], *ranked]):
-        with tuning.forced(default | {(key.op, key.direction): config}):
+    for config in dict.fromkeys([default, *ranked]):
+        with tuning.forced(defaults | {(key.op, key.direction): config}):
             try:
                 times[config] = float(triton.testing.do_bench(launch, return_mode="median"))
-            except OutOfResources:  # a chip with less than the one that the model knows
+            except OutOfResources:  # this GPU has less than the one in the cost model
                 times[config] = math.inf
     best = min(times, key=times.__getitem__)
-    return Choice(key, n, best, times[best], times[default[key.op, key.direction]])
+    if math.isinf(times[best]):
+        raise RuntimeError(f"no candidate fits {tuning.gpu_of(device).name} for {_describe(key, n)}")
+    return Choice(key, n, best, times[best], times[default])
 
 
 def table(choices: Sequence[Choice]) -> str:
-    """The measured choices as text, a line each; the time of dkdv or dq is that of the whole backward
-    pass."""
-    lines = [f"{HEAD} {'ms':>8} {'before':>8}"]
+    """Return measured choices as a text table, one per line."""
+    lines = [f"{HEAD} {'ms':>8} {'ms before':>9}"]
     for c in choices:
-        lines.append(f"{_row(c.key, c.n, c.config)} {c.milliseconds:>8.4f} {c.default:>8.4f}")
+        lines.append(f"{_row(c.key, c.n, c.config)} {c.milliseconds:>8.4f} {c.default_milliseconds:>9.4f}")
+    lines.append("ms: median time of the launch; for dkdv and dq, of the whole backward pass")
+    lines.append("ms before: the same with the configuration used until now")
     return "\n".join(lines)
 
 
 def ranking_table(ranking: Ranking, best: int = 3) -> str:
-    """The best few of each ranking as text: predicted clocks, instructions per score, registers,
-    residents."""
+    """Return the best few candidates of each ranking as a text table."""
     lines = [f"{HEAD} {'clocks':>9} {'ins/score':>9} {'registers':>9} {'resident':>8}"]
-    for (key, n), found in ranking.items():
-        for a in found[:best]:
+    for (key, n), ranked in ranking.items():
+        for a in ranked[:best]:
             figures = f"{a.clocks:>9.0f} {a.per_score:>9.2f} {a.code.registers:>9} {a.resident:>8}"
             lines.append(f"{_row(key, n, a.job.config)} {figures}")
+    lines.append("clocks: estimated time of the launch, for comparison within one kernel only")
+    lines.append("ins/score: instructions per attention score; registers: per thread")
+    lines.append("resident: programs that a multiprocessor holds at once")
     return "\n".join(lines)
 
 
-HEAD = f"{'operation':<16} {'direction':<9} {'D':>4} {'dtype':<5} {'N':>5}  {'m/n/warps/stages':<17}"
+HEAD = f"{'operation':<16} {'kernel':<9} {'D':>4} {'dtype':<5} {'N':>5}  {'m/n/warps/stages':<17}"
 
 
 def _row(key: tuning.Key, n: int, config: tuning.Config) -> str:
     return f"{key.op:<16} {key.direction:<9} {key.head_dim:>4} {key.dtype:<5} {n:>5}  {spell(config):<17}"
 
 
+def _describe(key: tuning.Key, n: int) -> str:
+    return f"{key.op} {key.direction} with D={key.head_dim}, {key.dtype} and {n} tokens"
+
+
 def spell(config: tuning.Config) -> str:
-    """A configuration in short: block_m/block_n/num_warps/num_stages."""
+    """Return a configuration as block_m/block_n/num_warps/num_stages."""
     return f"{config.block_m}/{config.block_n}/{config.num_warps}/{config.num_stages}"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -183,17 +183,29 @@ def read(path: Path) -> Table:
 
 
 def write(path: Path, source: str, table: Table) -> None:
-    """Write one file atomically, a line for each choice. source: where the choices come from."""
-    lines = [
-        json.dumps({**key._asdict(), "n": n, **config.__dict__})
+    """Write one table. source: where its choices come from."""
+    choices = [
+        {**key._asdict(), "n": n, **config.__dict__}
         for key in sorted(table)
         for n, config in sorted(table[key].items())
     ]
-    head = json.dumps({"source": source, "torch": torch.__version__, "triton": triton_version()}, indent=2)[
-        :-2
-    ]
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(head + ',\n  "choices": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n")
+    head = {"source": source, "torch": torch.__version__, "triton": triton_version()}
+    write_lines(path, head, {"choices": choices})
+
+
+def write_lines(path: Path, head: Mapping[str, Any], lines: Mapping[str, list[Any] | dict[str, Any]]) -> None:
+    """Write {**head, **lines} as JSON, atomically, with one line per entry of each collection in `lines`."""
+    items = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
+    for name, entries in lines.items():
+        if isinstance(entries, dict):
+            opening, closing = "{}"
+            encoded = [f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items()]
+        else:
+            opening, closing = "[]"
+            encoded = [f"    {json.dumps(value)}" for value in entries]
+        items.append(f"  {json.dumps(name)}: {opening}\n" + ",\n".join(encoded) + f"\n  {closing}")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("{\n" + ",\n".join(items) + "\n}\n")
     partial.replace(path)
 
 

@@ -49,7 +49,9 @@ def small_trainer(batches=None, model: DualAttentionModel | None = None, **optio
     if batches is None:
         batches = training_loader(Photos(), 8, workers=0)
     return DualAttentionTrainer(
-        model or small_model(), batches, **({"optimizer": "adamw", "lr": 1e-3, "progress": False} | options)
+        small_model() if model is None else model,
+        batches,
+        **({"optimizer": "adamw", "lr": 1e-3, "progress": False} | options),
     )
 
 

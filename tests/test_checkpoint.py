@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dca_triton.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from dca_triton.checkpoint import SIGNATURE_BYTES, load_checkpoint, load_weights, save_checkpoint
 from dca_triton.model import DualAttentionModel
 
 
@@ -96,8 +96,8 @@ def test_keys_that_do_not_fit(tmp_path):
     message = str(error.value)
     assert "1 missing (0.bias)" in message
     assert "5 unexpected (extra0, extra1, extra2, ...)" in message
-    assert "3 of another shape" in message and "1.weight is (9,), allowed is (4,)" in message
-    assert "1.bias is a int" in message and "on meta" in message
+    assert "3 of another shape" in message and "1.weight must be (4,), got (9,)" in message
+    assert "1.bias must be (4,), got a int" in message and "on meta" in message
     assert "\n" not in message
     assert_same(copies(model), before)
     save_checkpoint(tmp_path / "a.pt", {"model_state_dict": {"x": torch.ones(1)}})
@@ -107,14 +107,14 @@ def test_keys_that_do_not_fit(tmp_path):
 
 @pytest.mark.parametrize("weights", [None, 3, [], torch.ones(2)])
 def test_model_state_dict_that_is_none(weights):
-    with pytest.raises(ValueError, match=r"model_state_dict is a .*allowed is a dict"):
+    with pytest.raises(ValueError, match=r"model_state_dict of checkpoint must be a dict of tensors, got a "):
         load_weights(small(), {"model_state_dict": weights})
 
 
 def test_other_model_is_named(golden):
     model = DualAttentionModel(**golden["kwargs"] | {"num_classes": 9}, pretrained=False)
     with pytest.raises(
-        ValueError, match=r"6 of another shape \(sa_head\.weight is \(7, \d+\), allowed is \(9,"
+        ValueError, match=r"6 of another shape \(sa_head\.weight must be \(9, \d+\), got \(7,"
     ):
         load_weights(model, golden["state_dict"])
 
@@ -127,7 +127,7 @@ def test_payload_is_refused_and_not_executed(tmp_path, how):
         file.write_bytes(pickle.dumps(state, protocol=2))
     else:
         torch.save(state, file, _use_new_zipfile_serialization=how == "zip")
-    with pytest.raises(ValueError, match=r"bad\.pt asks for posix\.mkdir, which could execute code") as error:
+    with pytest.raises(ValueError, match=r"bad\.pt needs posix\.mkdir, which could execute code") as error:
         load_weights(small(), file)
     assert "\n" not in str(error.value)
     assert not witness.exists()
@@ -139,7 +139,9 @@ def test_payload_is_refused_and_not_executed(tmp_path, how):
 def test_missing_and_truncated(tmp_path, suffix):
     file = tmp_path / f"a{suffix}"
     for missing in (file, tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"{missing.name}.* does not exist"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"{missing.name} (does not exist|is not a file); it must be a \.pt"
+        ):
             load_checkpoint(missing)
     weights = copies(small())
     safetensors.torch.save_file(weights, file) if suffix == ".safetensors" else save_checkpoint(file, weights)
@@ -163,7 +165,7 @@ def test_flipped_bit_in_a_tensor(tmp_path):
 
 def test_no_dict(tmp_path):
     torch.save(torch.ones(2), tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a\.pt holds a Tensor; allowed is a dict"):
+    with pytest.raises(ValueError, match=r"a\.pt must hold a dict, got a Tensor"):
         load_checkpoint(tmp_path / "a.pt")
 
 
@@ -229,7 +231,7 @@ def test_full_disk(tmp_path, limit):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(OSError, match=r"a\.pt cannot be written .*an older one is whole"):
+        with pytest.raises(OSError, match=r"a\.pt cannot be written .*an older one remains whole"):
             save_checkpoint(file, {"epoch": 2, "w": torch.ones(200_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -238,7 +240,7 @@ def test_full_disk(tmp_path, limit):
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path):
-    with pytest.raises(ValueError, match=r"state holds numpy.*allowed are tensors"):
+    with pytest.raises(ValueError, match=r"state must hold tensors and plain Python values, got numpy"):
         save_checkpoint(tmp_path / "a.pt", {"history": [np.float64(1)]})
     assert not os.listdir(tmp_path)
 
@@ -248,6 +250,69 @@ def test_leftover_of_a_killed_writer(tmp_path):
     save_checkpoint(tmp_path / "a.pt", {"epoch": 1})
     assert load_checkpoint(tmp_path / "a.pt") == {"epoch": 1}
     assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_signature_that_is_cut_off(tmp_path):
+    """The rest is a whole archive: only the announced length of the comment shows what is missing."""
+    file = tmp_path / "a.pt"
+    save_checkpoint(file, {"w": torch.ones(9)})
+    whole = file.read_bytes()
+    for missing in range(1, SIGNATURE_BYTES + 1):
+        file.write_bytes(whole[:-missing])
+        with pytest.raises(ValueError, match=r"a\.pt cannot be read"):
+            load_checkpoint(file)
+    torch.save({"w": torch.ones(9)}, file)  # never signed
+    assert load_checkpoint(file)["w"].sum() == 9
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(ValueError, match="cut off"):
+        load_checkpoint(file)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "ema_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_nested_weights_and_prefixes(key, prefix):
+    source, model = small(), small()
+    nested = {key: {prefix + name: value for name, value in copies(source).items()}, "epoch": 3}
+    assert load_weights(model, nested) == {"epoch": 3}
+    assert_same(copies(model), copies(source))
+    assert load_weights(small(), {"model": nested}) == {}
+
+
+def test_the_weights_come_before_their_average():
+    weights, average = copies(small()), copies(small())
+    model = small()
+    rest = load_weights(model, {"ema_state_dict": average, "model_state_dict": weights})
+    assert_same(copies(model), weights)
+    assert_same(rest, {"ema_state_dict": average})
+
+
+@pytest.mark.parametrize(
+    "wrap", [torch.compile, nn.DataParallel, lambda m: nn.DataParallel(torch.compile(m))]
+)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_wrapped_models_take_weights(wrap, prefix):
+    source, model = small(), small()
+    load_weights(wrap(model), {prefix + name: value for name, value in copies(source).items()})
+    assert_same(copies(model), copies(source))
+    with pytest.raises(ValueError, match=r"1 missing \(0.bias\)"):
+        load_weights(wrap(model), {name: v for name, v in copies(source).items() if name != "0.bias"})
+
+
+def test_a_compiled_part_of_a_model():
+    source, model = small(), small()
+    model[0] = torch.compile(model[0])
+    load_weights(model, copies(source))
+    saved = copies(model)
+    assert "0._orig_mod.weight" in saved
+    other = small()
+    load_weights(other, saved)
+    assert_same(copies(other), copies(source))
+
+
+def test_names_that_are_the_same_without_a_prefix():
+    weights = copies(small())
+    with pytest.raises(ValueError, match="1 named twice, with and without a prefix"):
+        load_weights(small(), weights | {"_orig_mod.0.bias": weights["0.bias"]})
 
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.uint8, torch.bool]

@@ -13,7 +13,7 @@ from PIL import Image
 from dca_triton import DualAttentionModel, PairSampler, commands
 from dca_triton.checkpoint import load_checkpoint, save_checkpoint
 from dca_triton.cli import RECIPES, main
-from dca_triton.experiment import DataOptions
+from dca_triton.options import DataOptions
 from dca_triton.training import DualAttentionTrainer
 
 SMALL = ["--model.backbone_name=test_vit", "--model.layout=paper", "--model.pretrained=false"]
@@ -55,13 +55,14 @@ def test_train_then_evaluate_by_the_config_that_training_wrote(
     capsys.readouterr()
     main(["evaluate", f"--config={run / 'config.yaml'}"])
     found = json.loads((run / "evaluation.json").read_text())
-    assert found == {name: lines[-1][name] for name in found}
+    scored = {"checkpoint": "checkpoint.pt", "part": "test", "photos": {"test": 6}}
+    assert found == scored | {name: lines[-1][name] for name in found.keys() - scored.keys()}
     assert f"{100 * found['sum_top1']:.2f}%" in capsys.readouterr().out
 
 
 def test_weights_start_another_training(run: Path, tmp_path: Path) -> None:
     again = ["--config", str(run / "config.yaml"), "--epochs=1", f"--output={tmp_path}", "--trainer.lr=1e-12"]
-    main(["train", *again, f"--weights={run / 'checkpoint.pt'}"])
+    main(["train", *again, f"--transfer={run / 'checkpoint.pt'}"])
     before, after = (
         torch.load(folder / "checkpoint.pt", weights_only=True)["model_state_dict"]
         for folder in (run, tmp_path)
@@ -79,7 +80,7 @@ def test_embed(run: Path, tmp_path: Path, photos: Path) -> None:
 
 
 def test_embed_names_the_parts_that_there_are(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="part is 'gallery'; allowed for folder are train, test"):
+    with pytest.raises(SystemExit, match="part must be one of train, test for folder, got 'gallery'"):
         main(["embed", f"--config={run / 'config.yaml'}", f"--file={tmp_path / 'f.npz'}", "--part=gallery"])
 
 
@@ -122,7 +123,7 @@ def test_reid_recipe_trains_and_evaluates(tmp_path: Path, capsys: pytest.Capture
     photos = ["--data.name=orl-reid", "--data.size=[48, 48]", "--data.batch_size=32", "--data.workers=0"]
     arguments = ["--config=reid", *SMALL, *photos, f"--output={tmp_path}", "--trainer.progress=false"]
     main(["train", *arguments, "--epochs=1"])
-    main(["evaluate", *arguments, "--metric=euclidean", "--rerank=true"])
+    main(["evaluate", f"--run={tmp_path}", "--metric=euclidean", "--rerank=true"])
     assert 0 < json.loads((tmp_path / "evaluation.json").read_text())["mAP"] <= 1
     assert "mINP" in capsys.readouterr().out
 
@@ -163,21 +164,21 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     text = capsys.readouterr().out
     given = {"self", "kwargs", "model", "batches", "pairs", "evaluate", "augment", "num_classes", "task_type"}
-    given |= {"img_size", "embed_dim", "num_pwca_blocks", "seed"}
+    given |= {"img_size", "embed_dim", "num_pwca_blocks", "seed", "description"}
     sections = {"model": DualAttentionModel, "data": DataOptions, "trainer": DualAttentionTrainer}
     for section, owner in (sections | {"pairs": PairSampler}).items():
         for name in set(inspect.signature(owner).parameters) - given:
             assert f"--{section}.{name}" in text
 
 
-@pytest.mark.parametrize("command", ["evaluate", "embed", "visualize", "demo", "tune", "info"])
+@pytest.mark.parametrize("command", ["evaluate", "embed", "visualize", "export", "demo", "tune", "info"])
 def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for name in set(inspect.signature(getattr(commands, command)).parameters) - {"experiment"}:
-        assert f"--{name}" in text
+    for name in set(inspect.signature(getattr(commands, command)).parameters) - {"selection"}:
+        assert (name if command == "export" else f"--{name}") in text
 
 
 @pytest.mark.parametrize(
@@ -187,17 +188,24 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
         (["train", "--config=nonsense"], "nonsense"),
         (["train", "--config=fgvc", "--data.name=cub", "--trainer.lr=fast"], "trainer.lr"),
         (["train", "--config=fgvc", "--data.name=cub", "--nonsense=1"], "nonsense"),
-        (["train", "--config=fgvc", "--data.name=cub"], "root is None"),
-        (["train", "--config=fgvc", "--data.name=birds"], "allowed is one of cub, cars"),
+        (["train", "--config=fgvc", "--data.name=cub"], "root must be the folder of cub, got None"),
+        (["train", "--config=fgvc", "--data.name=birds"], "name must be one of cub, cars"),
         (["train", "--config=fgvc", "--data.name=cub", "--data.root=/nowhere"], "images.txt"),
         (
             ["train", "--config=fgvc", "--data.name=cub", "--pairs.hard_ratio=2"],
             "hard_ratio must be in [0, 1], got 2",
         ),
-        (["evaluate", "--config=fgvc", "--data.name=orl-fgvc", *SMALL], "does not exist"),
-        (["train", "--config=reid", "--data.name=orl-reid", "--data.batch_size=30"], "batch_size is 30"),
-        (["train", "--config=fgvc", "--data.name=orl-fgvc", "--data.resize=9"], "resize is 9"),
-        (["train", "--config=reid", "--data.name=orl-fgvc"], "is a square"),
+        (["evaluate", "--config=fgvc", "--data.name=orl-fgvc"], "run must be the folder of a trained run"),
+        (["evaluate", "--run=nowhere"], "nowhere"),
+        (
+            ["train", "--config=reid", "--data.name=orl-reid", "--data.batch_size=30"],
+            "batch_size must be a multiple of photos=4, got 30",
+        ),
+        (
+            ["train", "--config=fgvc", "--data.name=orl-fgvc", "--data.resize=9"],
+            "resize must be at least size, 448, got 9",
+        ),
+        (["train", "--config=reid", "--data.name=orl-fgvc"], "size must be a square"),
         (["tune"], "--target sm_90"),
     ],
 )

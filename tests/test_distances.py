@@ -116,12 +116,12 @@ def test_rerank_finds_more_of_noisy_identities() -> None:
         people(count, 16, seed, ids=10, noise=1.0) for seed, count in enumerate((40, 160))
     )
     sides = q, ids, torch.zeros_like(ids), g, gallery_ids, torch.ones_like(gallery_ids)
-    reranked = reid_metrics(*sides, rerank=partial(k_reciprocal_rerank, k1=12, k2=4))
+    reranked = reid_metrics(*sides, distances=partial(k_reciprocal_rerank, k1=12, k2=4))
     assert reranked.mAP > reid_metrics(*sides).mAP + 0.1
 
 
 def test_rerank_errors_name_every_reason() -> None:
-    reasons = r"k1 must .* is 0; k2 must lie in 1\.\.k1\+1, is 2; original_weight must .* is 1\.5"
+    reasons = r"k1 must .* got 0; original_weight must .* got 1\.5; k2 must be at most k1 \+ 1, 1, got 2"
     with pytest.raises(ValueError, match=reasons):
         k_reciprocal_rerank(torch.ones(2, 2), torch.ones(2, 2), 1, k1=0, k2=2, original_weight=1.5)
 

@@ -52,7 +52,8 @@ def test_training(tmp_path):
     assert all(len({photo % 4 for photo in batch}) == 2 for batch in first + second)
 
     assert runs["unequal"][0] == runs["unequal"][1]
-    assert all("same photos; allowed is a loader of training_loader" in said for said in runs["same_photos"])
+    assert runs["alone"][0] == runs["alone"][1] and runs["alone"][0]["loss"] > 0
+    assert all("batches must be a loader of training_loader" in said for said in runs["same_photos"])
     assert runs["stopped"] == [[1, True], [1, True]]
 
     for said in runs["stop"]:
@@ -76,4 +77,10 @@ def test_fsdp2_trains_like_ddp(tmp_path):
         assert ours == pytest.approx(truth, rel=1e-4)
     assert runs["same checkpoint"] == [True, True, True]
     assert not runs["sharded"][1]["files"]
-    assert all("ema_decay is 0.9; allowed is None" in said for said in runs["refused"])
+    assert runs["same average"] == [True, True, True]
+    for average, sharded, resumed in zip(
+        runs["average"], runs["sharded_average"], runs["resumed_average"], strict=True
+    ):
+        assert average["weights"] == sharded["weights"] == resumed["weights"]
+        assert average["history"] == sharded["history"] == resumed["history"]
+        assert average["history"][0]["top1"] != average["history"][1]["top1"]

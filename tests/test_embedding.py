@@ -1,5 +1,6 @@
 """Embeddings are the model's own, in the order of the batches, and both kinds of file give them back."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +72,19 @@ def test_other_programs_read_the_files(tmp_path: Path) -> None:
         assert "b/ü 2.jpg" in file.metadata()["paths"].encode().decode("unicode_escape")
 
 
-def test_bad_output_is_refused_before_the_work(model: DualAttentionModel) -> None:
+def test_bad_output_is_refused_before_the_work(model: DualAttentionModel, tmp_path: Path) -> None:
     def work():
         raise AssertionError("a batch was read")
         yield
 
-    with pytest.raises(ValueError, match=r"path is 'e.csv'; allowed are files that end in .npz or"):
+    with pytest.raises(ValueError, match=r"path must end in .npz or .safetensors, got 'e.csv'"):
         embed(model, work(), "e.csv", progress=False)
-    with pytest.raises(
-        FileNotFoundError, match=r"path is 'no/e.npz'; allowed are files in a folder that exists"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"path must be in a folder that exists, got 'no/e.npz'"):
         embed(model, work(), "no/e.npz", progress=False)
-    with pytest.raises(ValueError, match="batches is empty; allowed is at least one batch"):
+    with pytest.raises(OSError, match=r"path must be a file, got '.*f\.npz', a folder"):
+        (tmp_path / "f.npz").mkdir()
+        embed(model, work(), tmp_path / "f.npz", progress=False)
+    with pytest.raises(ValueError, match="batches must hold at least one batch, got none"):
         embed(model, [], "e.npz", progress=False)
 
 
@@ -96,7 +98,9 @@ def test_unwritable_files_are_os_errors(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_damaged_files_are_named(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"e{suffix}"
-    with pytest.raises(FileNotFoundError, match=f"e{suffix} do not exist; allowed is a .npz or"):
+    with pytest.raises(
+        FileNotFoundError, match=f"path must be a .npz or .safetensors file that exists, got .*e{suffix}"
+    ):
         load_embeddings(path)
     save_embeddings(made(), path)
     whole = path.read_bytes()
@@ -111,3 +115,45 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
     np.savez(tmp_path / "e.npz", paths=np.array([print], dtype=object), **tensors)
     with pytest.raises(ValueError, match=r"cannot be read \(ValueError: Object arrays cannot be loaded"):
         load_embeddings(tmp_path / "e.npz")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_paths_of_any_bytes_survive(suffix: str, tmp_path: Path) -> None:
+    odd = ("a/\udcff\udc80.jpg", "\u76ee\u5f55/\u3000.png", "e\u0301", "\U0001f426.jpg", "x\ty\u2028.jpg")
+    save_embeddings(made()._replace(paths=odd), tmp_path / f"e{suffix}")
+    assert load_embeddings(tmp_path / f"e{suffix}").paths == odd
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_failed_write_leaves_the_older_file(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"e{suffix}"
+    save_embeddings(made(), path)
+    whole = path.read_bytes()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("numpy.savez" if suffix == ".npz" else "dca_triton.embedding.save_file", full)
+    with pytest.raises(OSError, match=f"e{suffix} cannot be written .No space left"):
+        save_embeddings(made(), path)
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"labels": LABELS[:3]}, "labels must be integer (5,), got int64 (3,)"),
+        ({"cameras": torch.zeros(5)}, "cameras must be integer (5,), got float32 (5,)"),
+        ({"features": torch.zeros(5)}, "features must be floating-point (S, C), got float32 (5,)"),
+        ({"paths": ("a",)}, "paths must be one text for each of the photos, got 1 values"),
+    ],
+)
+def test_files_that_hold_something_else(
+    changed: dict[str, Any], fault: str, suffix: str, tmp_path: Path
+) -> None:
+    save_embeddings(made()._replace(**changed), tmp_path / f"e{suffix}")
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        load_embeddings(tmp_path / f"e{suffix}")

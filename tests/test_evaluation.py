@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel
-from dca_triton.distances import k_reciprocal_rerank
+from dca_triton.distances import k_reciprocal_rerank, squared_distances
 from dca_triton.embedding import Embeddings, embed
 from dca_triton.evaluation import evaluate_fgvc, evaluate_reid, score_embeddings, score_table
 from dca_triton.metrics import reid_metrics
@@ -54,7 +54,7 @@ def test_fgvc_by_hand() -> None:
 
 
 def test_fgvc_without_a_batch() -> None:
-    with pytest.raises(ValueError, match="test is empty; allowed is at least one batch"):
+    with pytest.raises(ValueError, match="test must hold at least one batch, got none"):
         evaluate_fgvc(Spoken(), [], progress=False)  # type: ignore[arg-type]
 
 
@@ -75,10 +75,14 @@ def side() -> SimpleNamespace:
 def test_options_reach_the_metric(side: SimpleNamespace, metric: Any, rerank: bool) -> None:
     found = score_embeddings(side.query, side.gallery, metric, rerank, progress=False)
     expected = reid_metrics(
-        *side.query[:3], *side.gallery[:3], metric, rerank=k_reciprocal_rerank if rerank else None
+        *side.query[:3],
+        *side.gallery[:3],
+        metric,
+        distances=k_reciprocal_rerank if rerank else squared_distances,
     )
     cmc = {f"rank{k}": v for k, v in expected.cmc.items()}
-    assert found == {"mAP": expected.mAP, **cmc, "mINP": expected.mINP}
+    counts = {"queries": 12, "matched_queries": expected.matched_queries}
+    assert found == {"mAP": expected.mAP, **cmc, "mINP": expected.mINP, **counts}
     others = [
         score_embeddings(side.query, side.gallery, m, r, progress=False)["mAP"]
         for m in ("euclidean", "cosine")
@@ -101,6 +105,31 @@ def test_reid_scores_embeddings_of_both_sides() -> None:
         evaluate_reid(model, query, query, progress=False)
 
 
+def test_a_photo_is_no_match_for_itself(side: SimpleNamespace) -> None:
+    """Without cameras its path tells it; the other photos of its identity all count."""
+    paths = tuple(f"{i}.jpg" for i in range(12))
+    unknown = torch.full((12,), -1)
+    alone = side.query._replace(cameras=unknown, paths=paths)
+    expected = reid_metrics(*side.query[:2], torch.arange(12), *side.query[:2], torch.arange(12))
+    found = score_embeddings(alone, alone, "euclidean", progress=False)
+    assert (found["mAP"], found["rank1"]) == (expected.mAP, expected.cmc[1])
+    nameless = alone._replace(paths=("",) * 12)
+    assert score_embeddings(nameless, nameless, "euclidean", progress=False)["rank1"] == 1
+
+
+def test_means_say_how_many_queries_count(side: SimpleNamespace) -> None:
+    labels = side.gallery.labels.clone()
+    labels[labels == 0] = 9
+    found = score_embeddings(side.query, side.gallery._replace(labels=labels), progress=False)
+    unmatched = int((side.query.labels == 0).sum())
+    assert unmatched and (found["queries"], found["matched_queries"]) == (12, 12 - unmatched)
+    last = score_table(found, "validation").splitlines()[-2:]
+    assert last == [
+        f"{12 - unmatched} of 12 queries have a match in the gallery and count",
+        "scored photos: validation",
+    ]
+
+
 def test_tables() -> None:
     fgvc = {
         f"{b}_top{k}": i / 8 for i, (b, k) in enumerate((b, k) for k in (1, 5) for b in ("sa", "glca", "sum"))
@@ -116,3 +145,5 @@ def test_tables() -> None:
         "       mAP    rank-1    rank-5   rank-10      mINP",
         "    50.00%   100.00%   100.00%   100.00%    33.33%",
     ]
+    with pytest.raises(ValueError, match=r"scores must hold sa_top1, .*sum_top5, got total_loss"):
+        score_table({"total_loss": 1.0})

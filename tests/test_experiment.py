@@ -6,26 +6,26 @@ import pytest
 import torch
 
 from dca_triton.experiment import (
-    DataOptions,
     build_model,
     evaluation_batches,
     load_splits,
-    normalisation,
+    normalization,
     scores,
     train_batches,
 )
+from dca_triton.options import DataOptions
 
 FGVC = DataOptions("orl-fgvc", size=(64, 64), resize=70, batch_size=20, workers=0)
 REID = DataOptions("orl-reid", size=(64, 32), batch_size=12, photos=3, workers=0)
 
 
-def test_photos_are_normalised_as_the_backbone_was_pretrained() -> None:
-    assert normalisation("vit_base_patch16_224") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert normalisation("deit_tiny_patch16_224") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+def test_photos_are_normalized_as_the_backbone_was_pretrained() -> None:
+    assert normalization("vit_base_patch16_224") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert normalization("deit_tiny_patch16_224") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     halves, imagenet = (
         load_splits(FGVC, name).test[0]["image"] for name in ("vit_base_patch16_224", "deit_tiny_patch16_224")
     )
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation("deit_tiny_patch16_224"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization("deit_tiny_patch16_224"))
     torch.testing.assert_close(halves * 0.5 + 0.5, imagenet * std + mean)
 
 
@@ -60,9 +60,15 @@ def test_held_out_photos_are_scored_instead_of_the_test_part() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"size": (64, 32), "resize": 50}, ["size is (64, 32)", "a square", "resize is 50"]),
-        ({"batch_size": 0, "workers": -1, "photos": 0}, ["batch_size is 0", "workers is -1", "photos is 0"]),
-        ({"name": "orl-reid", "batch_size": 10}, ["batch_size is 10", "multiples of photos, 4"]),
+        (
+            {"size": (64, 32), "resize": 50},
+            ["size must be a square", "got (64, 32)", "resize must be at least size, 64, got 50"],
+        ),
+        (
+            {"batch_size": 0, "workers": -1, "photos": 0},
+            ["batch_size must be", "got 0", "workers must be", "got -1", "photos must be"],
+        ),
+        ({"name": "orl-reid", "batch_size": 10}, ["batch_size must be a multiple of photos=4, got 10"]),
     ],
 )
 def test_every_fault_at_once(options: dict, words: list[str]) -> None:

@@ -19,7 +19,7 @@ def slow_metrics(query: Photos, gallery: Photos) -> dict[str, float] | None:
     for feature, identity, camera in zip(*(t.tolist() for t in query), strict=True):
         ranking = []
         for other, other_id, other_camera in zip(*(t.tolist() for t in gallery), strict=True):
-            if other_id == -1 or (other_id == identity and other_camera == camera):
+            if other_id == -1 or (other_id == identity and other_camera == camera != -1):
                 continue
             distance = sum((a - b) ** 2 for a, b in zip(feature, other, strict=True))
             ranking.append((distance, other_id == identity))
@@ -48,7 +48,7 @@ def photos(n: int, ids: int, cameras: int, width: int, spread: int, seed: int, j
     features = torch.randint(-spread, spread + 1, (n, width), generator=rng).float()
     low = -1 if junk else 0
     identity = torch.randint(low, ids, (n,), generator=rng)
-    return features, identity, torch.randint(0, cameras, (n,), generator=rng)
+    return features, identity, torch.randint(-1, cameras, (n,), generator=rng)
 
 
 sides = st.builds(
@@ -174,11 +174,38 @@ def test_ranks_by_the_distances_it_is_given() -> None:
         assert len(g) == int(known.sum())  # junk is left out before
         return [-torch.cdist(rows, g) for rows in q.split(chunk_size)]
 
-    away = reid_metrics(-query[0], *query[1:], gallery[0], *gallery[1:], rerank=reversed_distances)
+    away = reid_metrics(-query[0], *query[1:], gallery[0], *gallery[1:], distances=reversed_distances)
     near = reid_metrics(query[0], *query[1:], gallery[0], *gallery[1:])
     assert away.mAP != near.mAP
     with pytest.raises(ValueError, match="zip"):  # distances that leave queries out must not shorten the mean
-        reid_metrics(*query, *gallery, rerank=lambda q, g, n: [torch.cdist(q[:n], g)], chunk_size=20)
+        reid_metrics(*query, *gallery, distances=lambda q, g, n: [torch.cdist(q[:n], g)], chunk_size=20)
+
+
+def test_an_unknown_camera_leaves_nothing_out_and_a_photo_never_meets_itself() -> None:
+    features, ids, unknown = (
+        torch.tensor([[0.0], [1.0], [5.0]]),
+        torch.tensor([3, 3, 4]),
+        torch.full((3,), -1),
+    )
+    side = features, ids, unknown
+    assert reid_metrics(*side, *side).mAP == 1  # each finds itself first
+    numbers = torch.tensor([7, 8, -1])
+    found = reid_metrics(*side, *side, query_photos=numbers, gallery_photos=numbers)
+    assert (found.queries, found.matched_queries) == (3, 3)  # the third photo's number is unknown
+    found = reid_metrics(*side, *side, query_photos=torch.arange(3), gallery_photos=torch.arange(3))
+    assert (found.mAP, found.queries, found.matched_queries) == (1, 3, 2)
+    swapped = torch.tensor([1, 0, 2])  # a number leaves photos out whatever their id
+    assert (
+        reid_metrics(*side, *side, query_photos=numbers, gallery_photos=numbers[swapped]).matched_queries == 3
+    )
+    with pytest.raises(
+        ValueError, match=r"match \(a gallery photo of the same id\), got 1 queries without one"
+    ):
+        reid_metrics(*(t[:1] for t in side), *(t[2:] for t in side))
+    with pytest.raises(ValueError, match="query_photos and gallery_photos must be given together"):
+        reid_metrics(*side, *side, query_photos=numbers)
+    with pytest.raises(ValueError, match=r"gallery_photos must be integer \(3,\), got float32 \(3,\)"):
+        reid_metrics(*side, *side, query_photos=numbers, gallery_photos=numbers.float())
 
 
 def test_reid_errors_name_every_reason() -> None:
@@ -188,27 +215,33 @@ def test_reid_errors_name_every_reason() -> None:
     with pytest.raises(ValueError, match=r"query_features must be finite .* 2 of 41 rows \(3, 8\)") as caught:
         reid_metrics(broken, query[1].float(), query[2][:5], *gallery, metric="l1", chunk_size=0)
     for reason in (
-        "query_ids must be integers of shape (41,), is (41,) float32",
-        "query_cameras must be integers of shape (41,), is (5,) int64",
-        "metric must be 'euclidean' or 'cosine', is 'l1'",
-        "chunk_size must be at least 1, is 0",
+        "query_ids must be integer (41,), got float32 (41,)",
+        "query_cameras must be integer (41,), got int64 (5,)",
+        "metric must be 'euclidean' or 'cosine', got 'l1'",
+        "chunk_size must be an integer >= 1, got 0",
     ):
         assert reason in str(caught.value)
     with pytest.raises(
         ValueError, match=r"gallery_features must be finite .* 203 rows \(0, 1, 2, 3, 4, \.\.\.\)"
     ):
         reid_metrics(*query, gallery[0] * torch.inf, *gallery[1:])
-    with pytest.raises(ValueError, match=r"gallery_features must not be zero for cosine, is in 203 of 203"):
+    with pytest.raises(
+        ValueError, match=r"gallery_features must be nonzero for cosine, got zeros in 203 of 203"
+    ):
         reid_metrics(*query, gallery[0] * 0, *gallery[1:], metric="cosine")
-    with pytest.raises(ValueError, match=r"same width C, are \(41, 37\) and \(203, 36\)"):
+    with pytest.raises(ValueError, match=r"same width C, got float32 \(41, 37\) and float32 \(203, 36\)"):
         reid_metrics(*query, gallery[0][:, 1:], *gallery[1:])
-    with pytest.raises(ValueError, match=r"query_features must be .* not empty, is \(0, 37\) float32"):
+    with pytest.raises(
+        ValueError, match=r"query_features must be floating-point \(S, C\), got float32 \(0, 37\)"
+    ):
         reid_metrics(*(t[:0] for t in query), *gallery)
-    with pytest.raises(ValueError, match=r"gallery_features must be floating, .* is \(203, 37\) int64"):
+    with pytest.raises(
+        ValueError, match=r"gallery_features must be floating-point \(S, C\), got int64 \(203, 37\)"
+    ):
         reid_metrics(*query, gallery[0].long(), *gallery[1:])
-    with pytest.raises(ValueError, match="must be on one device, are on cpu and meta"):
+    with pytest.raises(ValueError, match="must be on one device, got cpu and meta"):
         reid_metrics(*query, gallery[0], gallery[1].to("meta"), gallery[2])
-    with pytest.raises(ValueError, match="all 41 queries lack one"):
+    with pytest.raises(ValueError, match=r"from another camera\), got 41 queries without one"):
         reid_metrics(*query, gallery[0], torch.full((203,), -1), gallery[2])
 
 
@@ -238,10 +271,10 @@ def test_topk_errors_name_every_reason() -> None:
     scores = torch.zeros(3, 4)
     scores[1, 2] = torch.nan
     with pytest.raises(
-        ValueError, match=r"NaN in 1 of 3 rows \(1\); labels must lie in 0\.\.3, .*; ks must be"
+        ValueError, match=r"NaN in 1 of 3 rows \(1\); labels must be in 0\.\.3, got .* \(1, 2\); ks must be"
     ):
         topk_accuracy(scores, torch.tensor([0, 4, -1]), ks=(0,))
-    with pytest.raises(ValueError, match=r"labels must be integers of shape \(3,\), is \(3, 1\) int64"):
+    with pytest.raises(ValueError, match=r"labels must be integer \(3,\), got int64 \(3, 1\)"):
         topk_accuracy(torch.zeros(3, 4), torch.zeros(3, 1, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"not empty, is \(0, 4\) float32"):
+    with pytest.raises(ValueError, match=r"floating-point \(S, K\), got float32 \(0, 4\)"):
         topk_accuracy(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))

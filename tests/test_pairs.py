@@ -100,13 +100,25 @@ def test_large_half_precision_features_and_autocast() -> None:
 @pytest.mark.parametrize(
     ("labels", "features", "sentence"),
     [
-        (torch.arange(3), None, "features is None; strategy 'mixed' needs"),
-        (torch.arange(3), torch.ones(2, 4), r"features is \(2, 4\) .* with B = 3"),
-        (torch.arange(3), torch.ones(3), r"features is \(3,\)"),
-        (torch.arange(3), torch.ones(3, 4, dtype=torch.int64), "int64; allowed is .* floating point"),
-        (torch.arange(3), torch.ones(3, 4, device="meta"), "features is on meta; allowed is labels' device"),
-        (torch.ones(3), torch.ones(3, 4), r"labels is \(3,\) torch.float32"),
-        (torch.ones(0, dtype=torch.int64), None, r"labels is \(0,\) .*; features is None"),
+        (torch.arange(3), None, r"features must be \(B, C\) for strategy 'mixed', got None"),
+        (torch.arange(3), torch.ones(2, 4), r"features must be .* with B = 3 as in labels, got \(2, 4\)"),
+        (torch.arange(3), torch.ones(3), r"features must be .* got \(3,\)"),
+        (
+            torch.arange(3),
+            torch.ones(3, 4, dtype=torch.int64),
+            r"features must be .*B, C.* floating point with .* torch.int64",
+        ),
+        (
+            torch.arange(3),
+            torch.ones(3, 4, device="meta"),
+            "features must be on the device of labels, cpu, got meta",
+        ),
+        (torch.ones(3), torch.ones(3, 4), r"labels must be \(B,\) integers .* got \(3,\) torch.float32"),
+        (
+            torch.ones(0, dtype=torch.int64),
+            None,
+            r"labels must be .* got \(0,\) .*; features must be .* got None",
+        ),
     ],
 )
 def test_wrong_arguments(labels: Tensor, features: Tensor | None, sentence: str) -> None:
@@ -116,16 +128,19 @@ def test_wrong_arguments(labels: Tensor, features: Tensor | None, sentence: str)
 
 def test_what_is_no_tensor() -> None:
     with pytest.raises(
-        ValueError, match=r"labels must be a dense tensor, got list; features must be .* or None, got tuple"
+        ValueError,
+        match="labels must be a tensor, got a list; features must be a tensor or None, got a tuple",
     ):
         PairSampler()([0, 1], ((1.0,), (2.0,)))  # type: ignore[arg-type]
 
 
 def test_generator_of_another_device() -> None:
-    with pytest.raises(ValueError, match="generator is on cpu; allowed is labels' device, meta"):
+    with pytest.raises(ValueError, match="generator must be on the device of labels, meta, got cpu"):
         PairSampler()(torch.zeros(2, dtype=torch.int64, device="meta"), generator=seeded(0))
 
 
 def test_settings_are_refused_together() -> None:
-    with pytest.raises(ValueError, match=r"strategy is 'easy'.*; hard_ratio must be in \[0, 1\], got 1.5"):
+    with pytest.raises(
+        ValueError, match=r"strategy must be .* got 'easy'; hard_ratio must be in \[0, 1\], got 1.5"
+    ):
         PairSampler("easy", 1.5)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The static meter on programs whose cost is known by hand, and its gate on planted regressions."""
+"""The static meter on kernels of known cost, and its gate on planted regressions."""
 
 import dataclasses
 import math
@@ -13,12 +13,13 @@ import triton.language as tl
 from bench.static import __main__ as command
 from bench.static import gate, report
 from dca_triton import tuning
-from dca_triton.static.assess import Assessment, Job, assess, assess_all
+from dca_triton.static.assess import Assessment, assess, assess_all
 from dca_triton.static.capture import Launch, capture
 from dca_triton.static.chips import CHIPS
+from dca_triton.static.code import Code, Loop, examine
 from dca_triton.static.control_flow import hot_loops, natural_loops
-from dca_triton.static.disassembly import Code, Loop, examine
 from dca_triton.static.model import bound, clocks, occupancy, predict
+from dca_triton.static.problems import Job
 
 KEY = tuning.Key("rollout_row", "step", 64, "fp16")
 JOB = Job(KEY, 197, "sm_80", tuning.Config(64, 128, 4, 2))
@@ -175,8 +176,8 @@ def test_the_gate_names_what_got_worse(assessment: Assessment) -> None:
         assert (
             len(gate.regressions({"a": figures, "b": dataclasses.replace(figures, **planted)}, baseline)) == 1
         )
-    assert "now is not" in gate.regressions({"a": figures}, baseline)[0]
-    assert "no baseline" in gate.regressions(baseline | {"c": figures}, baseline)[0]
+    assert "not measured this time" in gate.regressions({"a": figures}, baseline)[0]
+    assert "not in the baseline" in gate.regressions(baseline | {"c": figures}, baseline)[0]
 
 
 def test_baselines_are_read_as_written(assessment: Assessment, tmp_path: Path) -> None:
@@ -209,7 +210,7 @@ def test_the_command_fails_on_a_planted_regression(
         "sys.argv", ["static", "--arch", "sm_80", "--baseline", str(tmp_path / "baseline.json")]
     )
     command.main()
-    assert "1 figures within 3 %" in capsys.readouterr().out
+    assert "The figures of 1 jobs are within 3 %" in capsys.readouterr().out
     for name, figure in figures.items():
         now[name] = dataclasses.replace(figure, per_score=1.1 * figure.per_score)
     with pytest.raises(SystemExit, match=r"first of 1 regressions: .* per_score rose .*10.0%"):
@@ -220,11 +221,11 @@ def test_the_matrix_fails_on_a_violation_and_on_nothing(
     assessment: Assessment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results: list[tuple[Job, Assessment | Exception]] = [(JOB, assessment)]
-    monkeypatch.setattr(command, "assess_all", lambda jobs: results)
+    monkeypatch.setattr(command, "assess_all", lambda jobs, progress: results)
     assert command.matrix([JOB]) is None
-    assert command.matrix([]) == "0 of 0 are bad"
+    assert command.matrix([]) == "0 violations in 0 configurations"
     results[:] = [(JOB, RuntimeError("out of registers"))]
-    assert command.matrix([JOB]) == "1 of 1 are bad"
+    assert command.matrix([JOB]) == "1 violations in 1 configurations"
 
 
 def test_the_committed_baseline_is_of_the_jobs_that_are_measured() -> None:

@@ -7,8 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from small_training import small_model
+from torch import Tensor
 
-from dca_triton.rollout import RolloutCache
+from dca_triton import pair_attention
+from dca_triton.modules import Attended
+from dca_triton.rollout import RolloutCache, rollout_of
 
 IMAGES = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
@@ -48,16 +51,26 @@ def test_evaluation_from_several_threads(layout, entries):
     assert stats["cache_size"] == entries or entries > len(IMAGES)
 
 
+def some_traces(images: int) -> list[Attended]:
+    random = torch.Generator().manual_seed(2)
+    heads = torch.randn(2, 2, images, 5, 2, 16, generator=random)
+    return [Attended(q, k, pair_attention(q, k, k)[1]) for q, k in heads]
+
+
+def taken(traces: list[Attended], index: Tensor) -> list[Attended]:
+    return [Attended(*(part[index] for part in trace)) for trace in traces]
+
+
 def test_statistics_lose_no_image():
     cache = RolloutCache()
-    images = torch.randn(50, 3)
+    traces = some_traces(50)
+    truth = rollout_of(traces, 0.25, "torch")
     together = threading.Barrier(4)
 
     def work(_: int) -> None:
         together.wait()
-        for start in range(0, 50, 5):
-            rows = cache.lookup(images[start : start + 5], 0, lambda index, s=start: images[s : s + 5][index])
-            assert torch.equal(rows, images[start : start + 5])
+        for index in torch.arange(50).split(5):
+            torch.testing.assert_close(cache.lookup(taken(traces, index), 0.25, "torch"), truth[index])
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
@@ -68,7 +81,8 @@ def test_statistics_lose_no_image():
 
 def test_clearing_while_others_look_up():
     cache = RolloutCache(20)
-    images = torch.randn(40, 7)
+    traces = some_traces(40)
+    truth = rollout_of(traces, 0.25, "torch")
     ended = threading.Event()
 
     def clear() -> None:
@@ -83,8 +97,7 @@ def test_clearing_while_others_look_up():
             order = torch.Generator().manual_seed(seed)
             for _ in range(100):
                 index = torch.randperm(40, generator=order)[:6]
-                rows = cache.lookup(images[index], "version", lambda missing, i=index: images[i][missing])
-                assert torch.equal(rows, images[index])
+                torch.testing.assert_close(cache.lookup(taken(traces, index), 0.25, "torch"), truth[index])
 
         try:
             list(pool.map(look, range(3)))

@@ -1,10 +1,12 @@
 """The trainer's options in one process; several are in test_distributed, resuming in test_resume."""
 
 import copy
+import importlib.util
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
@@ -13,7 +15,7 @@ from small_training import Photos, bits, small_model, small_trainer
 from torch.utils.data import DataLoader
 
 from dca_triton.batches import SeededDataset, seed_of, training_loader
-from dca_triton.checkpoint import load_checkpoint, load_weights
+from dca_triton.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from dca_triton.evaluation import evaluate_fgvc
 from dca_triton.pairs import PairSampler
 
@@ -54,7 +56,7 @@ def test_accumulated_gradients_are_those_of_one_batch(layout):
 def test_accumulate_makes_steps_of_that_many_batches_and_a_smaller_last_one(tmp_path):
     trainer = small_trainer(accumulate=2)  # 20 photos in batches of 8: 2 + 1 batches
     trainer.train(1, tmp_path)
-    assert next(iter(trainer.optimizer.state.values()))["step"] == 2
+    assert next(iter(trainer.run.optimizer.state.values()))["step"] == 2
 
 
 def test_bfloat16_computes_in_it_and_keeps_float32_weights(tmp_path):
@@ -79,7 +81,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32_weights(tmp_path):
 def test_float16_needs_a_gpu_and_says_so():
     if torch.accelerator.is_available():
         pytest.skip("there is one")
-    with pytest.raises(ValueError, match=r"precision is 'fp16'; allowed on a CPU are 'no' and 'bf16'"):
+    with pytest.raises(ValueError, match=r"precision must be 'no' or 'bf16' on a CPU, got 'fp16'"):
         small_trainer(precision="fp16")
 
 
@@ -90,9 +92,9 @@ def scaled_trainer(scale: float):
     AcceleratorState._shared_state["_mixed_precision"] = "fp16"
     accelerator.native_amp = True
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
-    assert accelerator._optimizers == [trainer.optimizer]
-    trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=accelerator.scaler)
-    accelerator._optimizers = [trainer.optimizer]
+    assert accelerator._optimizers == [trainer.run.optimizer]
+    trainer.run.optimizer = AcceleratedOptimizer(trainer.run.optimizer.optimizer, scaler=accelerator.scaler)
+    accelerator._optimizers = [trainer.run.optimizer]
     return trainer
 
 
@@ -101,7 +103,7 @@ def test_overflowing_steps_are_skipped_and_the_scale_is_kept(tmp_path):
     trainer.train(3, tmp_path)
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert 1 < state["scaler_state_dict"]["scale"] < 2.0**127
-    assert 0 < next(iter(trainer.optimizer.state.values()))["step"] < 9
+    assert 0 < next(iter(trainer.run.optimizer.state.values()))["step"] < 9
     scaled_trainer(2.0**127).train(3, tmp_path / "again", resume=tmp_path / "checkpoint.1.pt")
     assert bits(load_checkpoint(tmp_path / "again" / "checkpoint.pt")) == bits(state)
 
@@ -123,7 +125,7 @@ def test_the_average_is_what_evaluation_sees(tmp_path):
         ema_decay=decay,
         evaluate=lambda: seen.append(copy.deepcopy(model.state_dict())) or {"top1": 1.0},
     )
-    update = trainer.ema.update
+    update = trainer.run.ema.update
 
     def record(module):
         update(module)
@@ -131,7 +133,7 @@ def test_the_average_is_what_evaluation_sees(tmp_path):
             if value.is_floating_point():
                 truth[name] += (1 - decay) * (value - truth[name])
 
-    trainer.ema.update = record
+    trainer.run.ema.update = record
     trainer.train(1, tmp_path)
     for name, value in truth.items():
         torch.testing.assert_close(seen[0][name], value)
@@ -203,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_or_is_skipped(task, tmp_path):
 def test_clip_grad_bounds_the_gradient(tmp_path):
     norms = []
     trainer = small_trainer(optimizer="sgd", clip_grad=0.01, lr=1.0, weight_decay=0.0)
-    step = trainer.optimizer.step
+    step = trainer.run.optimizer.step
 
     def watched():
         norms.append(
@@ -211,7 +213,7 @@ def test_clip_grad_bounds_the_gradient(tmp_path):
         )
         step()
 
-    trainer.optimizer.step = watched
+    trainer.run.optimizer.step = watched
     trainer.train(1, tmp_path)
     torch.testing.assert_close(torch.stack(norms), torch.full((3,), 0.01), rtol=1e-3, atol=0.0)
 
@@ -237,9 +239,9 @@ def test_every_bad_argument_is_named():
 
 
 def test_no_batches(tmp_path):
-    with pytest.raises(ValueError, match="batches is empty"):
+    with pytest.raises(ValueError, match="batches must give at least one batch an epoch, got none"):
         small_trainer([]).train(1, tmp_path)
-    with pytest.raises(ValueError, match="num_epochs is 0"):
+    with pytest.raises(ValueError, match="num_epochs must be an integer >= 1, got 0"):
         small_trainer().train(0, tmp_path)
 
 
@@ -317,7 +319,79 @@ def test_a_compiled_model_trains_alike(tmp_path):
 
 
 def test_batch_sizes_that_are_refused():
-    with pytest.raises(ValueError, match="batch_size is 0; allowed is at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
         training_loader([], 0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="batch_size is 9; allowed are multiples of per_identity, 2"):
+    with pytest.raises(ValueError, match="batch_size must be a multiple of per_identity=2, got 9"):
         training_loader(Photos(), 9, per_identity=2)
+
+
+def test_best_by_must_be_a_score(tmp_path):
+    with pytest.raises(ValueError, match="best_by must be None without evaluate, got 'top1'"):
+        small_trainer(best_by="top1")
+    scores = {"top1": 0.5, "top5": 0.9}
+    trainer = small_trainer(best_by="top-1", evaluate=lambda: scores, evaluate_every=1)
+    with pytest.raises(ValueError, match=r"best_by must be one of the scores top1, top5, got 'top-1'"):
+        trainer.train(3, tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1, "what is trained is kept"
+    assert not (tmp_path / "best.pt").exists()
+    small_trainer(best_by="top5", evaluate=lambda: scores).train(2, tmp_path, resume="auto")
+    assert load_checkpoint(tmp_path / "best.pt")["best"] == 0.9
+    with pytest.raises(ValueError, match="best_by must be 'top5', got 'top1'"):
+        small_trainer(best_by="top1", evaluate=lambda: scores).train(3, tmp_path, resume="auto")
+
+
+@pytest.mark.parametrize(
+    ("scores", "sentence"),
+    [
+        ([0.5], "evaluate must return a dict of numbers, got a list"),
+        (
+            {"top1": "high", "top5": None},
+            "evaluate must return numbers, got 'high' as top1; .* got None as top5",
+        ),
+        ({"epoch": 0.5, "lr": 1.0}, "evaluate must return names other than epoch, lr, .* got epoch, lr"),
+    ],
+)
+def test_scores_that_are_none(scores, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        small_trainer(evaluate=lambda: scores).train(1, tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1
+
+
+def test_scores_of_numpy_and_pytorch_are_numbers(tmp_path):
+    trainer = small_trainer(evaluate=lambda: {"a": numpy.float32(0.5), "b": torch.tensor(0.25), "c": 1})
+    line = trainer.train(1, tmp_path)[0]
+    assert [type(line[name]) for name in "abc"] == [float] * 3
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == line
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_compiled_model_saves_the_names_of_the_model(precision, tmp_path):
+    torch.compiler.reset()
+    model = small_model()
+    compiled = torch.compile(model, backend="eager")
+    trainer = small_trainer([photos(4)], compiled, ema_decay=0.5, precision=precision)
+    plain = small_trainer([photos(4)], small_model(), ema_decay=0.5, precision=precision)
+    loss = trainer.train(1, tmp_path / "compiled")[0]["total_loss"]
+    assert loss == pytest.approx(plain.train(1, tmp_path / "plain")[0]["total_loss"], rel=1e-2)
+    state = load_checkpoint(tmp_path / "compiled" / "checkpoint.pt")
+    for key in ("model_state_dict", "ema_state_dict"):
+        assert list(state[key]) == list(small_model().state_dict())
+    old = state | {
+        "model_state_dict": {f"_orig_mod.{k}": v for k, v in state["model_state_dict"].items()}
+    }  # as earlier versions wrote it
+    save_checkpoint(tmp_path / "old.pt", old)
+    trainer = small_trainer([photos(4)], small_model(), ema_decay=0.5, precision=precision)
+    trainer.train(2, tmp_path / "on", resume=tmp_path / "old.pt")
+    torch.compiler.reset()
+
+
+def test_a_run_has_a_default_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_trainer().train(num_epochs=1)
+    assert (tmp_path / "runs" / "train" / "checkpoint.pt").is_file()
+
+
+def test_tensorboard_that_is_missing_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match="tensorboard=True needs TensorBoard"):
+        small_trainer(tensorboard=True)

@@ -62,7 +62,7 @@ def test_every_curve_is_on_its_panel(tmp_path: Path, figures: list[Figure]) -> N
     assert losses[0].get_color() == weights[0].get_color() == scores[0].get_color()
 
 
-def test_curves_of_one_panel_differ_in_colour(tmp_path: Path, figures: list[Figure]) -> None:
+def test_curves_of_one_panel_differ_in_color(tmp_path: Path, figures: list[Figure]) -> None:
     scores = {name: 0.5 for name in ("sa_top1", "sa_top5", "sum_top1", "mAP", "rank1", "rank5")}
     training_curves([{"epoch": 0, **scores}], tmp_path / "curves.png")
     assert png_size(tmp_path / "curves.png") == (576, 456)
@@ -72,9 +72,9 @@ def test_curves_of_one_panel_differ_in_colour(tmp_path: Path, figures: list[Figu
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        ([], "its 0 records hold none"),
-        ([{"epoch": 1, "lr": 0.1}], "its 1 records hold none"),
-        ([{"epoch": 1, "sa_loss": 1.0}, {"sa_loss": 1.0}], r"records \[1\] do not"),
+        ([], "got none in 0 records"),
+        ([{"epoch": 1, "lr": 0.1, "queries": 5, "matched_queries": 4}], "got none in 1 records"),
+        ([{"epoch": 1, "sa_loss": 1.0}, {"sa_loss": 1.0}], r"got none in records \[1\]"),
     ],
 )
 def test_metrics_that_cannot_be_drawn(metrics: list[dict[str, object]], message: str, tmp_path: Path) -> None:
@@ -104,6 +104,34 @@ def test_overlays_show_photo_heat_and_patches(tmp_path: Path, figures: list[Figu
     assert torch.equal(given["images"], photos)
 
 
+def test_titles_of_any_characters(tmp_path: Path, figures: list[Figure]) -> None:
+    titles = ["\u76ee\u5f55/a.jpg", "x\udcff\n\U0001f426 \u00fc"]
+    rollout_overlays(**overlays(titles=titles), path=tmp_path / "sheet.png")
+    shown = [axis.get_title(loc="left") for axis in figures[0].axes[:6:3]]
+    assert shown == ["\u25a1\u25a1/a.jpg", "x\u25a1\u25a1\u25a1 \u00fc"]
+    training_curves([{"epoch": 1, "\u5206\u6570": 0.5}], tmp_path / "curves.png")
+    assert figures[1].axes[0].get_lines()[0].get_label() == "\u25a1\u25a1: 0.5"
+
+
+def test_a_failed_picture_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sheet.png"
+    rollout_overlays(**overlays(), path=path)
+    whole = path.read_bytes()
+
+    def half(figure: Figure, file: Any, **_: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    for draw in (
+        lambda: rollout_overlays(**overlays(), path=path),
+        lambda: training_curves([record(1)], path),
+    ):
+        with pytest.raises(OSError, match=r"sheet\.png cannot be written \(No space left on device\)"):
+            draw()
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("size", [SIZE, (25, 47), (3, 5)])
 @pytest.mark.parametrize("patch", range(15))
 def test_heat_is_largest_on_its_patch(patch: int, size: tuple[int, int]) -> None:
@@ -115,6 +143,11 @@ def test_heat_is_largest_on_its_patch(patch: int, size: tuple[int, int]) -> None
     left, top, right, bottom = patch_boxes(torch.tensor([0, PREFIX + patch]), GRID, size, PREFIX)[0].tolist()
     assert heat.shape == size and heat.min() == 0 and 0.8 < heat.max() <= 1
     assert left <= x < right and top <= y < bottom
+
+
+def test_heat_needs_one_value_per_token() -> None:
+    with pytest.raises(ValueError, match=r"row must be floating-point \(17,\), got float32 \(16,\)"):
+        heat_map(torch.zeros(16), GRID, SIZE, PREFIX)
 
 
 def test_heat_without_contrast_is_zero() -> None:
@@ -137,18 +170,39 @@ def test_boxes_leave_prefix_tokens_out() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"images": torch.rand(2, 1, 24, 50)}, "images must be (2, 3, h, w) for 2 titles, is (2, 1, 24, 50)"),
+        (
+            {"images": torch.rand(2, 1, 24, 50)},
+            "images must be floating-point (2, 3, h, w), got float32 (2, 1, 24, 50)",
+        ),
         (
             {"images": torch.full((2, 3, 4, 4), 2.0)},
-            "images must be floating point in 0..1, is torch.float32 in 2..2",
+            "images must be in 0..1, got other values in 2 of 2 rows (0, 1)",
         ),
-        ({"rows": torch.rand(2, 16)}, "rows must be (2, 17) for grid (3, 5) and num_prefix 2, is (2, 16)"),
-        ({"rows": torch.full((2, 17), torch.nan)}, "rows must be floating point and finite"),
-        ({"selected": torch.zeros(3, 2, dtype=torch.int64)}, "selected must be (2, 1 + R), is (3, 2)"),
-        ({"selected": torch.zeros(2, 2)}, "selected must be int64 or int32, is torch.float32"),
-        ({"selected": torch.tensor([[0], [17]])}, "selected must lie in 0..16, is in 0..17"),
-        ({"num_prefix": 0}, "num_prefix and grid must be at least 1, are 0 and (3, 5); rows must be (2, 15)"),
-        ({"titles": []}, "titles must name at least one photo, is empty; images must be (0, 3, h, w)"),
+        ({"rows": torch.rand(2, 16)}, "rows must be floating-point (2, 17), got float32 (2, 16)"),
+        (
+            {"rows": torch.full((2, 17), torch.nan)},
+            "rows must be finite, got inf or NaN in 2 of 2 rows (0, 1)",
+        ),
+        (
+            {"selected": torch.zeros(3, 2, dtype=torch.int64)},
+            "selected must be integer (2, 1 + R), got int64 (3, 2)",
+        ),
+        ({"selected": torch.zeros(2, 2)}, "selected must be integer (2, 1 + R), got float32 (2, 2)"),
+        (
+            {"selected": torch.tensor([[0], [17]])},
+            "selected must be in 0..16, got other values in 1 of 2 rows (1)",
+        ),
+        ({"num_prefix": 0}, "num_prefix must be an integer >= 1, got 0"),
+        (
+            {"selected": torch.zeros(2, 2, dtype=torch.int16)},
+            "selected must be int64 or int32, got int16 (2, 2)",
+        ),
+        ({"grid": (3, 0)}, "grid must be a tuple of two integers >= 1, got (3, 0)"),
+        ({"grid": 3, "rows": None}, "got 3; rows must be floating-point (2, N), got a NoneType"),
+        (
+            {"titles": []},
+            "titles must be at least one text, got []; images must be floating-point (0, 3, h, w)",
+        ),
     ],
 )
 def test_overlays_that_do_not_fit(changed: dict[str, Any], message: str, tmp_path: Path) -> None:

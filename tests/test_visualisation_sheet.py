@@ -1,6 +1,7 @@
 """Contact sheets: everything of a photo lies on its own row, and the HTML needs nothing besides itself."""
 
 import base64
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -121,7 +122,41 @@ def test_page_stands_alone(model: DualAttentionModel, photos: list[Path], tmp_pa
         assert base64.b64decode(image["src"].partition(",")[2]).startswith(b"\x89PNG")
 
 
-def test_normalisation_is_the_callers(
+def test_names_of_any_bytes(model: DualAttentionModel, tmp_path: Path, figures: list[Figure]) -> None:
+    names = [b"\xff\xfe.png", "\u76ee\u5f55.png".encode(), b"a\tb\n<i>.png"]
+    photos = [tmp_path / os.fsdecode(name) for name in names]
+    for photo in photos:
+        Image.new("RGB", (40, 30), "red").save(photo)
+    classes = ["\u9ce5", "\udcff", "\ud800", "\x07", "e"]
+    visualize(model, photos, tmp_path / "s.png", classes=classes, progress=False)
+    titles = [axis.get_title(loc="left").rpartition("/")[2] for axis in figures[0].axes[:12:4]]
+    assert titles == ["\u25a1\u25a1.png", "\u25a1\u25a1.png", "a\u25a1b\u25a1<i>.png"]
+    visualize(model, photos, tmp_path / "s.html", classes=classes, progress=False)
+    page = Page((tmp_path / "s.html").read_text(encoding="utf-8"))
+    alts = [image["alt"].rpartition(" \u2014 ")[0].rpartition("/")[2] for image in page.images]
+    assert alts == ["\ufffd\ufffd.png", "\u76ee\u5f55.png", "a\ufffdb\ufffd<i>.png"]
+    assert "i" not in page.tags
+
+
+@pytest.mark.parametrize("suffix", ["png", "html"])
+def test_what_the_model_sees_is_what_is_drawn(
+    suffix: str, model: DualAttentionModel, tmp_path: Path, figures: list[Figure]
+) -> None:
+    """A photo turned by EXIF and 16 bits of gray: right for the model and in the picture."""
+    exif = Image.Exif()
+    exif[274] = 6
+    gray = np.linspace(0, 65535, 64 * 32).astype(np.uint16).reshape(64, 32)
+    Image.fromarray(gray).save(tmp_path / "x.png", exif=Image.Exif())
+    Image.fromarray(np.rot90(gray).copy()).save(tmp_path / "turned.png", exif=exif)
+    visualize(model, [tmp_path / "x.png", tmp_path / "turned.png"], tmp_path / f"s.{suffix}", progress=False)
+    first, second = (f for f in figures[0].axes[:8:4]) if suffix == "png" else (f.axes[0] for f in figures)
+    assert torch.equal(picture(first.images[0]), picture(second.images[0]))
+    torch.testing.assert_close(
+        picture(first.images[0])[..., 0], torch.from_numpy(gray / 65535).float(), atol=2e-3, rtol=0
+    )
+
+
+def test_normalization_is_the_callers(
     model: DualAttentionModel, photos: list[Path], figures: list[Figure], tmp_path: Path
 ) -> None:
     half = (0.5, 0.5, 0.5)
@@ -134,13 +169,16 @@ def test_normalisation_is_the_callers(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"photos": []}, "photos is empty; allowed is at least one image file"),
-        ({"output": Path("s.pdf")}, "output is 's.pdf'; allowed are files that end in .png or .html"),
-        ({"output": Path("no/s.png")}, "output is 'no/s.png'; allowed are files in a folder that exists"),
-        ({"photos": [Path("a")] * 65}, "photos holds 65; a .png takes 64 at most, .html any number"),
+        ({"photos": []}, "photos must hold at least one image file, got none"),
+        ({"output": Path("s.pdf")}, "output must end in .png or .html, got 's.pdf'"),
+        ({"output": Path("no/s.png")}, "output must be in a folder that exists, got 'no/s.png'"),
+        (
+            {"photos": [Path("a")] * 65},
+            "photos must hold at most 64 for a .png (any number for .html), got 65",
+        ),
         (
             {"distractors": [Path("a")] * 3, "classes": ["a"]},
-            "distractors holds 3; allowed is one per photo, 1; classes holds 1; allowed are the model's 5",
+            "distractors must hold one per photo, 1, got 3; classes must be the model's 5 or none, got 1",
         ),
         ({"photos": [Path("nowhere.jpg")]}, "image nowhere.jpg cannot be read (FileNotFoundError"),
     ],

@@ -1,4 +1,4 @@
-"""Launch tables of their own for tests, and a GPU that is not there."""
+"""Temporary launch tables for tests, and a fake GPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ A, B, C = Config(16, 16, 4, 1), Config(32, 32, 4, 1), Config(64, 64, 8, 2)
 
 @pytest.fixture
 def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of tables of its own, and nothing remembered from another."""
+    """Use a temporary folder of launch tables, with empty caches."""
     monkeypatch.setattr(tuning, "CONFIGS", tmp_path)
     tuning.forget()
     tuning.write(tmp_path / "sm_80.json", "static model", {KEY: {197: A}})

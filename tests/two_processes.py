@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 from dca_triton.batches import training_loader
 from dca_triton.checkpoint import load_checkpoint
 from dca_triton.pairs import PairSampler
-from dca_triton.training_state import whole
+from dca_triton.sharding import whole
 
 
 def together(work: Callable[[int], object], processes: int = 2, **environment: str) -> list:
@@ -162,7 +163,7 @@ def run(folder: Path, batches=None, resume=None, **options) -> dict:
         "weights": digest(trainer),
         "photos": batches.photos,
         "loss": history[-1]["total_loss"],
-        "files": sorted(file.name for file in folder.iterdir()),
+        "files": sorted(file.name for file in folder.glob("*")),
         "history": history,
     }
 
@@ -191,6 +192,15 @@ def training(scratch: Path) -> dict[str, list]:
             pairs=PairSampler("mixed"),
             gather_partners=True,
         )
+
+    def alone(rank: int) -> dict:
+        """Batches of one photo in process 1 and then in both: nobody to be paired with."""
+        batches = [photos(0, 3 - 2 * rank), photos(3, 4), photos(4, 8)]
+        trainer = small_trainer(batches, pairs=PairSampler("mixed"))
+        with warnings.catch_warnings():  # PyTorch: a batch of one has gradients of other strides, at a price
+            warnings.filterwarnings("ignore", "Grad strides do not match")
+            history = trainer.train(1, scratch / f"alone {rank}")
+        return {"loss": history[-1]["pwca_loss"], "weights": digest(trainer)}
 
     def same_photos(rank: int) -> str:
         try:
@@ -238,7 +248,7 @@ def training(scratch: Path) -> dict[str, list]:
         unbroken = run(scratch / f"unbroken {rank}", augment=augment)["weights"]
         return [at, run(folder, resume="auto", augment=augment)["weights"] == unbroken]
 
-    works = [shuffled, identities, unequal, averaged, same_photos, stopped]
+    works = [shuffled, identities, unequal, averaged, alone, same_photos, stopped]
     found = {work.__name__: together(work) for work in works}
     return found | {mode: together(partial(nonfinite, mode=mode)) for mode in ("stop", "skip")}
 
@@ -270,21 +280,41 @@ def sharding(scratch: Path) -> dict[str, list]:
         folder = scratch / "sharded 0"
         return run(folder, resume=folder / "checkpoint.1.pt", accumulate=2)
 
-    def refused(rank: int) -> str:
-        claim()
-        try:
-            small_trainer(ema_decay=0.9)
-        except ValueError as error:
-            return str(error)
+    def with_average(folder: Path, resume=None) -> dict:
+        """Scores are of the averaged weights, which shards must bring into the forward pass and out again."""
+        model = small_model()
 
-    found = {"replicated": together(replicated), "clipped": together(clipped)}
-    for work in (sharded, sharded_and_clipped, resumed, refused):
+        def evaluate() -> dict[str, float]:
+            with torch.no_grad():
+                return {"top1": float(model.eval()(photos(0, 8)["image"])["sa_logits"].sum())}
+
+        return run(folder, resume=resume, model=model, ema_decay=0.7, evaluate=evaluate, evaluate_every=1)
+
+    def average(rank: int) -> dict:
+        return with_average(scratch / f"average {rank}")
+
+    def sharded_average(rank: int) -> dict:
+        claim()
+        return with_average(scratch / f"sharded average {rank}")
+
+    def resumed_average(rank: int) -> dict:
+        claim()
+        folder = scratch / "sharded average 0"
+        return with_average(scratch / f"resumed average {rank}", resume=folder / "checkpoint.1.pt")
+
+    found = {work.__name__: together(work) for work in (replicated, clipped, average)}
+    for work in (sharded, sharded_and_clipped, resumed, sharded_average, resumed_average):
         found[work.__name__] = together(work, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     ours, theirs = (load_checkpoint(scratch / f"{k} 0" / "checkpoint.pt") for k in ("sharded", "replicated"))
     found["same checkpoint"] = [
         bits(ours[key]) == bits(theirs[key])
         for key in ("model_state_dict", "optimizer_state_dict", "history")
     ]
+    averages = [
+        load_checkpoint(scratch / f"{k} 0" / "checkpoint.pt")["ema_state_dict"]
+        for k in ("average", "sharded average", "resumed average")
+    ]
+    found["same average"] = [bits(average) == bits(averages[0]) for average in averages]
     return found
 
 

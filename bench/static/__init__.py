@@ -1,2 +1,1 @@
-"""What every kernel costs on every supported chip, told without a GPU, with a gate against the committed
-baseline."""
+"""Estimated cost of every kernel on every supported chip, compared with a committed baseline."""

@@ -1,4 +1,4 @@
-"""`python -m bench.static`: the table, the gate (`--baseline FILE`) and the compile matrix (`--matrix`)."""
+"""Estimate what every kernel costs on every supported chip, without a GPU."""
 
 import argparse
 import sys
@@ -8,41 +8,58 @@ import torch
 from tqdm import tqdm
 
 from dca_triton import tuning
-from dca_triton.static.assess import Job, assess_all
+from dca_triton.static.assess import assess_all
 from dca_triton.static.chips import CHIPS
+from dca_triton.static.problems import Job
 
 from . import gate, report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.static", description=__doc__)
-    parser.add_argument("--arch", nargs="+", choices=CHIPS, default=list(CHIPS), help="chips to compile for")
-    parser.add_argument(
-        "--baseline", type=Path, help="fail on the first regression over 3 %% against this file"
+    parser.add_argument("--arch", nargs="+", choices=CHIPS, help="chips to compile for (default: all)")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--baseline", type=Path, help="fail if a figure is more than 3 %% worse than in this file"
     )
-    parser.add_argument("--write-baseline", action="store_true", help=f"write {report.BASELINE.name}")
-    parser.add_argument("--matrix", action="store_true", help="compile every shipped configuration instead")
-    arguments = parser.parse_args()
-    archs = tuple(arguments.arch)
-    if arguments.matrix:
+    modes.add_argument(
+        "--write-baseline", action="store_true", help=f"write all figures to {report.BASELINE.name}"
+    )
+    modes.add_argument(
+        "--matrix", action="store_true", help="only check that every shipped configuration compiles and fits"
+    )
+    options = parser.parse_args()
+    if options.write_baseline and options.arch:
+        parser.error(
+            "argument --write-baseline: must be used without --arch, because it replaces the whole file"
+        )
+    archs = tuple(dict.fromkeys(options.arch or CHIPS))
+    if options.matrix:
         sys.exit(matrix(list(report.matrix_jobs(archs))))
-    figures = measure(report.default_jobs(archs))
+    try:
+        baseline = gate.read(options.baseline) if options.baseline else {}
+    except ValueError as error:
+        parser.error(f"argument --baseline: {error}")
+    try:
+        figures = measure(report.default_jobs(archs))
+    except RuntimeError as error:
+        sys.exit(f"{error}: {error.__cause__!r}" if error.__cause__ else str(error))
     print(report.table(figures))
-    if arguments.write_baseline:
+    if options.write_baseline:
         versions = {"torch": torch.__version__, "triton": tuning.triton_version()}
         gate.write(report.BASELINE, figures, versions)
-    if arguments.baseline:
-        baseline = {n: f for n, f in gate.read(arguments.baseline).items() if n.split()[0] in archs}
+        print(f"Wrote {len(figures)} jobs to {report.BASELINE}.")
+    if options.baseline:
+        baseline = {name: f for name, f in baseline.items() if name.split()[0] in archs}
         if found := gate.regressions(figures, baseline):
             sys.exit(f"first of {len(found)} regressions: {found[0]}")
-        print(f"{len(figures)} figures within 3 % of {arguments.baseline}")
+        print(f"The figures of {len(figures)} jobs are within 3 % of {options.baseline}.")
 
 
 def measure(jobs: list[Job]) -> dict[str, report.Figures]:
-    """The figures of every job, in the order of the jobs; a job that does not compile raises what it
-    raised."""
+    """Return the figures of every job, in order; raises RuntimeError for a job that does not compile."""
     results = {}
-    for job, result in tqdm(assess_all(jobs), "compile", len(jobs), file=sys.stderr):
+    for job, result in assess_all(jobs, progress=True):
         if isinstance(result, Exception):
             raise RuntimeError(f"{report.name_of(job)}: {job.config} does not compile") from result
         results[job] = report.figures_of(result)
@@ -50,17 +67,17 @@ def measure(jobs: list[Job]) -> dict[str, report.Figures]:
 
 
 def matrix(jobs: list[Job]) -> str | None:
-    """Compile every job and tell what fails; None if nothing does."""
+    """Compile every job and print what is wrong; return None if all are sound."""
     found = []
-    for job, result in tqdm(assess_all(jobs), "compile", len(jobs), file=sys.stderr):
+    for job, result in assess_all(jobs, progress=True):
         for violation in gate.violations(job, result):
             known = gate.spills_by_necessity(job)
-            tqdm.write(f"known: {violation}" if known else violation)
+            tqdm.write(f"known, allowed: {violation}" if known else violation)
             if not known:
                 found.append(violation)
     chips = len({job.arch for job in jobs})
-    print(f"{len(jobs)} shipped configurations compiled for {chips} chips, {len(found)} bad")
-    return f"{len(found)} of {len(jobs)} are bad" if found or not jobs else None
+    print(f"Compiled {len(jobs)} shipped configurations for {chips} chips: {len(found)} violations")
+    return f"{len(found)} violations in {len(jobs)} configurations" if found or not jobs else None
 
 
 if __name__ == "__main__":

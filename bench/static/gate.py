@@ -1,13 +1,14 @@
-"""Figures against the committed baseline, and shipped configurations against what they must hold on every
-chip."""
+"""Gates: figures against the committed baseline, and what every shipped configuration must satisfy."""
 
 import dataclasses
 import json
 import math
 from pathlib import Path
 
-from dca_triton.static.assess import Assessment, Job
+from dca_triton import tuning
+from dca_triton.static.assess import Assessment
 from dca_triton.static.chips import CHIPS
+from dca_triton.static.problems import Job
 
 from .report import Figures, name_of
 
@@ -16,25 +17,26 @@ LOWER_IS_BETTER = ("per_score", "executed", "moved", "clocks")
 
 
 def read(path: Path) -> dict[str, Figures]:
-    """The figures of a baseline file."""
-    return {name: Figures(**figures) for name, figures in json.loads(path.read_text())["figures"].items()}
+    """Read the figures of a baseline; raises ValueError if the file is missing or is not a baseline."""
+    try:
+        lines = json.loads(path.read_text())["figures"]
+        return {name: Figures(**figures) for name, figures in lines.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"must be a baseline written by --write-baseline, got {path} ({error})") from error
 
 
 def write(path: Path, figures: dict[str, Figures], versions: dict[str, str]) -> None:
-    """Write figures as a baseline, a line for each job."""
-    lines = [f"    {json.dumps(n)}: {json.dumps(dataclasses.asdict(f))}" for n, f in sorted(figures.items())]
-    path.write_text(
-        f'{{\n  "versions": {json.dumps(versions)},\n  "figures": {{\n' + ",\n".join(lines) + "\n  }\n}\n"
-    )
+    """Write figures as a baseline, one line per job."""
+    lines = {name: dataclasses.asdict(figures[name]) for name in sorted(figures)}
+    tuning.write_lines(path, {"versions": versions}, {"figures": lines})
 
 
 def regressions(figures: dict[str, Figures], baseline: dict[str, Figures]) -> list[str]:
-    """Every way in which figures are worse than the baseline, as sentences; also jobs that only one of them
-    has."""
+    """Return a sentence for each figure worse than in the baseline and each job missing on one side."""
     found = [
-        f"{name}: was measured for the baseline, and now is not" for name in baseline.keys() - figures.keys()
+        f"{name}: in the baseline, but not measured this time" for name in baseline.keys() - figures.keys()
     ]
-    found += [f"{name}: has no baseline" for name in figures.keys() - baseline.keys()]
+    found += [f"{name}: not in the baseline" for name in figures.keys() - baseline.keys()]
     for name in sorted(figures.keys() & baseline.keys()):
         now, before = figures[name], baseline[name]
         for field in LOWER_IS_BETTER:
@@ -50,11 +52,10 @@ def regressions(figures: dict[str, Figures], baseline: dict[str, Figures]) -> li
 
 
 def spills_by_necessity(job: Job) -> bool:
-    """Whether every tile of a kernel was found to spill on a chip: known, and told by the matrix all the
-    same.
+    """Return whether every tile of a kernel is known to spill on a chip; the matrix prints these cases.
 
-    RDNA 3 takes the operands of a matrix instruction twice over and has none for fp32, so that in the
-    backward pass two owned tiles and their sums exceed the 256 registers of a thread beyond so many columns.
+    RDNA 3 needs every matrix operand twice and has no fp32 matrix instructions. For large head dimensions the
+    backward pass then needs more than the 256 registers of a thread.
     """
     key = job.key
     if job.arch != "gfx1100" or key.direction not in ("dkdv", "dq"):
@@ -65,8 +66,8 @@ def spills_by_necessity(job: Job) -> bool:
 
 
 def violations(job: Job, result: Assessment | Exception) -> list[str]:
-    """What a shipped configuration does that it must not: fail to compile, spill, exceed the chip, miss the
-    tensor cores."""
+    """Return what is wrong with a configuration: it fails to compile, spills, exceeds the chip, or does not
+    use matrix instructions."""
     if isinstance(result, Exception):
         return [f"{name_of(job)}: {job.config} does not compile: {result!r}"]
     code, limit = result.code, CHIPS[job.arch].smem_program
@@ -74,7 +75,7 @@ def violations(job: Job, result: Assessment | Exception) -> list[str]:
     if code.spills or code.stack:
         found.append(f"{code.spills} spill instructions, {code.stack} bytes of stack")
     if code.shared > limit:
-        found.append(f"{code.shared} bytes of shared memory; the chip allows {limit}")
+        found.append(f"shared memory must be at most {limit} bytes, got {code.shared} bytes")
     if job.key.dtype != "fp32" and not all(loop.tensor for loop in code.loops):
         found.append("a loop without matrix instructions")
     if not math.isfinite(result.clocks):

@@ -1,23 +1,24 @@
-"""The jobs that are measured, and their figures as a table."""
+"""The jobs to measure, and a table of their figures."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dca_triton import tuning
-from dca_triton.static.assess import Assessment, Job
+from dca_triton.static.assess import Assessment
 from dca_triton.static.chips import CHIPS
+from dca_triton.static.problems import Job
 
 BASELINE = Path(__file__).parent / "baseline.json"
 LENGTHS = (197, 785)
 HEAD_DIM = 64
-BF16 = ("sm_80", "sm_90")  # elsewhere its code is taken to be that of fp16, as it is here
+BF16 = ("sm_80", "sm_90")  # its code equals that of fp16 here, so other chips skip it
 
 
 def default_jobs(archs: tuple[str, ...] = tuple(CHIPS)) -> list[Job]:
-    """D=64 in fp16 at the lengths of a ViT at 224 and 448 pixels, with the shipped configurations."""
+    """Return the jobs of the baseline: shipped configurations at D=64, for a ViT at 224 and 448 pixels."""
     jobs = []
-    for n in LENGTHS:  # the longer length second: it finds the shorter one's code in Triton's cache
+    for n in LENGTHS:  # the longer length reuses the code of the shorter one from Triton's cache
         for arch in archs:
             for op, directions in tuning.DIRECTIONS.items():
                 for direction in directions:
@@ -33,7 +34,7 @@ def default_jobs(archs: tuple[str, ...] = tuple(CHIPS)) -> list[Job]:
 
 
 def matrix_jobs(archs: tuple[str, ...] = tuple(CHIPS)) -> Iterator[Job]:
-    """Every shipped configuration of every kernel, head dimension, dtype and chip."""
+    """Yield every shipped configuration of every kernel, head dimension, dtype and chip."""
     for arch in archs:
         for key, by_length in tuning.read(tuning.CONFIGS / f"{arch}.json").items():
             for n, config in by_length.items():
@@ -41,12 +42,12 @@ def matrix_jobs(archs: tuple[str, ...] = tuple(CHIPS)) -> Iterator[Job]:
 
 
 def shipped(key: tuning.Key, n: int, arch: str) -> tuning.Config:
-    """The configuration that a GPU of this architecture launches where nothing was measured on it."""
+    """Return the configuration that an untuned GPU of this architecture launches."""
     return tuning.nearest(tuning.read(tuning.CONFIGS / f"{arch}.json")[key], n)
 
 
 def name_of(job: Job) -> str:
-    """A job as the key of its figures."""
+    """Return the name of a job in tables and baselines."""
     key = job.key
     op = f"{key.op} (alone)" if not job.pairs else key.op
     return f"{job.arch} {op} {key.direction} D={key.head_dim} {key.dtype} N={job.n}"
@@ -54,13 +55,14 @@ def name_of(job: Job) -> str:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is printed and kept in the baseline for a job.
+    """The figures of a job, as printed and as kept in the baseline.
 
-    registers: per thread. spills: instructions. shared: bytes of a program. resident: programs a
-    multiprocessor holds. tensor, async_copies: instructions in one pass of every main loop, the fewest.
-    per_score, floor: thread-instructions of the costliest main loop, and an estimate of the least.
-    executed: scores computed per score needed. limiter, peak: the busiest pipe, and the share of the matrix
-    peak that it allows. moved: bytes per byte that must be moved. clocks: the model's time of the launch.
+    registers: per thread. spills: spill instructions. shared: shared-memory bytes per program. resident:
+    programs that a multiprocessor holds at once. tensor, async_copies: matrix instructions and asynchronous
+    copies per iteration, the fewest of the main loops. per_score: thread-instructions per attention score in
+    the most expensive main loop; floor: an estimate of the fewest possible. executed: scores computed per
+    score needed. limiter: the busiest pipe; peak: the share of the matrix peak it allows. moved: bytes moved
+    per byte needed. clocks: the modeled time of the launch.
     """
 
     registers: int
@@ -79,7 +81,7 @@ class Figures:
 
 
 def figures_of(assessment: Assessment) -> Figures:
-    """The figures of an assessed job."""
+    """Return the figures of an assessed job."""
     code, work, bound = assessment.code, assessment.work, assessment.bound
     return Figures(
         registers=code.registers,
@@ -99,7 +101,7 @@ def figures_of(assessment: Assessment) -> Figures:
 
 
 def table(figures: dict[str, Figures]) -> str:
-    """The figures as text, a line for each job."""
+    """Return the figures as a text table, one job per line, with a legend."""
     width = max(map(len, figures), default=0)
     head = "regs spill   smem /SM mma async ins/score floor exec/need limiter peak moved   kclocks"
     lines = [f"{'':<{width}}  {head}"]
@@ -109,4 +111,12 @@ def table(figures: dict[str, Figures]) -> str:
             f"{f.async_copies:>5} {f.per_score:>9.2f} {f.floor:>5.2f} {f.executed:>9.3f} {f.limiter:>7} "
             f"{f.peak:>4.2f} {f.moved:>5.2f} {f.clocks / 1000:>9.1f}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", LEGEND])
+
+
+LEGEND = """\
+regs: registers per thread     spill: spill instructions     smem: shared-memory bytes per program
+/SM: programs per multiprocessor at once     mma, async: matrix instructions and async copies per iteration
+ins/score: instructions per attention score; floor: estimated minimum     exec/need: scores computed / needed
+limiter, peak: the busiest pipe and the share of matrix peak it allows     moved: bytes moved per byte needed
+kclocks: estimated time of the launch, for comparison within one kernel only"""

@@ -1,9 +1,10 @@
 """Datasets in their published layouts, the paper's transforms, and the sampler of identities."""
 
-from dca_triton.data.records import ImageDataset, ImageRecord, read_image
-from dca_triton.data.sampler import IdentitySampler
-from dca_triton.data.splits import Splits, load_dataset
-from dca_triton.data.transforms import fgvc_test, fgvc_train, reid_test, reid_train, whole_batch_affine
+from .folder import photos_in
+from .records import ImageDataset, ImageRecord, read_image
+from .sampler import IdentitySampler
+from .splits import Splits, load_dataset
+from .transforms import fgvc_test, fgvc_train, reid_test, reid_train, whole_batch_affine
 
 __all__ = [
     "IdentitySampler",
@@ -13,6 +14,7 @@ __all__ = [
     "fgvc_test",
     "fgvc_train",
     "load_dataset",
+    "photos_in",
     "read_image",
     "reid_test",
     "reid_train",

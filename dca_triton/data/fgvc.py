@@ -1,15 +1,16 @@
-"""Fine-grained categorisation in the published layouts: CUB-200-2011, Stanford Cars, FGVC-Aircraft."""
+"""Fine-grained categorization in the published layouts: CUB-200-2011, Stanford Cars, FGVC-Aircraft."""
 
-from collections.abc import Callable
+import io
 from pathlib import Path
+from typing import Any
 
-from torchvision.datasets import FGVCAircraft, StanfordCars
+import numpy as np
 
-from dca_triton.data.layout import Layout, Listing
-from dca_triton.data.records import ImageRecord
+from .layout import Layout, Listing
+from .records import ImageRecord
 
 
-def cub(root: Path) -> Listing:
+def cub(root: Path, training: bool = True) -> Listing:
     """CUB-200-2011 (Wah et al., 2011): 200 birds, 5,994 photos to train, 5,794 to test."""
     layout = Layout(
         "cub",
@@ -18,72 +19,82 @@ def cub(root: Path) -> Listing:
     )
     layout.require("images", "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
     names, images = layout.table("classes.txt"), layout.table("images.txt")
-    numbers, training = layout.table("image_class_labels.txt"), layout.table("train_test_split.txt")
-    if not images.keys() == numbers.keys() == training.keys():
+    numbers, trains = layout.table("image_class_labels.txt"), layout.table("train_test_split.txt")
+    if not images.keys() == numbers.keys() == trains.keys():
         raise layout.damaged("images.txt", "the images, their classes and the split list different numbers")
     position = {number: label for label, number in enumerate(names)}
     parts: dict[str, list[ImageRecord]] = {"train": [], "test": []}
     for image, file in images.items():
         if numbers[image] not in position:
             raise layout.damaged("image_class_labels.txt", f"image {image} has no class of classes.txt")
-        if training[image] not in ("0", "1"):
+        if trains[image] not in ("0", "1"):
             raise layout.damaged("train_test_split.txt", f"image {image} has neither 0 nor 1")
         path = layout.inside("images.txt", f"images/{file}")
-        parts["train" if training[image] == "1" else "test"].append(
-            ImageRecord(path, position[numbers[image]])
-        )
-    layout.require_photos(parts)
+        parts["train" if trains[image] == "1" else "test"].append(ImageRecord(path, position[numbers[image]]))
+    if not training:
+        del parts["train"]
+    layout.finish(parts)
     return Listing(tuple(names.values()), parts)
 
 
-def cars(root: Path) -> Listing:
+def cars(root: Path, training: bool = True) -> Listing:
     """Stanford Cars (Krause et al., 2013): 196 models, 8,144 photos to train, 8,041 to test."""
     layout = Layout(
         "cars",
         root,
-        "in a folder called stanford_cars: cars_train/*.jpg, cars_test/*.jpg, devkit/cars_meta.mat, "
-        "devkit/cars_train_annos.mat and cars_test_annos_withlabels.mat",
+        "cars_train/*.jpg, cars_test/*.jpg, devkit/cars_meta.mat, devkit/cars_train_annos.mat and "
+        "cars_test_annos_withlabels.mat",
     )
     files = {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
-    layout.require("cars_train", "cars_test", "devkit/cars_meta.mat", *files.values())
-    return _by_torchvision(layout, "stanford_cars", StanfordCars, {"train": "train", "test": "test"}, files)
+    if not training:
+        del files["train"]
+    layout.require(*(f"cars_{part}" for part in files), "devkit/cars_meta.mat", *files.values())
+    classes = tuple(map(str, _matlab(layout, "devkit/cars_meta.mat", "class_names")))
+    parts: dict[str, list[ImageRecord]] = {part: [] for part in files}
+    for part, file in files.items():
+        for row in _matlab(layout, file, "annotations"):
+            try:
+                photo, number = str(row["fname"]), int(row["class"])
+            except (TypeError, ValueError, IndexError) as error:
+                raise layout.damaged(file, f"{type(error).__name__}: {error}") from error
+            if not 1 <= number <= len(classes):
+                raise layout.damaged(file, f"class {number} of {photo} is outside 1..{len(classes)}")
+            parts[part].append(ImageRecord(layout.inside(file, f"cars_{part}/{photo}"), number - 1))
+    layout.finish(parts)
+    return Listing(classes, parts)
 
 
-def aircraft(root: Path) -> Listing:
+def aircraft(root: Path, training: bool = True) -> Listing:
     """FGVC-Aircraft (Maji et al., 2013): 100 variants, 6,667 photos to train (trainval), 3,333 to test."""
     layout = Layout(
         "aircraft",
         root,
-        "in a folder called fgvc-aircraft-2013b: data/images/*.jpg, data/variants.txt, "
-        "data/images_variant_trainval.txt and data/images_variant_test.txt",
+        "data/images/*.jpg, data/variants.txt, data/images_variant_trainval.txt and "
+        "data/images_variant_test.txt",
     )
     files = {"train": "data/images_variant_trainval.txt", "test": "data/images_variant_test.txt"}
+    if not training:
+        del files["train"]
     layout.require("data/images", "data/variants.txt", *files.values())
-    return _by_torchvision(
-        layout, "fgvc-aircraft-2013b", FGVCAircraft, {"train": "trainval", "test": "test"}, files
-    )
+    classes = [name for (name,) in layout.rows("data/variants.txt", 1)]
+    label = {name: number for number, name in enumerate(classes)}
+    if len(label) != len(classes):
+        raise layout.damaged("data/variants.txt", "a variant comes twice")
+    parts: dict[str, list[ImageRecord]] = {part: [] for part in files}
+    for part, file in files.items():
+        for photo, name in layout.rows(file, 2):
+            if name not in label:
+                raise layout.damaged(file, f"{name!r} is not in data/variants.txt")
+            parts[part].append(ImageRecord(layout.inside(file, f"data/images/{photo}.jpg"), label[name]))
+    layout.finish(parts)
+    return Listing(tuple(classes), parts)
 
 
-def _by_torchvision(
-    layout: Layout, folder: str, reader: Callable, splits: dict[str, str], files: dict[str, str]
-) -> Listing:
-    """Both parts by a reader of torchvision, which looks for `folder` in the root that it is given."""
-    if layout.root.name != folder:
-        raise layout.missing(f"its own name, {folder}, is")
-    parts: dict[str, list[ImageRecord]] = {}
-    for part, split in splits.items():
-        try:
-            # loader=str leaves the photos closed: an item is (path, label)
-            dataset = reader(layout.root.parent, split=split, loader=str)
-            samples = [dataset[index] for index in range(len(dataset))]
-        except Exception as error:  # scipy and torchvision let every kind of error through
-            raise layout.damaged(files[part], f"{type(error).__name__}: {error}") from error
-        parts[part] = []
-        for path, label in ((path, int(label)) for path, label in samples):
-            if not 0 <= label < len(dataset.classes):
-                raise layout.damaged(
-                    files[part], f"class {label + 1} of {path} is outside 1..{len(dataset.classes)}"
-                )
-            parts[part].append(ImageRecord(layout.inside(files[part], path), label))
-    layout.require_photos(parts)
-    return Listing(tuple(dataset.classes), parts)
+def _matlab(layout: Layout, file: str, name: str) -> np.ndarray[Any, Any]:
+    """One variable of a MATLAB file, 1-D."""
+    from scipy.io import loadmat  # takes long to import
+
+    try:
+        return np.atleast_1d(loadmat(io.BytesIO(layout.content(file)), squeeze_me=True)[name])
+    except Exception as error:  # scipy lets every kind of error through
+        raise layout.damaged(file, f"{type(error).__name__}: {error}") from error

@@ -1,82 +1,130 @@
-"""Any tree of folders with one folder per class or identity."""
+"""Any tree of folders: one folder per class or identity, or photos without labels."""
 
+import hashlib
+import itertools
 import re
+from collections.abc import Callable
+from os.path import expanduser, isdir
 from pathlib import Path
+from typing import Any
 
-from torchvision.datasets import ImageFolder
+from PIL import Image
 
-from dca_triton.data.layout import Layout, Listing
-from dca_triton.data.records import ImageRecord
+from .layout import Layout, Listing
+from .records import ImageDataset, ImageRecord
+from .walk import SUFFIXES, photo_files, warn_of_others
 
-CAMERA = re.compile(r"_c([0-9]{1,9})")
+CAMERA = re.compile(r"_c([0-9]{1,9})(?![0-9])")
+UNKNOWN = -1
+
+Tree = dict[str, list[Path]]
+"""The photos of each class folder."""
 
 
-def folder(root: Path) -> Listing:
-    """Categorisation from train/ and test/, re-identification from train/, query/ and gallery/.
+def folder(root: Path, training: bool = True) -> Listing:
+    """Categorization from train/ and test/, re-identification from train/, query/ and gallery/.
 
     Identities that query and gallery share have the same folder name in both. The camera of a photo is the
-    number after "_c" in its name (Market-1501's custom). Where no name has one, every photo of an identity
-    counts as seen by a camera of its own, and the same name in query and gallery as the same photo, which
-    is thus never matched to itself.
+    number after "_c" in its name (Market-1501's custom), in all names of query and gallery or in none.
+    Without cameras a query matches every other photo of its identity. A photo that lies in query and in
+    gallery, byte for byte, is no match for itself: the copies get a camera number of their own, because
+    evaluation leaves out matches by the same camera. All other cameras are -1, unknown. Without `training`
+    the classes are those of test/.
     """
     layout = Layout(
         "folder",
         root,
         "train/<class>/*.jpg and test/<class>/*.jpg, or {train,query,gallery}/<identity>/*.jpg",
     )
-    if (root / "query").exists() or (root / "gallery").exists():
-        layout.require("train", "query", "gallery")
-        return _reid(layout)
-    layout.require("train", "test")
-    train, test = _read(layout, "train"), _read(layout, "test")
-    unknown = sorted(set(test.classes) - set(train.classes))
-    if unknown:
-        raise layout.damaged("test", f"no training photos for the classes {', '.join(unknown)}")
-    parts = {
-        "train": [ImageRecord(Path(path), label) for path, label in train.samples],
-        "test": [
-            ImageRecord(Path(path), train.class_to_idx[test.classes[label]]) for path, label in test.samples
-        ],
-    }
-    return Listing(tuple(train.classes), parts)
+    reid = (root / "query").exists() or (root / "gallery").exists()
+    names = (("train",) if training else ()) + (("query", "gallery") if reid else ("test",))
+    layout.require(*names)
+    trees = {part: layout.class_folders(part) for part in names}
+    classes = tuple(trees.get("train", {}) if training or reid else trees["test"])
+    if reid:
+        try:
+            parts = _identities(layout, trees)
+        except OSError as error:  # of a photo whose bytes are compared
+            raise layout.damaged("gallery", str(error)) from error
+    else:
+        if unknown := sorted(set(trees["test"]) - set(classes)):
+            raise layout.damaged("test", f"no training photos for the classes {', '.join(unknown)}")
+        label = {name: number for number, name in enumerate(classes)}
+        parts = {part: _records(tree, label, {}) for part, tree in trees.items()}
+    layout.finish(parts)
+    return Listing(classes, parts)
 
 
-def _reid(layout: Layout) -> Listing:
-    trees = {part: _read(layout, part) for part in ("query", "gallery")}
-    names = sorted({name for tree in trees.values() for name in tree.classes})
-    identity = {name: number for number, name in enumerate(names)}
-    cameras = _cameras(layout, [Path(path) for tree in trees.values() for path, _ in tree.samples])
-    parts = {
-        part: [
-            ImageRecord(Path(path), identity[tree.classes[label]], cameras[Path(path)])
-            for path, label in tree.samples
-        ]
-        for part, tree in trees.items()
-    }
-    train = _read(layout, "train")
-    training = [ImageRecord(Path(path), label, _named_camera(Path(path))) for path, label in train.samples]
-    return Listing(tuple(train.classes), {"train": training, **parts})
-
-
-def _cameras(layout: Layout, paths: list[Path]) -> dict[Path, int]:
-    cameras = {path: _named_camera(path) for path in paths}
-    unnamed = [path for path, camera in cameras.items() if camera < 0]
-    if len(unnamed) == len(paths):
-        number = {name: camera for camera, name in enumerate(sorted({path.name for path in paths}))}
-        return {path: number[path.name] for path in paths}
-    if unnamed:
+def _identities(layout: Layout, trees: dict[str, Tree]) -> dict[str, list[ImageRecord]]:
+    training = {name: number for number, name in enumerate(trees.get("train", {}))}
+    seen = {name: number for number, name in enumerate(sorted({*trees["query"], *trees["gallery"]}))}
+    cameras = {path: _named_camera(path) for path in _photos(trees["query"]) + _photos(trees["gallery"])}
+    unnamed = [path for path, camera in cameras.items() if camera == UNKNOWN]
+    if len(unnamed) == len(cameras):
+        cameras = _copies(trees["query"], trees["gallery"])
+    elif unnamed:
         file = str(unnamed[0].relative_to(layout.root))
-        raise layout.damaged(file, "its name tells no camera, but others' do")
-    return cameras
+        raise layout.damaged(file, "its name has no camera, but the names of others have one")
+    cameras |= {path: _named_camera(path) for path in _photos(trees.get("train", {}))}
+    label = {"train": training, "query": seen, "gallery": seen}
+    return {part: _records(tree, label[part], cameras) for part, tree in trees.items()}
+
+
+def _records(tree: Tree, label: dict[str, int], cameras: dict[Path, int]) -> list[ImageRecord]:
+    return [
+        ImageRecord(path, label[name], cameras.get(path, UNKNOWN))
+        for name, photos in tree.items()
+        for path in photos
+    ]
+
+
+def _photos(tree: Tree) -> list[Path]:
+    return [path for photos in tree.values() for path in photos]
 
 
 def _named_camera(path: Path) -> int:
     match = CAMERA.search(path.name)
-    return int(match[1]) if match else -1
+    return int(match[1]) if match else UNKNOWN
 
 
-def _read(layout: Layout, part: str) -> ImageFolder:
-    try:
-        return ImageFolder(layout.root / part)
-    except FileNotFoundError as error:
-        raise layout.damaged(part, str(error)) from error
+def _copies(query: Tree, gallery: Tree) -> dict[Path, int]:
+    """A number for the photos of an identity that lie in both parts, the same for the same bytes."""
+    number: dict[Path, int] = {}
+    count = itertools.count()
+    for name in sorted(query.keys() & gallery.keys()):
+        sizes = {path: path.stat().st_size for path in query[name] + gallery[name]}
+        common = {sizes[path] for path in query[name]} & {sizes[path] for path in gallery[name]}
+        digest = {path: _digest(path) for path, size in sizes.items() if size in common}
+        shared = {digest.get(path) for path in query[name]} & {digest.get(path) for path in gallery[name]}
+        camera = {content: next(count) for content in sorted(filter(None, shared))}
+        number |= {path: camera[content] for path, content in digest.items() if content in camera}
+    return number
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def photos_in(folder: str | Path, transform: Callable[[Image.Image], Any] | None = None) -> ImageDataset:
+    """All photos below a folder, at any depth, without labels: for embeddings and pictures.
+
+    Photos come in the order of their paths. Their label and their camera are -1. Other files are ignored and
+    counted in one warning.
+
+    Args:
+        folder: Any folder of photos.
+        transform: As in `ImageDataset`.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It holds no photo, or links that lead to a folder that contains them.
+    """
+    root = Path(expanduser(folder))
+    if not isdir(root):
+        raise FileNotFoundError(f"folder must be a folder that exists, got {str(folder)!r}")
+    photos, others = photo_files(root)
+    warn_of_others(others, str(root))
+    if not photos:
+        raise ValueError(f"folder must hold photos ({', '.join(SUFFIXES)}), got none in {str(folder)!r}")
+    return ImageDataset([ImageRecord(path, label=-1) for path in photos], transform)

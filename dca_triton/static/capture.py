@@ -1,5 +1,6 @@
-"""What the launch wrappers would launch on a GPU, recorded without one, and compiled for it."""
+"""Record kernel launches without a GPU, exactly as they would be made on one, and compile them."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from .. import tuning
 
 
 class Pointer:
-    """Stands for a tensor at a launch, at an address as aligned as its offset in an allocation lets it be."""
+    """A tensor argument of a recorded launch; its address is as aligned as its offset in the storage."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.dtype = tensor.dtype
@@ -28,16 +29,15 @@ class Pointer:
         self.storage = tensor.untyped_storage()._cdata
 
     def data_ptr(self) -> int:
-        """The address that the launcher asks for."""
+        """Return an address with the alignment that the launcher would see."""
         return (1 << 20) + self.offset
 
 
 @dataclass
 class Launch:
-    """One launch of a kernel: its specialisation, exactly as a launcher with a GPU would compile it, and its
-    grid.
+    """One kernel launch: the specialization that a launcher with a GPU would compile, and the grid.
 
-    arguments: the value of each parameter; a `Pointer` for a tensor, None for one that is absent.
+    arguments: the value of each parameter; a `Pointer` for a tensor, None for an absent one.
     """
 
     kernel: JITFunction
@@ -55,28 +55,24 @@ class Launch:
 
     @property
     def programs(self) -> int:
-        """How many programs the launch has."""
-        count = 1
-        for extent in self.grid:
-            count *= extent
-        return count
+        """The number of programs in the grid."""
+        return math.prod(self.grid)
 
     def compile(self, arch: str) -> Any:
-        """Compile ahead of time for an architecture such as `sm_90` or `gfx942`."""
+        """Compile ahead of time for an architecture, e.g. `sm_90` or `gfx942`."""
         source = ASTSource(self.kernel, self.signature, self.constexprs, self.attributes)
         return triton.compile(source, target=target_of(arch), options=self.options)
 
 
 def target_of(arch: str) -> GPUTarget:
-    """Triton's target of an architecture; the CDNA chips (gfx9) have waves of 64."""
+    """Return Triton's target for an architecture; CDNA chips (gfx9) have waves of 64 lanes."""
     if arch.startswith("sm_"):
         return GPUTarget("cuda", int(arch[3:]), 32)
     return GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
 
 
 def capture(run: Callable[[], object], arch: str) -> list[Launch]:
-    """Call run, which launches kernels on fake CUDA tensors that it makes itself, and return the launches it
-    made."""
+    """Return the launches that `run` makes; `run` creates its own CUDA tensors, which are fake here."""
     launches: list[Launch] = []
     backend = make_backend(target_of(arch))
 
@@ -95,7 +91,7 @@ def capture(run: Callable[[], object], arch: str) -> list[Launch]:
     with _without_driver(record, arch), FakeTensorMode():
         run()
     if not launches:
-        raise RuntimeError("no kernel was launched: there is nothing to measure")
+        raise RuntimeError("no kernel was launched, so there is nothing to measure")
     return launches
 
 

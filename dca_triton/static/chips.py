@@ -1,22 +1,25 @@
-"""What one multiprocessor (or compute unit) of each architecture offers, per clock, and how many programs it
-holds.
+"""Hardware limits of each architecture, for its largest common chip.
 
-From the vendors' whitepapers and programming guides, for the largest common chip of an architecture.
-`mma_sync` is an assumption from published microbenchmarks: the share of the matrix peak that Hopper's
-warp-wide instructions reach.
+From the vendors' whitepapers and programming guides. `mma_sync` is an assumption from published
+microbenchmarks.
 """
 
 from dataclasses import dataclass
+from typing import Any
+
+KIB = 1024
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Matrix FLOP, lanes issued, and lanes of each pipe per clock and unit; shared-memory bytes per clock;
-    sizes.
+    """What one multiprocessor (or compute unit) does per clock, and what it holds at once.
 
-    registers: 32-bit registers of a unit; granule: registers a thread is given at a time; smem: bytes of a
-    unit; smem_program: the most that one program may use; warps, programs: the most that a unit holds at
-    once.
+    units: multiprocessors of the chip. tensor, tensor_tf32: matrix FLOP per clock in 16-bit types and in tf32
+    (or fp32). issue: lanes issued per clock. special, fma, imad, alu: lanes of each pipe per clock.
+    smem_clock: shared-memory bytes per clock. registers: 32-bit registers. granule: the step in which
+    registers are given to a thread. smem: shared-memory bytes; smem_program: the most one program may use;
+    smem_reserved: what the system takes for each program. warps, programs: the most that fit at once.
+    mma_sync: share of the matrix peak that warp-wide matrix instructions reach.
     """
 
     product: str
@@ -33,62 +36,36 @@ class Chip:
     granule: int
     smem: int
     smem_program: int
+    smem_reserved: int
     warps: int
     programs: int
-    mma_sync: float = 1.0
-    smem_reserved: int = 1024  # by the system, for each program
+    mma_sync: float
 
 
-KIB = 1024
+# fmt: off
+ARCHITECTURES = (     "sm_80", "sm_86", "sm_89", "sm_90",    "sm_100", "sm_120",   "gfx942", "gfx1100")
+PROPERTIES: dict[str, tuple[Any, ...]] = {
+    "product":       ("A100",  "A10",   "L40S",  "H100 SXM", "B200",   "RTX 5090", "MI300X", "RX 7900 XTX"),
+    "units":         (108,     72,      142,     132,        148,      170,        304,      96),
+    "tensor":        (2048,    1024,    1024,    4096,       8192,     512,        2048,     512),
+    "tensor_tf32":   (1024,    512,     512,     2048,       4096,     256,        1024,     128),
+    "issue":         (128,     128,     128,     128,        128,      128,        64,       64),
+    "special":       (16,      16,      16,      16,         16,       16,         16,       16),
+    "fma":           (64,      128,     128,     128,        128,      128,        128,      128),
+    "imad":          (64,      64,      64,      64,         64,       64,         64,       32),
+    "alu":           (64,      64,      64,      64,         64,       64,         64,       64),
+    "smem_clock":    (128,     128,     128,     128,        128,      128,        128,      128),
+    "registers":     (65536,   65536,   65536,   65536,      65536,    65536,      131072,   98304),
+    "granule":       (8,       8,       8,       8,          8,        8,          8,        24),
+    "smem":          (164*KIB, 100*KIB, 100*KIB, 228*KIB,    228*KIB,  100*KIB,    64*KIB,   64*KIB),
+    "smem_program":  (163*KIB, 99*KIB,  99*KIB,  227*KIB,    227*KIB,  99*KIB,     64*KIB,   64*KIB),
+    "smem_reserved": (1024,    1024,    1024,    1024,       1024,     1024,       0,        0),
+    "warps":         (64,      48,      48,      64,         64,       48,         32,       32),
+    "programs":      (32,      16,      24,      32,         32,       24,         32,       32),
+    "mma_sync":      (1.0,     1.0,     1.0,     0.62,       0.25,     1.0,        1.0,      1.0),
+}
+# fmt: on
 CHIPS = {
-    "sm_80": Chip("A100", 108, 2048, 1024, 128, 16, 64, 64, 64, 128, 65536, 8, 164 * KIB, 163 * KIB, 64, 32),
-    "sm_86": Chip("A10", 72, 1024, 512, 128, 16, 128, 64, 64, 128, 65536, 8, 100 * KIB, 99 * KIB, 48, 16),
-    "sm_89": Chip("L40S", 142, 1024, 512, 128, 16, 128, 64, 64, 128, 65536, 8, 100 * KIB, 99 * KIB, 48, 24),
-    "sm_90": Chip(
-        "H100 SXM", 132, 4096, 2048, 128, 16, 128, 64, 64, 128, 65536, 8, 228 * KIB, 227 * KIB, 64, 32, 0.62
-    ),
-    "sm_100": Chip(
-        "B200", 148, 8192, 4096, 128, 16, 128, 64, 64, 128, 65536, 8, 228 * KIB, 227 * KIB, 64, 32, 0.25
-    ),
-    "sm_120": Chip(
-        "RTX 5090", 170, 512, 256, 128, 16, 128, 64, 64, 128, 65536, 8, 100 * KIB, 99 * KIB, 48, 24
-    ),
-    "gfx942": Chip(
-        "MI300X",
-        304,
-        2048,
-        1024,
-        64,
-        16,
-        128,
-        64,
-        64,
-        128,
-        131072,
-        8,
-        64 * KIB,
-        64 * KIB,
-        32,
-        32,
-        smem_reserved=0,
-    ),
-    "gfx1100": Chip(
-        "RX 7900 XTX",
-        96,
-        512,
-        128,
-        64,
-        16,
-        128,
-        32,
-        64,
-        128,
-        98304,
-        24,
-        64 * KIB,
-        64 * KIB,
-        32,
-        32,
-        smem_reserved=0,
-    ),
+    arch: Chip(**{name: values[i] for name, values in PROPERTIES.items()})
+    for i, arch in enumerate(ARCHITECTURES)
 }

@@ -2,16 +2,16 @@
 
 
 def hot_loops(successors: list[list[int]], hot: list[bool]) -> list[list[int]]:
-    """The innermost loops that contain a hot instruction, in address order, each as its sorted instructions.
+    """Return the innermost loops that contain a hot instruction, in address order, each as sorted indices.
 
-    successors: for each instruction, by index, the instructions that may follow it; execution starts at 0.
+    successors: for each instruction, the indices of those that may execute next; execution starts at 0.
     """
     loops = [loop for loop in natural_loops(successors) if any(hot[i] for i in loop)]
     return sorted(sorted(loop) for loop in loops if not any(other < loop for other in loops))
 
 
 def natural_loops(successors: list[list[int]]) -> list[set[int]]:
-    """The loops of a graph of instructions: one per loop header, the back edges to it joined."""
+    """Return the loops of a graph of instructions: one per loop header, with all back edges to it merged."""
     blocks, follow = basic_blocks(successors)
     precede: list[list[int]] = [[] for _ in blocks]
     for b, targets in enumerate(follow):
@@ -33,7 +33,7 @@ def natural_loops(successors: list[list[int]]) -> list[set[int]]:
 
 
 def basic_blocks(successors: list[list[int]]) -> tuple[list[range], list[list[int]]]:
-    """Runs of instructions that are entered at the top alone, and for each the runs that may follow."""
+    """Return the basic blocks (entered only at the top), and for each the blocks that may follow."""
     count = len(successors)
     leaders = {0}
     for i, targets in enumerate(successors):
@@ -46,7 +46,7 @@ def basic_blocks(successors: list[list[int]]) -> tuple[list[range], list[list[in
 
 
 def _dominators(follow: list[list[int]], precede: list[list[int]]) -> list[int]:
-    """For each block the set (as bits) of the blocks on every path to it; 0 for one that is never reached."""
+    """Return, for each block, the blocks on every path to it as a bit set; 0 for unreachable blocks."""
     order, seen = [], {0}
     stack = [(0, iter(follow[0]))]
     while stack:

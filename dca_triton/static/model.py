@@ -1,28 +1,31 @@
-"""A performance model of counted machine code: the pipe that limits a loop, and the time of a whole launch.
+"""Cost model: predict the limiting pipe of a loop, and the time of a launch, from counted machine code.
 
-A loop cannot run faster than its busiest pipe. A launch is so many rounds of the programs that a
-multiprocessor holds at once; a round takes the sum of their work on the busiest pipe, or the latency of one
-program if that is longer. The constants of latency are assumptions; the model ranks launches of one kernel,
-it does not promise times.
+A loop cannot run faster than its busiest pipe. A launch runs in rounds of as many programs as fit on a
+multiprocessor at once. A round takes the sum of their work on the busiest pipe, or the latency of one program
+if that is longer. The latency constants are assumptions: the model ranks launches of one kernel, but its
+times are not predictions of real ones.
 """
 
 import math
 from dataclasses import dataclass
 
 from .chips import CHIPS, Chip
-from .disassembly import Code, Loop
+from .code import Code, Loop
 from .work import Work
 
-CLOCKS_PER_INSTRUCTION = 2.0  # of one warp alone, between two instructions: half of a dependent one's four
-ITERATION_LATENCY = 200.0  # of the barriers and copies in one iteration [clocks]
-EXPOSED_LATENCY = 800.0  # of global memory, in an iteration of a loop that copies nothing ahead [clocks]
-PROGRAM_LATENCY = 1500.0  # from a program's start to its first product, and for its stores [clocks]
+# All in clocks.
+CLOCKS_PER_INSTRUCTION = 2.0  # of a single warp; half of the four clocks between dependent instructions
+ITERATION_LATENCY = 200.0  # barriers and copies in one loop iteration
+EXPOSED_LATENCY = 800.0  # global memory, in an iteration of a loop without asynchronous copies
+PROGRAM_LATENCY = 1500.0  # from a program's start to its first product, plus its stores
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The busiest pipe of a loop. clocks: on each pipe, per executed score; peak: useful share of the matrix
-    peak."""
+    """The busiest pipe of a loop.
+
+    clocks: clocks per executed score, by pipe. peak: the share of the matrix peak that the limiter allows.
+    """
 
     limiter: str
     clocks: dict[str, float]
@@ -30,8 +33,7 @@ class Bound:
 
 
 def occupancy(code: Code) -> int:
-    """Programs that a multiprocessor holds at once, by registers, shared memory and warps; 0 if not even one
-    fits."""
+    """Return how many programs fit on a multiprocessor at once; 0 if one program exceeds its limits."""
     chip = CHIPS[code.arch]
     if code.shared > chip.smem_program:
         return 0
@@ -47,8 +49,7 @@ def occupancy(code: Code) -> int:
 
 
 def clocks(loop: Loop, code: Code) -> dict[str, float]:
-    """Clocks that each pipe of a multiprocessor needs for one iteration of a loop by all warps of one
-    program."""
+    """Return the clocks that each pipe needs for one iteration of a loop by all warps of a program."""
     chip = CHIPS[code.arch]
     lanes = code.warps * code.warp_size
     return {
@@ -70,7 +71,7 @@ def _tensor_clocks(loop: Loop, code: Code, chip: Chip) -> float:
 
 
 def bound(loop: Loop, code: Code, scores: float, flops_per_score: float) -> Bound:
-    """Which pipe limits a loop of so many scores per iteration; overlap is taken as perfect."""
+    """Find the pipe that limits a loop, assuming perfect overlap; `scores` are those of one iteration."""
     per_score = {pipe: time / scores for pipe, time in clocks(loop, code).items()}
     limiter = max(per_score, key=per_score.__getitem__)
     ideal = flops_per_score / CHIPS[code.arch].tensor
@@ -78,7 +79,7 @@ def bound(loop: Loop, code: Code, scores: float, flops_per_score: float) -> Boun
 
 
 def predict(code: Code, work: Work) -> float:
-    """Clocks of a whole launch, rounds and their tails included; infinite where it spills or does not fit."""
+    """Predict the clocks of a whole launch; infinite if the code spills or does not fit."""
     resident = occupancy(code)
     if resident == 0 or code.spills or not code.loops:
         return math.inf
@@ -91,7 +92,7 @@ def predict(code: Code, work: Work) -> float:
     latency = PROGRAM_LATENCY + straight * CLOCKS_PER_INSTRUCTION
     for loop, count in trips:
         throughput += count * max(clocks(loop, code).values())
-        # AMD's loops fetch ahead through registers, which cannot be told from fetching late.
+        # AMD loops prefetch into registers, which looks the same as loading late.
         waits = code.arch.startswith("sm_") and not loop.async_copies
         waiting = EXPOSED_LATENCY if waits else ITERATION_LATENCY
         latency += count * (loop.instructions * CLOCKS_PER_INSTRUCTION + waiting)
@@ -102,8 +103,10 @@ def predict(code: Code, work: Work) -> float:
 
 
 def main_and_tail(code: Code) -> tuple[list[Loop], list[Loop]]:
-    """The loops over whole tiles and those over the narrow rest, told apart by the exponentials of an
-    iteration."""
+    """Split hot loops into those over whole tiles and those over the remainder.
+
+    A remainder loop computes at most half as many exponentials per iteration.
+    """
     most = max(loop.pipes["special"] for loop in code.loops)
     main = [loop for loop in code.loops if 2 * loop.pipes["special"] > most]
     tail = [loop for loop in code.loops if 2 * loop.pipes["special"] <= most]
@@ -111,15 +114,17 @@ def main_and_tail(code: Code) -> tuple[list[Loop], list[Loop]]:
 
 
 def floor(work: Work, warps: int, arch: str) -> float:
-    """An estimate by hand of the least thread-instructions per score with these tiles, without masks.
+    """Estimate the fewest thread-instructions per score with these tiles, without masks.
 
-    The compiler may undercut it.
+    This is counted by hand; the compiler sometimes needs fewer. It is the sum of:
 
-    Elementwise: forward FFMA, maximum, exp2, sum and half a conversion; dkdv FFMA, exp2, subtraction, product
-    and two half conversions; dq the same with one; rollout FFMA, exp2, sum. Then matrix instructions, the
-    loads of operands from shared memory by a warp that owns its rows (not where the matrix unit reads them
-    itself), 16-byte copies, some 20 instructions of a loop per iteration, and in the forward pass the
-    rescaling and the row statistics.
+    - elementwise work. forward: FFMA, maximum, exp2, sum, half a conversion; dkdv: FFMA, exp2, subtraction,
+      product, two half conversions; dq: the same with one half conversion; rollout: FFMA, exp2, sum;
+    - matrix instructions;
+    - operand loads from shared memory, unless the matrix unit reads shared memory itself;
+    - 16-byte copies;
+    - about 20 loop instructions per iteration;
+    - in the forward pass, rescaling and row statistics.
     """
     kind = FLOORS[work.kind]
     scores = work.block_m * work.block_n
@@ -133,14 +138,14 @@ def floor(work: Work, warps: int, arch: str) -> float:
     return kind.elementwise + matrix + operands + copies + loop + rows
 
 
-# FLOP of a matrix instruction per lane that issues it; 128 is a warp's 16 x 8 x 16 product.
+# FLOP of a matrix instruction per issuing lane; the default, 128, is a warp's 16 x 8 x 16 product.
 MATRIX_FLOP = {"sm_90": 1024, "sm_100": 1024, "gfx942": 256, "gfx1100": 256}
 
 
 @dataclass(frozen=True)
 class _Floor:
     elementwise: float
-    copied: int  # rows of D copied per row that the loop walks
+    copied: int  # rows of D elements copied per row that the loop processes
 
 
 FLOORS = {"forward": _Floor(4.5, 2), "dkdv": _Floor(5.0, 2), "dq": _Floor(4.5, 2), "columns": _Floor(3.0, 1)}

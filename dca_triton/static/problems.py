@@ -1,6 +1,7 @@
-"""The launches that the library makes for each operation, on real tensors or on fake ones."""
+"""The kernel launches of each operation, on real tensors or on fake ones."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..ops.partners import Partners, inverted
 from .capture import Launch, capture
 from .work import KINDS
 
-LOCAL_RATIO = 0.3  # selected rows of local attention, as for re-identification
+LOCAL_RATIO = 0.3  # share of the rows that local attention selects, as in re-identification
 KERNELS = {
     "forward": "attention_forward",
     "dkdv": "attention_dkdv",
@@ -21,62 +22,70 @@ KERNELS = {
 }
 
 
+@dataclass(frozen=True)
+class Job:
+    """One kernel on one GPU architecture.
+
+    key: operation, direction, head dimension and dtype. n: tokens. config: the launch configuration. pairs:
+    whether pair attention attends to a partner.
+    """
+
+    key: tuning.Key
+    n: int
+    arch: str
+    config: tuning.Config
+    pairs: bool = True
+
+
 def problem(
-    op: str,
-    head_dim: int,
-    dtype: torch.dtype,
+    key: tuning.Key,
     n: int,
     device: torch.device,
     *,
-    backward: bool = False,
     pairs: bool = True,
     batch: int = 64,
     heads: int = 12,
 ) -> Callable[[], object]:
-    """Make the tensors of an operation over n tokens and return what launches it on them.
+    """Make the tensors of an operation and return a function that launches its kernels on them.
 
-    Queries, keys and values are views of one packed projection. pairs: each image attends to its neighbour
-    too; else to itself alone. backward launches the backward pass alone. Local attention selects
-    `LOCAL_RATIO` of the rows.
+    Args:
+        key: The operation, head dimension and dtype. The direction decides which pass is launched, forward
+            or backward.
+        n: Tokens. Local attention selects `LOCAL_RATIO` of them.
+        device: Where the tensors are. Queries, keys and values are views of one packed projection.
+        pairs: Whether each image of pair attention attends to its neighbor too.
+        batch: Images.
+        heads: Heads.
     """
-    D, scale = head_dim, head_dim**-0.5
+    D, scale = key.head_dim, key.head_dim**-0.5
+    dtype = tuning.DTYPES[key.dtype]
     q, k, v = torch.randn(batch, n, 3, heads, D, dtype=dtype, device=device).unbind(2)
     lse = torch.full((batch, heads, n), float(n), device=device)
-    if op == "rollout_row":
+    if key.op == "rollout_row":
         row = torch.full((batch, n), 1.0 / n, device=device)
         return lambda: triton_rollout.launch([q], [k], [lse], scale, row)
     partners: Partners | None = None
     index: Tensor | None = None
-    if op == "pair_attention" and pairs:
+    if key.op == "pair_attention" and pairs:
         partners = inverted(torch.arange(batch, device=device).roll(1), batch)
-    if op == "local_attention":
+    if key.op == "local_attention":
         index = torch.arange(max(1, int(n * LOCAL_RATIO)), device=device).repeat(batch, 1)
     attention = Attention(q, k, v, pairs=partners, rows=index, scale=scale)
-    if not backward:
-        return lambda: triton_launch.forward(op, attention)
+    if key.direction == "forward":
+        return lambda: triton_launch.forward(key.op, attention)
     rows = n if index is None else index.shape[1]
     out, dout = (torch.randn(batch, rows, heads, D, dtype=dtype, device=device) for _ in range(2))
     lse = lse[:, :, :rows].contiguous()
-    return lambda: triton_launch.backward(op, attention, dout, out, lse)
+    return lambda: triton_launch.backward(key.op, attention, dout, out, lse)
 
 
-def launch_of(
-    op: str,
-    direction: str,
-    head_dim: int,
-    dtype: torch.dtype,
-    n: int,
-    arch: str,
-    config: tuning.Config,
-    pairs: bool = True,
-) -> Launch:
-    """The launch of a direction's kernel that the library would make on such a GPU with this
-    configuration."""
-    backward = direction in ("dkdv", "dq")
+def launch_of(job: Job) -> Launch:
+    """Return the launch that the library would make for a job on a GPU of its architecture."""
+    key = job.key
 
     def run() -> None:
-        problem(op, head_dim, dtype, n, torch.device("cuda"), backward=backward, pairs=pairs)()
+        problem(key, job.n, torch.device("cuda"), pairs=job.pairs)()
 
-    with tuning.forced({(op, other): config for other in tuning.DIRECTIONS[op]}):
-        launches = [launch for launch in capture(run, arch) if launch.name in KINDS]
-    return next(launch for launch in launches if launch.name == KERNELS[direction])
+    with tuning.forced({(key.op, direction): job.config for direction in tuning.DIRECTIONS[key.op]}):
+        launches = [launch for launch in capture(run, job.arch) if launch.name in KINDS]
+    return next(launch for launch in launches if launch.name == KERNELS[key.direction])

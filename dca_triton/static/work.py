@@ -1,12 +1,11 @@
-"""What a recorded launch computes: iterations of its loops, scores needed and executed, bytes needed and
-moved."""
+"""Count the work of a recorded launch: loop iterations, scores, and bytes."""
 
 from dataclasses import dataclass
 
 from ..kernels.rollout import TAIL
 from .capture import Launch, Pointer
 
-# Kernel -> what it computes for a score, and the products of depth D that this takes.
+# Kernel -> its kind, and how many products of depth D each attention score takes.
 KINDS = {
     "attention_forward": ("forward", 2),
     "attention_dq": ("dq", 3),
@@ -17,9 +16,10 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Work:
-    """Totals over all programs of a launch, except matmuls and head_dim, which are per score.
+    """Totals over all programs of a launch; `matmuls` and `head_dim` are per score.
 
-    useful: scores that the mathematics needs. least_bytes: every input read and every output written once.
+    useful: scores that the operation needs. least_bytes: reading every input once and writing every output
+    once. moved_bytes: global-memory traffic without caches.
     """
 
     kind: str
@@ -37,18 +37,18 @@ class Work:
 
     @property
     def step(self) -> int:
-        """Rows that one iteration of a main loop walks."""
+        """Rows that one iteration of a main loop processes."""
         return self.block_n if self.kind in ("forward", "dq") else self.block_m
 
     @property
     def executed(self) -> int:
-        """Scores that the launch computes, rows and columns past the ends included."""
+        """Scores that the launch computes, including those past the ends."""
         owned = self.block_m * self.block_n // self.step
         return owned * (self.main_iterations * self.step + self.tail_iterations * self.tail)
 
 
 def work_of(launch: Launch) -> Work:
-    """The work of a launch of one of the kernels in `KINDS`, which name those that compute scores."""
+    """Count the work of a launch of a kernel in `KINDS`."""
     a = launch.arguments
     kind, matmuls = KINDS[launch.name]
     owner, walked = (a["BM"], "N") if kind in ("forward", "dq") else (a["BN"], "M")
@@ -56,10 +56,10 @@ def work_of(launch: Launch) -> Work:
     rows = a["M"] if kind in ("forward", "dq") else a["N"]
     tiles = -(-rows // owner)
     matrices = launch.programs // tiles  # images times heads
-    walks = [(a[walked], matrices)]  # how many rows, by how many matrices
+    walks = [(a[walked], matrices)]  # (rows, matrices)
     if a.get("p_partner") is not None:
         walks.append((a["N2"], matrices))
-    if kind == "dkdv":  # each image's own queries, and those of its readers, of whom the batch has so many
+    if kind == "dkdv":  # own queries, and those of the images whose partner it is
         readers = 0 if a["p_reader"] is None else a["p_reader"].shape[0]
         walks = [(a["M"], matrices * a["OWN"] + readers * a["H"])]
     tail = a.get("TAIL", TAIL.value)
@@ -84,7 +84,7 @@ def work_of(launch: Launch) -> Work:
 
 
 def _row_bytes(kind: str, head_dim: int, size: int) -> tuple[int, int]:
-    """Bytes moved for each row that a program owns and for each row that it walks."""
+    """Return the bytes moved for each row that a program owns and for each row that it loops over."""
     row = head_dim * size
     return {
         "forward": (2 * row + 4, 2 * row),  # q, out, lse; k, v
@@ -95,7 +95,7 @@ def _row_bytes(kind: str, head_dim: int, size: int) -> tuple[int, int]:
 
 
 def _least_bytes(launch: Launch) -> int:
-    """Every tensor once, however often it is passed; of the queries the M rows that count."""
+    """Return the bytes of all tensors, each counted once; only the first M rows of the queries are used."""
     a = launch.arguments
     tensors = {(p.storage, p.offset): p.bytes for p in a.values() if isinstance(p, Pointer)}
     q = a["p_q"]

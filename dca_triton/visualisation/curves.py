@@ -1,5 +1,6 @@
 """A training run's losses, loss weights and scores against the epoch."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,13 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..arguments import raise_faults
+from ..files import atomic_write
 from .overlays import DPI
+from .text import drawable
 
 LOSSES = ("sa_loss", "glca_loss", "pwca_loss", "total_loss")
-NO_SCORES = ("epoch", "lr", "seconds")
+NOT_SCORES = ("epoch", "lr", "seconds", "queries", "matched_queries")
 CURVES_INCHES = (4.8, 3.8)  # of one panel
-BRANCH_COLOURS = {"sa": "#0072b2", "glca": "#d55e00", "pwca": "#009e73", "total": "#222222", "sum": "#222222"}
-OTHER_COLOURS = ("#cc79a7", "#8c6d1f", "#56b4e9", "#7f7f7f", "#6a3d9a", "#e0b000")
+BRANCH_COLORS = {"sa": "#0072b2", "glca": "#d55e00", "pwca": "#009e73", "total": "#222222", "sum": "#222222"}
+OTHER_COLORS = ("#cc79a7", "#8c6d1f", "#56b4e9", "#7f7f7f", "#6a3d9a", "#e0b000")
 
 
 def training_curves(metrics: Sequence[Mapping[str, object]], path: str | Path) -> None:
@@ -21,23 +25,26 @@ def training_curves(metrics: Sequence[Mapping[str, object]], path: str | Path) -
 
     Args:
         metrics: One record per epoch with the number "epoch". `sa_loss`, `glca_loss`, `pwca_loss` and
-            `total_loss` are losses, `*_loss_weight` weights, and every other number a score, but for `lr`,
-            `seconds` and `*_loss_log_var` (the weights say the same). A record may lack any of them, as when
-            evaluation is rarer than training. A panel without a curve is left out.
-        path: The PNG, 120 dots per inch, 576 pixels wide per panel and 456 high.
+            `total_loss` are losses, `*_loss_weight` are weights, and every other number is a score, except
+            `lr`, `seconds`, counts of queries and `*_loss_log_var` (the weights show the same). A record may
+            lack any of them, for example scores if evaluation is rarer than epochs. An empty panel is left
+            out.
+        path: The PNG, 120 dots per inch, 576 pixels wide per panel and 456 high. It is written whole or not
+            at all.
 
     Raises:
-        ValueError: `metrics` has nothing to draw, or a record no epoch.
+        ValueError: `metrics` holds nothing to draw, or a record without an epoch.
+        OSError: `path` cannot be written.
     """
     lost = [i for i, record in enumerate(metrics) if not _is_number(record.get("epoch"))]
     if lost:
-        raise ValueError(f'metrics must hold a number "epoch" in every record, records {lost[:5]} do not')
+        raise_faults([f'metrics must hold a number "epoch" in every record, got none in records {lost[:5]}'])
     names = {name: None for record in metrics for name, value in record.items() if _is_number(value)}
     weights = [name for name in names if name.endswith("_loss_weight")]
     scores = [
         name
         for name in names
-        if name not in (*LOSSES, *weights, *NO_SCORES) and not name.endswith("_loss_log_var")
+        if name not in (*LOSSES, *weights, *NOT_SCORES) and not name.endswith("_loss_log_var")
     ]
     panels = {
         "Loss": [name for name in LOSSES if name in names],
@@ -46,15 +53,14 @@ def training_curves(metrics: Sequence[Mapping[str, object]], path: str | Path) -
     }
     drawn = {title: curves for title, curves in panels.items() if curves}
     if not drawn:
-        raise ValueError(
-            f"metrics must hold numbers besides epoch, lr and seconds, its {len(metrics)} records hold none"
-        )
+        raise_faults([f"metrics must hold a loss, a weight or a score, got none in {len(metrics)} records"])
     width, height = CURVES_INCHES
     figure = Figure(figsize=(width * len(drawn), height), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, len(drawn), squeeze=False)[0]
     for axis, (title, curves) in zip(axes, drawn.items(), strict=True):
         _panel(axis, title, curves, metrics)
-    figure.savefig(path, format="png")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _is_number(value: object) -> bool:
@@ -62,20 +68,17 @@ def _is_number(value: object) -> bool:
 
 
 def _panel(axis: Axes, title: str, curves: Sequence[str], metrics: Sequence[Mapping[str, object]]) -> None:
-    spare = list(OTHER_COLOURS)
-    branches = dict(BRANCH_COLOURS)
+    spare, branches = itertools.cycle(OTHER_COLORS), dict(BRANCH_COLORS)
     for name in curves:
         points = [(r["epoch"], r[name]) for r in metrics if _is_number(r.get(name))]
         epochs, values = zip(*points, strict=True)
-        colour = branches.pop(name.split("_")[0], None) or spare[0]
-        if colour == spare[0]:
-            spare.append(spare.pop(0))
+        color = branches.pop(name.split("_")[0], None) or next(spare)
         label = f"{name.removesuffix('_loss_weight').removesuffix('_loss')}: {values[-1]:.4g}"
         axis.plot(
             epochs,
             values,
-            color=colour,
-            label=label,
+            color=color,
+            label=drawable(label),
             linewidth=1.5,
             marker="o" if len(points) <= 40 else "",
             markersize=3,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,28 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from ..arguments import Rule, integer, raise_faults, violations
+from ..files import atomic_write
+from ..tensor_arguments import describe, row_faults, tensor_faults
+from .text import drawable
+
 DPI = 120
 CELL_INCHES, GAP_INCHES, TITLE_INCHES, HEAD_INCHES, FOOT_INCHES = 2.2, 0.12, 0.36, 0.35, 0.6
 HEAT = "inferno"
 OUTLINE = "#ffd21f"
 DARKENED = 0.3  # brightness of what the local attention leaves out
+
+
+def _is_grid(value: Any) -> bool:
+    fits, _ = integer(1)
+    return isinstance(value, tuple) and len(value) == 2 and all(map(fits, value))
+
+
+VALUE_RULES: dict[str, Rule] = {
+    "titles": (lambda v: len(v) > 0, "at least one text"),
+    "num_prefix": integer(1),
+    "grid": (_is_grid, "a tuple of two integers >= 1"),
+}
 
 
 def rollout_overlays(
@@ -39,10 +57,11 @@ def rollout_overlays(
         grid: (gh, gw) patches.
         num_prefix: P, tokens before the patches, at least 1.
         titles: One per photo.
-        path: The PNG, 120 dots per inch.
+        path: The PNG, 120 dots per inch. It is written whole or not at all.
 
     Raises:
         ValueError: Shapes, dtypes or values that do not fit, every reason at once.
+        OSError: `path` cannot be written.
     """
     _check_overlays(images, rows, selected, grid, num_prefix, titles)
     heads = ("photo", "rollout", f"local patches: {selected.shape[1] - 1}")
@@ -50,7 +69,8 @@ def rollout_overlays(
     for line, photo, row, tokens, title in zip(axes, images, rows, selected, titles, strict=True):
         draw_photo(line, photo, row, tokens, grid, num_prefix, title)
     heat_scale(figure, axes[-1, 1])
-    figure.savefig(path, format="png")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
 
 
 def contact_sheet(count: int, heads: Sequence[str], size: tuple[int, int]) -> tuple[Figure, np.ndarray]:
@@ -74,8 +94,8 @@ def contact_sheet(count: int, heads: Sequence[str], size: tuple[int, int]) -> tu
         },
     )
     for column, head in enumerate(heads):
-        centre = (GAP_INCHES + CELL_INCHES / 2 + column * (CELL_INCHES + GAP_INCHES)) / width
-        figure.text(centre, 1 - 0.2 / height, head, ha="center", va="center", weight="bold", fontsize=11)
+        center = (GAP_INCHES + CELL_INCHES / 2 + column * (CELL_INCHES + GAP_INCHES)) / width
+        figure.text(center, 1 - 0.2 / height, head, ha="center", va="center", weight="bold", fontsize=11)
     return figure, axes
 
 
@@ -101,7 +121,7 @@ def draw_photo(
         show_picture(axis, picture)
     heat = heat_map(row, grid, size, num_prefix).numpy()
     line[1].imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.6, extent=(0, size[1], size[0], 0))
-    line[0].set_title(title, loc="left", fontsize=9, pad=4, parse_math=False)
+    line[0].set_title(drawable(title), loc="left", fontsize=9, pad=4, parse_math=False)
 
 
 def show_picture(axis: Axes, picture: Tensor) -> None:
@@ -111,11 +131,11 @@ def show_picture(axis: Axes, picture: Tensor) -> None:
 
 
 def heat_scale(figure: Figure, above: Axes) -> None:
-    """The colour scale of the heat, in the foot of the figure, below the last axes of a column."""
+    """The color scale of the heat, in the foot of the figure, below the last axes of a column."""
     height, box = figure.get_size_inches()[1], above.get_position()
     bar = figure.add_axes((box.x0, 0.4 / height, box.width, 0.1 / height))
-    colours = ScalarMappable(Normalize(0, 1), HEAT)
-    figure.colorbar(colours, cax=bar, orientation="horizontal", ticks=[0, 1])
+    colors = ScalarMappable(Normalize(0, 1), HEAT)
+    figure.colorbar(colors, cax=bar, orientation="horizontal", ticks=[0, 1])
     bar.set_xticks([0, 1], ["least", "most of the photo's patches"], fontsize=8)
     least, most = bar.get_xticklabels()
     least.set_horizontalalignment("left")
@@ -125,13 +145,12 @@ def heat_scale(figure: Figure, above: Axes) -> None:
 def heat_map(row: Tensor, grid: tuple[int, int], size: tuple[int, int], num_prefix: int) -> Tensor:
     """The patches' part of one rollout row (N,), stretched to 0..1, bilinear over `size`: (h, w) float32.
 
-    A row that is the same for all patches gives zeros. Raises ValueError where N is not num_prefix and the
-    grid's patches.
+    A row that is the same for all patches gives zeros.
+
+    Raises:
+        ValueError: N is not num_prefix plus the number of patches.
     """
-    if row.shape != (tokens := num_prefix + grid[0] * grid[1],):
-        raise ValueError(
-            f"row is {tuple(row.shape)}; allowed is ({tokens},) for grid {grid} and num_prefix {num_prefix}"
-        )
+    raise_faults(tensor_faults("row", row, "floating-point", num_prefix + grid[0] * grid[1]))
     patches = row[num_prefix:].float().reshape(1, 1, *grid)
     patches = patches - patches.min()
     # Divided only when there is a contrast; rollout values are tiny, so no epsilon is safe.
@@ -160,32 +179,20 @@ def _check_overlays(
     num_prefix: int,
     titles: Sequence[str],
 ) -> None:
-    faults = []
-    count, tokens = len(titles), num_prefix + grid[0] * grid[1]
-    if not count:
-        faults.append("titles must name at least one photo, is empty")
-    if num_prefix < 1 or min(grid) < 1:
-        faults.append(f"num_prefix and grid must be at least 1, are {num_prefix} and {grid}")
-    if images.ndim != 4 or tuple(images.shape[:2]) != (count, 3) or not images.numel():
-        faults.append(f"images must be ({count}, 3, h, w) for {count} titles, is {tuple(images.shape)}")
-    elif not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
-        faults.append(
-            f"images must be floating point in 0..1, is {images.dtype} in {images.min():g}..{images.max():g}"
-        )
-    if tuple(rows.shape) != (count, tokens):
-        faults.append(
-            f"rows must be {(count, tokens)} for grid {grid} and num_prefix {num_prefix}, "
-            f"is {tuple(rows.shape)}"
-        )
-    elif not rows.is_floating_point() or not bool(rows.isfinite().all()):
-        faults.append(f"rows must be floating point and finite, is {rows.dtype} or holds inf or NaN")
-    if selected.ndim != 2 or len(selected) != count or not selected.shape[1]:
-        faults.append(f"selected must be ({count}, 1 + R), is {tuple(selected.shape)}")
+    arguments = {"titles": titles, "num_prefix": num_prefix, "grid": grid}
+    faults = violations(arguments, VALUE_RULES)
+    count, tokens = len(titles), "N" if faults else num_prefix + grid[0] * grid[1]
+    faults += tensor_faults("images", images, "floating-point", count, 3, "h", "w") or row_faults(
+        "images", "in 0..1", ~((images >= 0) & (images <= 1)).flatten(1).all(1)
+    )
+    faults += tensor_faults("rows", rows, "floating-point", count, tokens) or row_faults(
+        "rows", "finite", ~rows.isfinite().all(1), "inf or NaN"
+    )
+    if wrong := tensor_faults("selected", selected, "integer", count, "1 + R"):
+        faults += wrong
     elif selected.dtype not in (torch.int64, torch.int32):
-        faults.append(f"selected must be int64 or int32, is {selected.dtype}")
-    elif selected.numel() and not bool(((selected >= 0) & (selected < tokens)).all()):
-        faults.append(
-            f"selected must lie in 0..{tokens - 1}, is in {int(selected.min())}..{int(selected.max())}"
-        )
-    if faults:
-        raise ValueError("; ".join(faults))
+        faults.append(f"selected must be int64 or int32, got {describe(selected)}")
+    elif isinstance(tokens, int):
+        outside = ((selected < 0) | (selected >= tokens)).any(1)
+        faults += row_faults("selected", f"in 0..{tokens - 1}", outside)
+    raise_faults(faults)

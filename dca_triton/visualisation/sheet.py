@@ -1,4 +1,4 @@
-"""A contact sheet that explains a model's answers: one PNG, or one HTML file that needs nothing besides."""
+"""A contact sheet that explains a model's answers: one PNG, or one self-contained HTML file."""
 
 import base64
 import html
@@ -14,13 +14,16 @@ from matplotlib.ticker import MaxNLocator
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
-from tqdm import tqdm
 
+from ..arguments import raise_faults
 from ..data import read_image, reid_test
+from ..files import atomic_write
 from ..model import DualAttentionModel
-from .curves import BRANCH_COLOURS
+from ..progress import progress as progress_bar
+from .curves import BRANCH_COLORS
 from .explanation import distractor_share, explain
 from .overlays import contact_sheet, draw_photo, heat_scale, show_picture
+from .text import drawable, writable
 
 BATCH = 8
 TOP = 3  # classes shown per branch
@@ -79,10 +82,11 @@ def visualize(
     Args:
         model: Left in evaluation mode; photos are resized to its image size.
         photos: At least one image file.
-        output: A .png, which holds up to 64 photos, or a self-contained .html.
+        output: A .png, which holds up to 64 photos, or a self-contained .html. It is written whole or not at
+            all. Characters that matplotlib's fonts lack are boxes in pictures; a page's captions have them.
         distractors: A partner for each photo.
         classes: Names of the model's classes; numbers by default.
-        mean: Of the normalisation that the model was trained with, per channel.
+        mean: Of the normalization that the model was trained with, per channel.
         std: Like mean.
         progress: Show a progress bar.
 
@@ -94,12 +98,17 @@ def visualize(
     _check(model, photos, output, distractors, classes)
     names = classes or [f"class {k}" for k in range(model.num_classes)]
     explained = _explained(model, photos, distractors, mean, std)
-    bar = tqdm(explained, desc="visualize", total=len(photos), leave=False, disable=not progress)
+    bar = progress_bar(
+        explained, desc="visualize", total=len(photos), unit="photo", leave=False, disable=not progress
+    )
     if output.suffix == ".png":
-        _draw(model, list(bar), names).savefig(output, format="png")
+        figure = _draw(model, list(bar), names)
+        with atomic_write(output) as file:
+            figure.savefig(file, format="png")
         return
     figures = "\n".join(_html_figure(model, one, names) for one in bar)
-    output.write_text(PAGE.format(title=TITLE, about=ABOUT, figures=figures), encoding="utf-8")
+    with atomic_write(output, "w") as file:
+        file.write(PAGE.format(title=TITLE, about=ABOUT, figures=figures))
 
 
 def _check(
@@ -111,19 +120,22 @@ def _check(
 ) -> None:
     faults = []
     if not photos:
-        faults.append("photos is empty; allowed is at least one image file")
+        faults.append("photos must hold at least one image file, got none")
     if output.suffix not in (".png", ".html"):
-        faults.append(f"output is {str(output)!r}; allowed are files that end in .png or .html")
+        faults.append(f"output must end in .png or .html, got {str(output)!r}")
     if not output.parent.is_dir():
-        faults.append(f"output is {str(output)!r}; allowed are files in a folder that exists")
+        faults.append(f"output must be in a folder that exists, got {str(output)!r}")
+    if output.exists() and not output.is_file():
+        faults.append(f"output must be a file, got {str(output)!r}, a folder, a device or a pipe")
     if output.suffix == ".png" and len(photos) > MOST_IN_PNG:
-        faults.append(f"photos holds {len(photos)}; a .png takes {MOST_IN_PNG} at most, .html any number")
+        faults.append(
+            f"photos must hold at most {MOST_IN_PNG} for a .png (any number for .html), got {len(photos)}"
+        )
     if distractors is not None and len(distractors) != len(photos):
-        faults.append(f"distractors holds {len(distractors)}; allowed is one per photo, {len(photos)}")
+        faults.append(f"distractors must hold one per photo, {len(photos)}, got {len(distractors)}")
     if classes and len(classes) != model.num_classes:
-        faults.append(f"classes holds {len(classes)}; allowed are the model's {model.num_classes}, or none")
-    if faults:
-        raise ValueError("; ".join(faults))
+        faults.append(f"classes must be the model's {model.num_classes} or none, got {len(classes)}")
+    raise_faults(faults)
 
 
 def _explained(
@@ -144,15 +156,23 @@ def _explained(
     for start in range(0, len(photos), BATCH):
         part = slice(start, start + BATCH)
         shown, images = load(photos[part])
-        seen = [t.cpu() for t in explain(model, images)]
-        pairs: Sequence[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(shown)
+        seen = explain(model, images)
+        others: Sequence[Tensor | None] = [None] * len(shown)
+        shares: Sequence[Tensor | None] = [None] * len(shown)
         if distractors is not None:
-            others, partners = load(distractors[part])
-            shares = distractor_share(model, images, partners).cpu()
-            pairs = list(zip(others, shares, strict=True))
-        names = ["/".join(Path(path).parts[-2:]) for path in photos[part]]
-        for name, photo, *found, pair in zip(names, shown, *seen, pairs, strict=True):
-            yield Explained(name, photo, *found, *pair)
+            pictures, partners = load(distractors[part])
+            others, shares = list(pictures), list(distractor_share(model, images, partners).cpu())
+        for i, path in enumerate(photos[part]):
+            yield Explained(
+                name="/".join(Path(path).parts[-2:]),
+                photo=shown[i],
+                rollout=seen.rollout[i].cpu(),
+                selected=seen.selected[i].cpu(),
+                sa=seen.sa[i].cpu(),
+                glca=seen.glca[i].cpu(),
+                distractor=others[i],
+                shares=shares[i],
+            )
 
 
 def _draw(model: DualAttentionModel, rows: Sequence[Explained], classes: Sequence[str]) -> Figure:
@@ -188,12 +208,10 @@ def _draw_predictions(axis: Axes, one: Explained, classes: Sequence[str]) -> Non
     axis.set(xlim=(0, 1), ylim=(2 * TOP + 2, 0))
     for place, (branch, likeliest) in enumerate(_likeliest(one, classes).items()):
         top = place * (TOP + 1) + 0.5
-        axis.text(
-            0, top, branch.upper(), va="center", weight="bold", fontsize=9, color=BRANCH_COLOURS[branch]
-        )
+        axis.text(0, top, branch.upper(), va="center", weight="bold", fontsize=9, color=BRANCH_COLORS[branch])
         for y, (name, probability) in enumerate(likeliest, start=1):
-            axis.barh(top + y, probability, height=0.8, color=BRANCH_COLOURS[branch], alpha=0.3)
-            text = f"{100 * probability:.1f} %  {name}"
+            axis.barh(top + y, probability, height=0.8, color=BRANCH_COLORS[branch], alpha=0.3)
+            text = drawable(f"{100 * probability:.1f} %  {name}")
             axis.text(0.02, top + y, text, va="center", fontsize=8, clip_on=True, parse_math=False)
 
 
@@ -220,7 +238,7 @@ def _html_figure(model: DualAttentionModel, one: Explained, classes: Sequence[st
         f"{branch.upper()}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in likeliest)
         for branch, likeliest in _likeliest(one, classes).items()
     )
-    caption = html.escape(f"{one.name} — {said}")
+    caption = html.escape(writable(f"{one.name} — {said}"))
     data = base64.b64encode(png.getvalue()).decode()
     return (
         f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'

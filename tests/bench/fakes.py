@@ -1,4 +1,4 @@
-"""Results that nobody measured, for reports and gates."""
+"""Made-up results for tests of reports and gates."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ PEAKS = {"matmul fp32": 1e11, "matmul bf16": 2e11, "copy": 1e10}
 
 
 def operation(N: int, milliseconds: float = 1.0) -> tuple[Benchmark, Mapping[str, Measured]]:
-    """An operation whose eager path grows as N² in time and memory, the library's as N² and N."""
+    """Return an operation whose eager path grows as N² in time and memory, the library's as N² and N."""
     shape = OpShape(2, N, 3, 64, 12)
     benchmark = Benchmark("rollout_row", shape, "fp32", dict, seconds=1, flops=N**2 * 10**4, moved=N * 10**4)
     square = (N / 100) ** 2
@@ -27,7 +27,7 @@ def operation(N: int, milliseconds: float = 1.0) -> tuple[Benchmark, Mapping[str
 def step(
     name: str, backbone: str, size: int, B: int, share: float
 ) -> tuple[Benchmark, Mapping[str, Measured]]:
-    """A whole step of which the library takes this share of time and memory."""
+    """Return a whole step in which the library takes this share of time and memory."""
     benchmark = Benchmark(name, ModelShape(backbone, size, B), "fp32", dict, seconds=1)
     return benchmark, {
         "eager maps": Measured([100.0, 110.0, 90.0], 10**8),
@@ -37,7 +37,7 @@ def step(
 
 
 def document(share: float = 0.4, milliseconds: float = 1.0, device: str = "Fake_GPU") -> results.Results:
-    """A whole document of that device."""
+    """Return a whole results document of a device."""
     measured = [operation(N, milliseconds) for N in (128, 785, 3136)]
     for name in ("evaluation step", "train step"):
         measured.append(step(name, "deit_tiny_patch16_224", 224, 8, share))

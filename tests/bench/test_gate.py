@@ -1,11 +1,12 @@
-"""Gates on results that nobody measured: a planted regression fails, and so does a missed target."""
+"""Gates on made-up results: a planted regression fails, and so does a missed target."""
 
 import copy
+from unittest.mock import ANY
 
 import fakes
 import pytest
 
-from bench import gate
+from bench import gate, results
 from bench.registry import benchmarks
 
 
@@ -27,13 +28,13 @@ def test_the_same_results_pass():
 
 
 @pytest.mark.parametrize(
-    ("factors", "told"), [({"median": 1.06}, "median rose"), ({"memory": 1.06}, "peak MiB rose")]
+    ("factors", "message"), [({"median": 1.06}, "median rose"), ({"memory": 1.06}, "peak MiB rose")]
 )
-def test_a_planted_regression_is_found(factors, told):
+def test_a_planted_regression_is_found(factors, message):
     document = fakes.document()
     (found,) = gate.regressions(slowed(document, LIBRARY, **factors), document)
     assert LIBRARY in found
-    assert told in found
+    assert message in found
     assert "+6.0%" in found
 
 
@@ -53,7 +54,7 @@ def test_what_is_no_longer_measured_is_told():
     before, after = fakes.document(), fakes.document()
     after["benchmarks"] = [e for e in after["benchmarks"] if e["fullname"] != LIBRARY]
     (found,) = gate.regressions(after, before)
-    assert "now is not" in found
+    assert "in the baseline, but not measured this time" in found
 
 
 def test_other_paths_may_become_slower():
@@ -63,8 +64,30 @@ def test_other_paths_may_become_slower():
 
 
 def test_the_baseline_is_of_the_same_device():
-    with pytest.raises(ValueError, match="baseline is of Other_GPU; allowed is one of this device, Fake_GPU"):
+    with pytest.raises(ValueError, match="baseline must be of this device, Fake_GPU, got one of Other_GPU"):
         gate.regressions(fakes.document(), fakes.document(device="Other_GPU"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"machine_info": {"device": "Fake_GPU"}}', b"\xff", None], ids=repr
+)
+def test_a_damaged_baseline_is_named(text, tmp_path):
+    file = tmp_path / "Fake_GPU.json"
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"baseline must be a results file, got .*Fake_GPU.json"):
+        gate.read_baseline(file, "Fake_GPU")
+
+
+def test_a_baseline_is_read_whole(tmp_path):
+    file = tmp_path / "Fake_GPU.json"
+    results.write(file, fakes.document())
+    assert gate.read_baseline(file, "Fake_GPU") == fakes.document() | {"datetime": ANY}
+    document = fakes.document()
+    del document["benchmarks"][1]["extra_info"]["peak_bytes"]
+    results.write(file, document)
+    with pytest.raises(ValueError, match="must be a results file"):
+        gate.read_baseline(file, "Fake_GPU")
 
 
 def test_targets_are_met_and_missed():
@@ -75,8 +98,9 @@ def test_targets_are_met_and_missed():
         "train step deit_tiny_patch16_224 size=224 B=8 fp32",
         "rollout_row B=2 N=785 H=3 D=64 L=12 fp32",
     }
-    assert sum("peak memory of library is 0.60 of eager maps's, above 0.5" in line for line in missed) == 2
-    assert any("time of library is 0.27 of matrix's, above 0.25" in line for line in missed)
+    memory = "peak memory of 'library' must be at most 0.50 of 'eager maps', got 0.60"
+    assert sum(memory in line for line in missed) == 2
+    assert any("time of 'library' must be at most 0.25 of 'matrix', got 0.27" in line for line in missed)
 
 
 def test_memory_may_not_grow_faster_than_its_tokens():
@@ -85,7 +109,7 @@ def test_memory_may_not_grow_faster_than_its_tokens():
         if entry["name"] == "library" and "N" in entry["params"]:
             entry["extra_info"]["peak_bytes"] *= entry["params"]["N"] ** 0.2
     assert gate.missed_targets(document) == [
-        "rollout_row: the library's memory grows as N^1.20, above 1.1",
+        "rollout_row: the library's memory must grow as N^1.1 at most, got N^1.20",
     ]
 
 

@@ -1,4 +1,6 @@
-"""The GPU's one command with every measurement faked: what it runs, writes, and ends with."""
+"""`python -m bench.gpu` with every measurement faked: what it runs, writes, and returns."""
+
+import re
 
 import fakes
 import pytest
@@ -6,15 +8,15 @@ import torch
 
 from bench import __main__ as bench_main
 from bench import gpu, registry, results
-from bench.measure import Measured
+from bench.measure import Disagreement, Measured
 from dca_triton import tuning
 
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """`python -m bench.gpu` on a GPU that is not there; returns what it ended with and the steps it took."""
+    """Run `python -m bench.gpu` on a fake GPU; return its exit status and the steps it took."""
 
-    def run(tests_status: int = 0, milliseconds: float = 1.0):
+    def run(tests_status: int = 0, milliseconds: float = 1.0, tune_fails: bool = False):
         steps = []
         fake = fakes.document(milliseconds=milliseconds)
 
@@ -24,6 +26,8 @@ def command(monkeypatch, tmp_path):
 
         def tune(device, head_dims, dtypes):
             steps.append("tune")
+            if tune_fails:
+                raise OSError("output must be a file that can be written")
             return []
 
         def measured(chosen, device, output):
@@ -33,6 +37,7 @@ def command(monkeypatch, tmp_path):
         monkeypatch.setattr("sys.argv", ["bench.gpu", "--output", str(tmp_path / "out")])
         monkeypatch.setattr("torch.cuda.is_available", lambda: True)
         monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+        monkeypatch.setattr(results, "device_name", lambda device: "Fake_GPU")
         monkeypatch.setattr(gpu, "gpu_tests", gpu_tests)
         monkeypatch.setattr(gpu.tuner, "tune", tune)
         monkeypatch.setattr(gpu, "run", measured)
@@ -46,7 +51,7 @@ def command(monkeypatch, tmp_path):
 
 def test_without_a_baseline_it_passes_and_says_so(command, capsys, tmp_path):
     assert command() == (None, ["tests", "tune", "measure"])
-    assert "no baseline of this device yet" in capsys.readouterr().out
+    assert "This device has no baseline yet" in capsys.readouterr().out
     assert {f.name for f in (tmp_path / "out").iterdir()} == {
         "Fake_GPU.json",
         "Fake_GPU.md",
@@ -58,7 +63,7 @@ def test_its_results_serve_as_the_baseline(command, capsys, tmp_path):
     command()
     results.write(tmp_path / "baselines/Fake_GPU.json", results.read(tmp_path / "out/Fake_GPU.json"))
     assert command()[0] is None
-    assert "within 5% of the baseline" in capsys.readouterr().out
+    assert "Every figure is within 5% of the baseline" in capsys.readouterr().out
 
 
 def test_a_planted_regression_ends_it_with_its_name(command, tmp_path):
@@ -69,16 +74,33 @@ def test_a_planted_regression_ends_it_with_its_name(command, tmp_path):
     )
 
 
+@pytest.mark.parametrize("damage", [b"{", b"{}", None])
+def test_a_bad_baseline_ends_it_before_anything_runs(damage, command, tmp_path):
+    file = tmp_path / "baselines/Fake_GPU.json"
+    results.write(file, fakes.document(device="Other_GPU"))
+    if damage:
+        file.write_bytes(damage)
+    status, steps = command()
+    assert status.startswith("baseline must be ")
+    assert steps == []
+
+
+def test_failing_tuning_is_a_sentence(command):
+    status, steps = command(tune_fails=True)
+    assert status == "tuning failed: output must be a file that can be written"
+    assert steps == ["tests", "tune"]
+
+
 def test_failing_tests_end_it_before_anything_is_measured(command):
     status, steps = command(tests_status=1)
-    assert "GPU tests ended with status 1" in status
+    assert "the GPU tests failed (pytest exit status 1)" in status
     assert steps == ["tests"]
 
 
 def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr("sys.argv", ["bench.gpu"])
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit, match="no GPU that PyTorch can use"):
+    with pytest.raises(SystemExit, match="PyTorch finds no GPU"):
         gpu.main()
 
 
@@ -103,7 +125,41 @@ def test_what_does_not_fit_the_memory_is_left_out_and_told(monkeypatch, tmp_path
     monkeypatch.setattr(bench_main, "peaks", lambda device: {"matmul fp32": 1e12, "copy": 1e9})
     document, _ = bench_main.run([small, large], fakes.CPU, tmp_path)
     assert {entry["group"] for entry in document["benchmarks"]} == {small.title}
-    assert f"{large.title} is left out: a path does not fit" in capsys.readouterr().out
+    assert f"Skipping {large.title}: one of its paths needs more memory" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="nothing was measured"):
         bench_main.run([large], fakes.CPU, tmp_path)
     assert not torch.backends.cudnn.allow_tf32  # else a training step of two formulations cannot agree
+    assert not list(tmp_path.glob("*.unfinished*"))
+
+
+def test_an_interrupted_run_keeps_the_earlier_results(monkeypatch, tmp_path):
+    first, second = [b for b in registry.benchmarks(fakes.CPU) if b.name == "local_attention"][:2]
+
+    def measured(paths, dtype, device, seconds):
+        if interrupted and len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(paths)
+        return {"eager": Measured([2.0, 2.0], 100), "library": Measured([1.0, 1.0], 50)}
+
+    calls, interrupted = [], False
+    monkeypatch.setattr(bench_main, "measure", measured)
+    monkeypatch.setattr(bench_main, "peaks", lambda device: {"matmul fp32": 1e12, "copy": 1e9})
+    document, file = bench_main.run([first, second], fakes.CPU, tmp_path)
+    interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        bench_main.run([first, second], fakes.CPU, tmp_path)
+    assert results.read(file) == document
+    (unfinished,) = tmp_path.glob("*.unfinished.json")
+    assert {entry["group"] for entry in results.read(unfinished)["benchmarks"]} == {first.title}
+
+
+def test_paths_that_disagree_end_a_run_with_a_sentence(monkeypatch, tmp_path):
+    def measured(paths, dtype, device, seconds):
+        raise Disagreement("out differs")
+
+    (first, *_) = registry.benchmarks(fakes.CPU)
+    monkeypatch.setattr(bench_main, "measure", measured)
+    monkeypatch.setattr(bench_main, "peaks", lambda device: {})
+    with pytest.raises(SystemExit, match=f"{re.escape(first.title)}: out differs"):
+        bench_main.run([first], fakes.CPU, tmp_path)
+    assert list(tmp_path.iterdir()) == []

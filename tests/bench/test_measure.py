@@ -1,4 +1,4 @@
-"""Nothing is timed before it agrees; turns, memory and peaks are what they are said to be."""
+"""Paths are timed only if they agree; turns, memory and errors are measured correctly."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def path(value: torch.Tensor, log: list[str] | None = None, name: str = "") -> P
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (torch.ones(3) * 1.001, "planted: out differs by 0.001"),
         (torch.ones(2), "differs by inf"),
@@ -27,9 +27,9 @@ def path(value: torch.Tensor, log: list[str] | None = None, name: str = "") -> P
         (torch.tensor([1.0, 1.0, torch.inf]), "differs by inf"),
     ],
 )
-def test_a_planted_wrong_output_is_refused(wrong, told):
+def test_a_planted_wrong_output_is_refused(wrong, message):
     paths = {"right": path(torch.ones(3)), "planted": path(wrong)}
-    with pytest.raises(Disagreement, match=told):
+    with pytest.raises(Disagreement, match=message):
         measure.measure(paths, "fp32", CPU, seconds=0)
 
 

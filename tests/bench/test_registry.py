@@ -1,4 +1,4 @@
-"""The compared paths compute the same on small shapes, a planted fault is refused, and titles are unique."""
+"""Compared paths agree on small shapes, a planted fault is refused, and titles are unique."""
 
 from functools import partial
 from unittest.mock import patch
@@ -77,7 +77,7 @@ def test_operations_agree(build):
     ],
 )
 def test_the_library_s_memory_grows_as_its_tokens(build):
-    """As it is used, with the strides of a packed projection and of a fused kernel's log-sum-exp."""
+    """With the strides of a packed projection and of a fused kernel's log-sum-exp, as in the model."""
     lengths = [785, 1568]
     runs = [build(OP._replace(N=N), dtype="fp32", device=fakes.CPU) for N in lengths]
     library, eager = (
@@ -102,7 +102,7 @@ def test_a_title_holds_shape_and_dtype():
 
 
 def test_least_arithmetic_of_attention():
-    """Of one operation counted by hand: 4 B H N 2N D for the scores and the values of two images."""
+    """Counted by hand for one operation: 4 B H N 2N D for the scores and values of two images."""
     (pair, *_) = (b for b in benchmarks(fakes.CPU) if b.name == "pair_attention" and b.shape.N == 128)
     B, N, H, D, _ = pair.shape
     assert pair.flops == 4 * B * H * N * (2 * N) * D

@@ -1,4 +1,4 @@
-"""Tables, exponents and plots of results that nobody measured."""
+"""Tables, exponents and plots of made-up results."""
 
 import fakes
 import pytest
@@ -20,7 +20,7 @@ def test_tables_hold_the_figures():
 
 
 def test_ratios_are_taken_round_by_round():
-    """The machine slowed down by half in one round: times show it, ratios do not."""
+    """If the machine slows down in one round, times change but ratios do not."""
     benchmark, paths = fakes.step("train step", "vit", 224, 1, share=0.5)
     entry = fakes.results.entry(benchmark, "library", paths["library"], paths)
     assert entry["extra_info"]["ratio"] == pytest.approx({"25": 0.5, "50": 0.5, "75": 0.5})

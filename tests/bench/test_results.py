@@ -1,4 +1,4 @@
-"""Results on disk, as this project and as pytest-benchmark read them."""
+"""Results files can be read by this project and by pytest-benchmark."""
 
 import fakes
 import torch
@@ -35,5 +35,5 @@ def test_pytest_benchmark_compares_two_of_them(tmp_path, monkeypatch, capfd):
     files = [str(tmp_path / f"{name}.json") for name in ("before", "after")]
     monkeypatch.setattr("sys.argv", ["pytest-benchmark", "compare", "--columns=median", *files])
     cli.main()
-    told = "".join(capfd.readouterr())
-    assert sum("library (" in line for line in told.splitlines()) == 2 * 7
+    message = "".join(capfd.readouterr())
+    assert sum("library (" in line for line in message.splitlines()) == 2 * 7

@@ -1,4 +1,4 @@
-"""What the shipped kernels may cost on sm_80 and sm_90: D=64, fp16 and bf16, lengths that no tile divides."""
+"""Cost limits of the shipped kernels on sm_80 and sm_90: D=64, 16-bit, lengths that no tile divides."""
 
 import functools
 import itertools
@@ -7,10 +7,11 @@ import pytest
 
 from bench.static import report
 from dca_triton import tuning
-from dca_triton.static.assess import Assessment, Job, assess
+from dca_triton.static.assess import Assessment, assess
+from dca_triton.static.problems import Job
 
 SHORT, LONG = 197, 785
-LIMITS = [  # operation, its kernels, in pairs or alone; thread-instructions per score of every main loop
+LIMITS = [  # operation, kernels, with partner; the most thread-instructions per score in every main loop
     ("pair_attention", ("forward",), True, {"sm_80": 9.3, "sm_90": 7.2}),
     ("pair_attention", ("forward",), False, {"sm_80": 9.3, "sm_90": 7.2}),
     ("pair_attention", ("dkdv", "dq"), True, {"sm_80": 22.5, "sm_90": 16.0}),
@@ -18,7 +19,7 @@ LIMITS = [  # operation, its kernels, in pairs or alone; thread-instructions per
     ("local_attention", ("forward",), False, {"sm_80": 11.0, "sm_90": 8.7}),
     ("rollout_row", ("step",), False, {"sm_80": 6.9, "sm_90": 5.2}),
 ]
-EXECUTED = {SHORT: 1.4, LONG: 1.2}  # scores computed per score needed
+EXECUTED = {SHORT: 1.4, LONG: 1.2}  # the most scores computed per score needed
 CHIPS = ("sm_80", "sm_90")
 
 

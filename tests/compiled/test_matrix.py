@@ -1,8 +1,7 @@
-"""Shipped configurations compile for every chip without spills: a part of the matrix in which every pair
-meets.
+"""Shipped configurations compile for every chip without spills, in a pairwise sample of all combinations.
 
-Every pair of kernel, head dimension, dtype and chip is among the jobs; `python -m bench.static --matrix`
-compiles all.
+Every pair of values of kernel, head dimension, dtype and chip occurs; `python -m bench.static --matrix`
+compiles all combinations.
 """
 
 import itertools
@@ -11,15 +10,16 @@ import pytest
 
 from bench.static import gate, report
 from dca_triton import tuning
-from dca_triton.static.assess import Job, assess
+from dca_triton.static.assess import assess
 from dca_triton.static.chips import CHIPS
+from dca_triton.static.problems import Job
 
 KERNELS = [(op, direction) for op, directions in tuning.DIRECTIONS.items() for direction in directions]
 DTYPES = list(tuning.DTYPES)
 
 
 def case(job: Job) -> object:
-    """A test case; where spilling is known to be unavoidable it must fail, and tells when not."""
+    """Return a test case, expected to fail if every tile is known to spill."""
     known = [pytest.mark.xfail(strict=True, reason="spills with every tile")]
     return pytest.param(job, id=report.name_of(job), marks=known if gate.spills_by_necessity(job) else ())
 

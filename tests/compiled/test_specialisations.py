@@ -1,6 +1,6 @@
-"""What a launcher compiles anew for sizes of 1 and of multiples of 16, and for partners of another length.
+"""Specializations that Triton compiles for sizes of 1, multiples of 16, and partners of another length.
 
-Triton turns an argument of 1 into a constant, which changes the types that meet at a kernel's branches; the
+Triton turns an argument of 1 into a constant, which changes the types that meet at a kernel's branches. The
 interpreter does not.
 """
 
@@ -12,8 +12,8 @@ from dca_triton import tuning
 from dca_triton.ops import Attention, triton_launch, triton_rollout
 from dca_triton.ops.partners import inverted
 from dca_triton.static.capture import Launch, capture
-from dca_triton.static.disassembly import examine
-from dca_triton.static.problems import launch_of
+from dca_triton.static.code import examine
+from dca_triton.static.problems import Job, launch_of
 
 D = 16
 SIZES = [  # queries, keys, keys of the partners (None: in the batch), heads
@@ -29,7 +29,7 @@ def cuda(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
 
 
 def launches(M: int, N: int, others: int | None, H: int) -> list[Launch]:
-    """A step of every operation at these sizes, on a chip's shipped configurations."""
+    """Return the launches of every operation at these sizes."""
 
     def run() -> None:
         q, k, v = cuda(2, N, 3, H, D).unbind(2)
@@ -63,11 +63,9 @@ def test_every_specialisation_compiles(sizes: tuple[int, int, int | None, int]) 
 
 
 def test_a_matrix_instruction_that_blackwell_lacks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = dict(
-        op="pair_attention", direction="forward", head_dim=D, dtype=torch.float16, n=197, arch="sm_100"
-    )
-    config = tuning.Config(128, 64, 4, 2)
-    assert examine(launch_of(**launch, config=config).compile("sm_100"), "sm_100").loops  # type: ignore[arg-type]
+    key = tuning.Key("pair_attention", "forward", D, "fp16")
+    job = Job(key, 197, "sm_100", tuning.Config(128, 64, 4, 2))
+    assert examine(launch_of(job).compile(job.arch), job.arch).loops
     monkeypatch.setattr(triton_launch, "least_width", lambda arch: 8)
     with pytest.raises(RuntimeError, match=r"tcgen05\.mma of 128 rows by 8 columns"):
-        examine(launch_of(**launch, config=config).compile("sm_100"), "sm_100")  # type: ignore[arg-type]
+        examine(launch_of(job).compile(job.arch), job.arch)

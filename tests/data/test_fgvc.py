@@ -1,3 +1,6 @@
+import os
+import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +55,36 @@ def test_cub_reads_windows_line_ends_and_stray_blanks(cub):
     assert load_dataset("cub", cub).train.records == expected
 
 
+def test_cub_reads_a_byte_order_mark_and_either_spelling(cub):
+    photo = cub / "images" / CUB_PHOTOS[0]
+    photo.rename(photo.with_name(unicodedata.normalize("NFD", "b\u00fcsserl.jpg")))
+    (cub / "images.txt").write_text((cub / "images.txt").read_text().replace(photo.name, "b\u00fcsserl.jpg"))
+    for file in cub.glob("*.txt"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    splits = load_dataset("cub", cub)
+    assert splits.classes == BIRDS and len(splits.test) == 2
+    assert splits.test[0]["image"].shape == (3, 8, 6)
+
+
+def test_lists_that_are_no_files_of_a_sane_size(cub):
+    file = cub / "images.txt"
+    with file.open("wb") as stream:
+        stream.truncate(10**11)
+    with pytest.raises(
+        ValueError, match=r"images\.txt is damaged \(it must have at most \d+ bytes, got 10{11}"
+    ):
+        load_dataset("cub", cub)
+    file.unlink()
+    for make in (file.mkdir, lambda: os.mkfifo(file), lambda: file.symlink_to("/dev/zero")):
+        make()
+        with pytest.raises(ValueError, match=r"images\.txt is damaged \(it must be a file, not a folder"):
+            load_dataset("cub", cub)
+        file.rmdir() if file.is_dir() else file.unlink()
+    file.write_text("1 " + "x" * 5000 + ".jpg\n2 " + "\u00fc" * 5000 + ".jpg\n3 a\n4 b\n")
+    with pytest.raises(FileNotFoundError, match=r"and 3 more photos are missing"):
+        load_dataset("cub", cub)
+
+
 def test_missing_files_are_all_named(cub):
     (cub / "images.txt").unlink()
     (cub / "train_test_split.txt").unlink()
@@ -68,9 +101,10 @@ def test_missing_files_are_all_named(cub):
         ("images.txt", f"1 {CUB_PHOTOS[0]}\n2\n", "line 2 has 1 fields, not 2"),
         ("images.txt", f"1 {CUB_PHOTOS[0]}\n1 {CUB_PHOTOS[1]}\n", "'1' comes twice"),
         ("images.txt", f"1 {CUB_PHOTOS[0]}\n", "list different numbers"),
+        ("classes.txt", "1 a\n2 a\n", "must have distinct class names, got 'a' more than once"),
         ("images.txt", "1 ../../x.jpg\n2 a\n3 b\n4 c\n", "leads out of the dataset's folder"),
         ("images.txt", "1 ../../CUB_200_2011_b/x.jpg\n2 a\n3 b\n4 c\n", "leads out of the dataset's folder"),
-        ("images.txt", b"1 \xff\xfe\n", "no UTF-8 text"),
+        ("images.txt", b"1 \xff\xfe\n", "must be UTF-8 text"),
         ("image_class_labels.txt", "1 0\n2 1\n3 2\n4 2\n", "image 1 has no class of classes.txt"),
         ("train_test_split.txt", "1 0\n2 1\n3 yes\n4 0\n", "image 3 has neither 0 nor 1"),
     ],
@@ -79,7 +113,7 @@ def test_damaged_cub_list(cub, file, text, reason):
     (cub / file).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=reason) as caught:
         load_dataset("cub", cub)
-    assert str(cub / file) in str(caught.value)
+    assert str(cub) in str(caught.value) and (file in str(caught.value) or "distinct" in reason)
 
 
 def test_listed_photos_that_are_absent(cub):
@@ -201,9 +235,12 @@ def test_cars_missing_files_and_another_name(cars):
     with pytest.raises(FileNotFoundError, match=r"cars_test_annos_withlabels\.mat is missing in"):
         load_dataset("cars", cars)
     (cars / "cars_test_annos_withlabels.mat").touch()
-    renamed = cars.rename(cars.parent / "cars")
-    with pytest.raises(FileNotFoundError, match="its own name, stanford_cars, is missing in"):
-        load_dataset("cars", renamed)
+    annotations(cars / "cars_test_annos_withlabels.mat", [("00001.jpg", 1)])
+    expected = [r.label for r in load_dataset("cars", cars).train.records]
+    renamed = cars.rename(cars.parent / "my cars")
+    assert [r.label for r in load_dataset("cars", renamed).train.records] == expected
+    (cars.parent / "link").symlink_to(renamed)
+    assert [r.label for r in load_dataset("cars", cars.parent / "link").train.records] == expected
 
 
 @pytest.fixture
@@ -238,7 +275,38 @@ def test_damaged_aircraft_list(aircraft, line):
         load_dataset("aircraft", aircraft)
 
 
+def test_aircraft_of_any_name_and_behind_a_link(aircraft):
+    expected = [r.label for r in load_dataset("aircraft", aircraft).train.records]
+    renamed = aircraft.rename(aircraft.with_name("planes"))
+    (aircraft.parent / "link").symlink_to(renamed)
+    for root in (renamed, aircraft.parent / "link"):
+        assert [r.label for r in load_dataset("aircraft", root).train.records] == expected
+    (renamed / "data/variants.txt").write_text("707-320\nF/A-18\nMD-80 Series\n707-320\n")
+    with pytest.raises(ValueError, match=r"variants\.txt is damaged \(a variant comes twice\)"):
+        load_dataset("aircraft", renamed)
+
+
 def test_aircraft_missing_photo(aircraft):
     (aircraft / "data/images/0034309.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"0034309\.jpg is missing in"):
         load_dataset("aircraft", aircraft)
+
+
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        ("cub", [f"images/{CUB_PHOTOS[1]}", f"images/{CUB_PHOTOS[2]}"]),
+        ("cars", ["cars_train", "devkit/cars_train_annos.mat"]),
+        ("aircraft", ["data/images/1025794.jpg", "data/images_variant_trainval.txt"]),
+    ],
+)
+def test_evaluation_without_training_photos(name, training, request):
+    root = request.getfixturevalue(name)
+    test = load_dataset(name, root).test
+    for path in training:
+        shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load_dataset(name, root)
+    splits = load_dataset(name, root, training=False)
+    assert splits.train is None and splits.test.records == test.records
+    assert splits.with_classes(test.classes[::-1]).test.classes == test.classes[::-1]

@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 
 from dca_triton.data import load_dataset
@@ -32,14 +34,84 @@ def test_unknown_and_empty_classes_are_refused(tree):
 REID = ("train/anna/x.jpg", "query/bob/1.jpg", "query/eve/1.jpg", "gallery/bob/1.jpg", "gallery/bob/2.jpg")
 
 
-def test_identities_without_cameras_never_match_themselves(tree):
-    splits = load_dataset("folder", tree("people", *REID, "gallery/distractor/9.jpg"))
+def test_names_are_no_identity(tree):
+    """Other photos of one name match each other; the same bytes never match, whatever their name."""
+    root = tree("people", *REID, "gallery/distractor/9.jpg")
+    splits = load_dataset("folder", root)
     assert splits.task == "reid"
     assert splits.classes == ("anna",)
-    (bob_query, eve), (bob_same, bob_other, distractor) = splits.query.records, splits.gallery.records
-    assert bob_query.label == bob_same.label == bob_other.label
+    (bob_query, eve), (bob_first, bob_other, distractor) = splits.query.records, splits.gallery.records
+    assert bob_query.label == bob_first.label == bob_other.label
     assert len({bob_query.label, eve.label, distractor.label}) == 3
-    assert bob_query.camera == bob_same.camera != bob_other.camera
+    assert {r.camera for r in (*splits.train.records, *splits.query.records, *splits.gallery.records)} == {-1}
+    (root / "gallery/bob/copy.jpg").write_bytes((root / "query/bob/1.jpg").read_bytes())
+    (root / "gallery/eve").symlink_to(root / "query/eve")
+    splits = load_dataset("folder", root)
+    cameras = {
+        str(r.path.relative_to(root)): r.camera for r in (*splits.query.records, *splits.gallery.records)
+    }
+    assert cameras["query/bob/1.jpg"] == cameras["gallery/bob/copy.jpg"] >= 0
+    assert cameras["query/eve/1.jpg"] == cameras["gallery/eve/1.jpg"] >= 0
+    assert cameras["query/eve/1.jpg"] != cameras["query/bob/1.jpg"]
+    assert {
+        cameras[name] for name in ("gallery/bob/1.jpg", "gallery/bob/2.jpg", "gallery/distractor/9.jpg")
+    } == {-1}
+
+
+def test_a_camera_number_is_taken_whole(tree):
+    root = tree("people", "train/a/x.jpg", "query/b/7_c0123456789.jpg", "gallery/b/8.jpg")
+    assert load_dataset("folder", root).query.cameras.tolist() == [-1]
+
+
+def test_folders_of_the_system_are_no_classes(tree):
+    texts = {
+        "train/.ipynb_checkpoints/1-checkpoint.jpg": "x",
+        "train/__MACOSX/owl/._1.jpg": "x",
+        "train/owl/._1.jpg": "x",
+        "train/owl/Thumbs.db": "x",
+        "test/.DS_Store": "x",
+    }
+    root = tree("birds", "train/owl/1.jpg", "train/owl/deep/2.gif", "test/owl/3.jpg", texts=texts)
+    splits = load_dataset("folder", root)
+    assert splits.classes == ("owl",)
+    assert [r.path.name for r in splits.train.records] == ["1.jpg", "2.gif"]
+    tree(
+        "birds",
+        "train/stray.jpg",
+        texts={"train/owl/4.heic": "x", "test/owl/5.heic": "x", "test/readme": "x"},
+    )
+    with pytest.warns(UserWarning, match=r"4 files are ignored \(2 \.heic, .*1 readme\), as they") as caught:
+        load_dataset("folder", root)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_class_is_its_name_composed_or_decomposed(form, tree):
+    owl = "h\u00fchner"
+    other = unicodedata.normalize(form, owl)
+    root = tree("birds", f"train/{other}/1.jpg", f"test/{owl}/2.jpg")
+    splits = load_dataset("folder", root)
+    assert splits.classes == (owl,) and splits.test.labels.tolist() == [0]
+    root = tree("people", "train/a/1.jpg", f"query/{owl}/1.jpg", f"gallery/{other}/2.jpg")
+    splits = load_dataset("folder", root)
+    assert splits.query.labels.tolist() == splits.gallery.labels.tolist()
+
+
+def test_damaged_trees(tree):
+    root = tree("birds", "train/owl/1.jpg", texts={"test": "a file"})
+    with pytest.raises(ValueError, match=r"birds/test is damaged \(.*Not a directory"):
+        load_dataset("folder", root)
+    (root / "test").unlink()
+    (root / "test").mkdir()
+    with pytest.raises(ValueError, match=r"birds/test is damaged \(it holds no class folders\)"):
+        load_dataset("folder", root)
+    (root / "train/emu").symlink_to(root / "train")
+    with pytest.raises(ValueError, match=r"train/emu must not be a link to a folder that contains it"):
+        load_dataset("folder", root)
+    (root / "train/emu").unlink()
+    (root / "train/owl/round").symlink_to(root)
+    with pytest.raises(ValueError, match=r"train/owl/round must not be a link to a folder that contains it"):
+        load_dataset("folder", root)
 
 
 def test_cameras_in_names(tree):
@@ -49,7 +121,7 @@ def test_cameras_in_names(tree):
     assert splits.query.cameras.tolist() == [3]
     assert splits.gallery.cameras.tolist() == [12]
     tree("people", "gallery/b/plain.jpg")
-    with pytest.raises(ValueError, match=r"gallery/b/plain\.jpg is damaged \(its name tells no camera"):
+    with pytest.raises(ValueError, match=r"gallery/b/plain\.jpg is damaged \(its name has no camera"):
         load_dataset("folder", root)
 
 

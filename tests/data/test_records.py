@@ -55,9 +55,9 @@ def test_batches_by_the_default_collate(photos):
 
 
 def test_every_mode_becomes_rgb(tmp_path):
-    for mode, colour in (("L", 9), ("RGBA", (9, 9, 9, 4)), ("CMYK", (0, 0, 0, 246)), ("1", 1), ("P", 0)):
+    for mode, color in (("L", 9), ("RGBA", (9, 9, 9, 4)), ("CMYK", (0, 0, 0, 246)), ("1", 1), ("P", 0)):
         path = tmp_path / f"{mode}.tiff"
-        Image.new(mode, (4, 3), colour).save(path)
+        Image.new(mode, (4, 3), color).save(path)
         assert read_image(path).mode == "RGB"
 
 
@@ -148,7 +148,7 @@ def test_the_transform_s_own_errors_are_no_corruption(photos):
 
 
 def test_bad_arguments(photos):
-    with pytest.raises(ValueError, match="records was empty"):
+    with pytest.raises(ValueError, match="records must hold at least one photo, got none"):
         ImageDataset([])
-    with pytest.raises(ValueError, match="on_corrupt is 'ignore'; allowed is 'raise' or 'skip'"):
+    with pytest.raises(ValueError, match="on_corrupt must be 'raise' or 'skip', got 'ignore'"):
         ImageDataset(records(photos), on_corrupt="ignore")

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_market_drops_junk_and_keeps_distractors(market):
 
 def test_photo_with_a_foreign_name(market):
     (market / "query/holiday.jpg").touch()
-    with pytest.raises(ValueError, match=r"query/holiday\.jpg is damaged \(its name tells no identity"):
+    with pytest.raises(ValueError, match=r"query/holiday\.jpg is damaged \(its name has no identity"):
         load_dataset("market1501", market)
 
 
@@ -95,6 +96,13 @@ MSMT_PHOTOS = {
 }
 
 
+@pytest.fixture
+def msmt(tree) -> Path:
+    folders = {"train": "mask_train_v2", "test": "mask_test_v2"}
+    photos = [f"{folders[part]}/{name}" for part, names in MSMT_PHOTOS.items() for name in names]
+    return tree("MSMT17_V2", *photos, texts=MSMT)
+
+
 @pytest.mark.parametrize("folders", [("train", "test"), ("mask_train_v2", "mask_test_v2")])
 def test_msmt_both_versions(tree, folders):
     train, test = folders
@@ -121,10 +129,10 @@ def test_msmt_both_versions(tree, folders):
     ("line", "reason"),
     [
         ("0000/0000_000_01_0303morning_0008_0.jpg", "line 1 has 1 fields, not 2"),
-        ("0000/0000_000_01_0303morning_0008_0.jpg zero", "is no photo's name and identity"),
-        (f"0000/0000_000_01_x.jpg {'9' * 5000}", "is no photo's name and identity"),
-        ("0000/0000_000_01_x.jpg \u0663", "is no photo's name and identity"),
-        ("0000/photo.jpg 0", "is no photo's name and identity"),
+        ("0000/0000_000_01_0303morning_0008_0.jpg zero", "must be a photo's name and identity"),
+        (f"0000/0000_000_01_x.jpg {'9' * 5000}", "must be a photo's name and identity"),
+        ("0000/0000_000_01_x.jpg \u0663", "must be a photo's name and identity"),
+        ("0000/photo.jpg 0", "must be a photo's name and identity"),
         ("../../0000_000_01_x.jpg 0", "leads out of the dataset's folder"),
     ],
 )
@@ -228,7 +236,7 @@ def test_veri_photos_without_annotation_are_reported(veri):
         (DECLARATION + LABELS[:120], "ParseError"),
         ("", "ParseError"),
         (DECLARATION + LABELS.replace("vehicleID", "id"), "KeyError: 'vehicleID'"),
-        (DECLARATION + LABELS.replace("c019", "cam"), "are no numbers"),
+        (DECLARATION + LABELS.replace("c019", "cam"), "must be numbers"),
         (DECLARATION + LABELS.replace('vehicleID="0003"', 'vehicleID="0004"'), "contradicts the name of"),
     ],
 )
@@ -243,3 +251,23 @@ def test_veri_list_that_leaves_its_folder(veri):
     (veri / "name_query.txt").write_text("../../0002_c002_00030600_0.jpg\n")
     with pytest.raises(ValueError, match=r"name_query\.txt is damaged .*leads out of the dataset's folder"):
         load_dataset("veri776", veri)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "training"),
+    [
+        ("market", "market1501", ["bounding_box_train"]),
+        ("veri", "veri776", ["image_train", "name_train.txt", "train_label.xml"]),
+        ("msmt", "msmt17", ["mask_train_v2", "list_train.txt", "list_val.txt"]),
+    ],
+)
+def test_evaluation_without_training_photos(name, dataset, training, request):
+    root = request.getfixturevalue(name)
+    full = load_dataset(dataset, root)
+    for path in training:
+        shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load_dataset(dataset, root)
+    splits = load_dataset(dataset, root, training=False)
+    assert splits.train is None and splits.task == "reid"
+    assert seen(splits.query) == seen(full.query) and seen(splits.gallery) == seen(full.gallery)

@@ -29,7 +29,7 @@ def test_an_epoch_over_all_ranks(labels, p, k, world, epoch):
     counts = Counter(labels)
     expected = reachable(list(counts.values()), k, p) // world
     if len(counts) < p or not expected:
-        with pytest.raises(ValueError, match="labels hold"):
+        with pytest.raises(ValueError, match="labels must hold"):
             IdentitySampler(labels, p, k, seed=5, world_size=world)
         return
     samplers = [IdentitySampler(labels, p, k, seed=5, rank=rank, world_size=world) for rank in range(world)]
@@ -94,6 +94,6 @@ def test_all_reasons_at_once():
     with pytest.raises(ValueError) as caught:
         IdentitySampler([0, 0, 1], p=3, k=0, rank=2, world_size=2)
     message = str(caught.value)
-    assert "k is 0; allowed is at least 1" in message
-    assert "rank is 2; allowed is 0..world_size-1 (1)" in message
-    assert "labels hold 2 identities; allowed are at least p, 3" in message
+    assert "k must be an integer >= 1, got 0" in message
+    assert "rank must be in 0..world_size-1, 1, got 2" in message
+    assert "labels must hold at least p=3 identities, got 2" in message

@@ -12,8 +12,8 @@ from small_training import small_model
 
 from dca_triton.model import DualAttentionModel
 from dca_triton.model_checks import ALLOWED as OF_MODELS
-from dca_triton.optimization import ALLOWED as OF_TRAINERS
-from dca_triton.optimization import check
+from dca_triton.optimization import ARGUMENT_RULES as OF_TRAINERS
+from dca_triton.optimization import check_arguments
 from dca_triton.training import DualAttentionTrainer
 
 fuzzed = settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -91,12 +91,14 @@ def test_models(changes):
 def test_trainers(changes):
     broken = [name for name, value in changes.items() if not OF_TRAINERS[name][0](value)]
     signature = inspect.signature(DualAttentionTrainer).parameters
-    arguments = {name: signature[name].default for name in OF_TRAINERS} | changes
+    defaults = {name: p.default for name, p in signature.items() if p.default is not p.empty}
+    assert set(OF_TRAINERS) == set(defaults) - {"description"}
+    arguments = defaults | {"evaluate": dict} | changes  # best_by needs it
     if not broken:
-        check(arguments)
+        check_arguments(arguments)
         return
     with pytest.raises(ValueError) as caught:
-        check(arguments)
+        check_arguments(arguments)
     assert all(f"{name} must be " in str(caught.value) for name in broken)
     assert str(caught.value).count(" must be ") == len(broken)
 

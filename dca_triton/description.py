@@ -1,0 +1,102 @@
+"""What a model's numbers mean: its task, classes, size and normalization, kept beside its weights."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
+
+from .arguments import Rule, choice, integer, raise_faults, violations
+
+
+def _list_of(fits: Any, length: int | None = None) -> Any:
+    return lambda v: (
+        isinstance(v, list | tuple) and len(v) == (length or max(1, len(v))) and all(map(fits, v))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+VALUE_RULES: dict[str, Rule] = {
+    "task": choice("fgvc", "reid"),
+    "classes": (_list_of(lambda v: isinstance(v, str)), "a list of names"),
+    "size": (_list_of(integer(1)[0], 2), "a height and a width, integers >= 1"),
+    "mean": (_list_of(_is_number, 3), "3 finite numbers"),
+    "std": (_list_of(_is_positive, 3), "3 finite numbers > 0"),
+    "dataset": (lambda v: isinstance(v, str), "a name"),
+    "resize": integer(1),
+    "batch_size": integer(1),
+    "photos": integer(1),
+    "holdout": integer(0),
+    "seed": integer(0),
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """A trained model's task, classes and preprocessing, and the data options that its training depends on.
+
+    Args:
+        task: "fgvc" or "reid".
+        classes: Names of the labels 0..K-1.
+        size: Height and width in pixels.
+        mean: Of the normalization, per channel, of values in [0, 1].
+        std: Like mean.
+        dataset: Name of the training dataset.
+        resize: Side in pixels before the random crop (fgvc).
+        batch_size: Photos in a batch of each process.
+        photos: Photos of one identity in a batch (reid).
+        holdout: Photos of each class kept for validation (fgvc).
+        seed: Of the batches' order and of the validation photos.
+
+    Raises:
+        ValueError: Values of other types or ranges, every one of them.
+    """
+
+    task: Literal["fgvc", "reid"]
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dataset: str
+    resize: int
+    batch_size: int
+    photos: int
+    holdout: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        raise_faults(violations(vars(self), VALUE_RULES))
+        for name in ("classes", "size", "mean", "std"):  # JSON knows no tuples
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @classmethod
+    def of(cls, values: Any, source: str) -> Self:
+        """Read the plain values that `plain` wrote; `source` names the file in errors.
+
+        Raises:
+            ValueError: `values` is not a mapping with exactly these names and values of their types.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping):
+            raise ValueError(f"description in {source} must be a mapping, got a {type(values).__name__}")
+        if names != set(values):
+            missing = ", ".join(sorted(names - set(values)))
+            unknown = ", ".join(sorted(map(str, set(values) - names)))
+            raise ValueError(
+                f"description in {source} must hold {', '.join(sorted(names))}, "
+                f"got {f'none of {missing}' if missing else ''}{f' and {unknown}' if unknown else ''}"
+            )
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"description in {source}: {error}") from error
+
+    def plain(self) -> dict[str, Any]:
+        """The description as plain values, as checkpoints and config.json hold it."""
+        return asdict(self)

@@ -1,0 +1,52 @@
+"""SIGTERM and Ctrl-C that wait until the work at hand is saved."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+NOTICE = b"\nFinishing this step and saving a checkpoint; press Ctrl-C again to stop at once.\n"
+
+
+@dataclass
+class StopRequest:
+    """The signal that asked to stop; 0 as long as none did."""
+
+    signal: int = 0
+
+
+@contextlib.contextmanager
+def delayed_interrupts() -> Iterator[StopRequest]:
+    """Within it SIGTERM and Ctrl-C only note a request; on leaving, the signal takes its usual effect.
+
+    A second Ctrl-C takes its usual effect at once. Signals that are ignored stay ignored. Signals reach the
+    main thread alone; in another thread this changes nothing.
+    """
+    stop_requested = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop_requested
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        stop_requested.signal = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+            os.write(2, NOTICE)  # print is not safe in a handler
+
+    before = {
+        number: signal.getsignal(number) or signal.SIG_DFL  # None is a handler that Python did not set
+        for number in (signal.SIGTERM, signal.SIGINT)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield stop_requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stop_requested.signal:
+        os.kill(os.getpid(), stop_requested.signal)
