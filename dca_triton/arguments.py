@@ -1,8 +1,11 @@
 """Rules for arguments, as tables: name -> (test, words), and one way to report violations."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
+
+import torch
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -16,10 +19,24 @@ def raise_faults(faults: Iterable[str]) -> None:
 def violations(arguments: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
     """Return "`name` must be <rule>, got <value>" for each argument that breaks its rule."""
     return [
-        f"{name} must be {words}, got {arguments[name]!r}"
+        f"{name} must be {words}, got {shown(arguments[name])}"
         for name, (fits, words) in rules.items()
         if not fits(arguments[name])
     ]
+
+
+def shown(value: object) -> str:
+    """A value in one line of at most about 200 characters: its repr, or the kind of a tensor."""
+    if isinstance(value, torch.Tensor):
+        if value.is_nested or value.layout != torch.strided:
+            return f"a tensor of layout {value.layout}"
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"a {dtype} tensor {tuple(value.shape)} on {value.device}"
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def integer(least: int) -> Rule:
@@ -31,13 +48,16 @@ def integer(least: int) -> Rule:
 
 
 def number(fits: Callable[[float], bool], words: str) -> Rule:
-    """A finite number that `fits`."""
-    return (
-        lambda v: (
-            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and bool(fits(v))
-        ),
-        words,
-    )
+    """A finite number that `fits`; an integer too large for a float is none."""
+
+    def holds(v: Any) -> bool:
+        if not isinstance(v, int | float) or isinstance(v, bool):
+            return False
+        if isinstance(v, int) and abs(v) > sys.float_info.max:
+            return False
+        return math.isfinite(v) and bool(fits(v))
+
+    return holds, words
 
 
 def choice(*names: str) -> Rule:
@@ -58,6 +78,33 @@ def size() -> Rule:
         return all(map(fits, v)) if isinstance(v, tuple) and len(v) == 2 else fits(v)
 
     return both, "an integer >= 1 or a tuple (height, width) of such integers"
+
+
+def tensor(
+    shape: str, dtypes: Collection[torch.dtype] = (), device: torch.device | None = None, **sizes: int
+) -> Rule:
+    """A dense tensor of a shape such as "(B, 3, h, w)".
+
+    A size is a number, or a name for any size of at least 1; equal names are equal sizes. `sizes` fixes named
+    sizes. `dtypes` and `device` are what is allowed, everything by default.
+    """
+    names = [name.strip() for name in shape.strip("()").split(",") if name.strip()]
+
+    def fits(v: Any) -> bool:
+        if not isinstance(v, torch.Tensor) or v.is_nested or v.layout != torch.strided:
+            return False
+        if v.dim() != len(names) or (dtypes and v.dtype not in dtypes):
+            return False
+        known = dict(sizes)
+        for name, size in zip(names, v.shape, strict=True):
+            if size < 1 or size != (int(name) if name.isdigit() else known.setdefault(name, size)):
+                return False
+        return device is None or v.device == device
+
+    kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    words = f"a dense {kinds} tensor {shape}".replace("  ", " ")
+    fixed = "".join(f", {name} = {size}" for name, size in sizes.items())
+    return fits, f"{words} of sizes >= 1{fixed}" + ("" if device is None else f", on {device}")
 
 
 def optional(rule: Rule) -> Rule:

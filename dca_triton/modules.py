@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .backbone import TimmModule
-from .ops import Backend, Partners, local_attention, pair_attention, torch_backend
+from .ops import Attention, Backend, Partners, local_attention, pair_attention, torch_backend
 from .stochastic_depth import add_branch, surviving
 
 
@@ -71,8 +71,8 @@ def attend(
             heads.q, heads.k, heads.v, partner_k, partner_v, partner_index, scale, backend=backend
         )
     _say_dropout_needs_torch(backend)
-    image = partner_index.image if isinstance(partner_index, Partners) else partner_index
-    return torch_backend.pair_attention(*heads, partner_k, partner_v, image, scale, dropout)
+    attention = Attention(*heads, partner_k, partner_v, partner_index, scale=scale)
+    return torch_backend.pair_attention(attention, dropout)
 
 
 def _say_dropout_needs_torch(backend: Backend) -> None:

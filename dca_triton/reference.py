@@ -70,8 +70,14 @@ def rollout(
     discard_ratio: the fraction in [0, 1) of the smallest fused weights of an image that are set to zero,
     never the class token's own column. Returns (B, N, N).
     """
-    fuse = {"mean": lambda a: a.mean(1), "max": lambda a: a.amax(1), "min": lambda a: a.amin(1)}[head_fusion]
-    result = None
+    fusions = {"mean": lambda a: a.mean(1), "max": lambda a: a.amax(1), "min": lambda a: a.amin(1)}
+    if not attentions:
+        raise ValueError("attentions must hold the maps of at least one layer, got none")
+    if head_fusion not in fusions:
+        raise ValueError(f"head_fusion must be 'mean', 'max' or 'min', got {head_fusion!r}")
+    if not 0 <= discard_ratio < 1:
+        raise ValueError(f"discard_ratio must be in [0, 1), got {discard_ratio!r}")
+    fuse, result = fusions[head_fusion], None
     for attention in attentions:
         fused = fuse(attention)
         if discard_ratio > 0:
@@ -80,8 +86,7 @@ def rollout(
             fused = 0.5 * fused + 0.5 * torch.eye(fused.shape[-1], dtype=fused.dtype, device=fused.device)
         fused = fused / fused.sum(-1, keepdim=True)
         result = fused if result is None else fused @ result
-    if result is None:
-        raise ValueError("attentions is empty; rollout needs the attention of at least one layer")
+    assert result is not None
     return result
 
 

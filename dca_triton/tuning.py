@@ -1,9 +1,8 @@
-"""Which tile sizes a kernel is launched with: one committed file per GPU, or the static model's choice per
-architecture.
+"""Launch configurations of the kernels: measured on a GPU, or the static model's choice for its architecture.
 
-`configs/<device name>.json` holds what `dca-triton tune` measured on that device; `configs/<arch>.json` what
-the static model prefers, for every operation, head dimension and dtype. Choices depend on the length, never
-on the batch size.
+`configs/<device name>.json` holds what `dca-triton tune` measured on that device. `configs/<arch>.json` holds
+what the static model prefers, for every operation, head dimension and dtype. Choices depend on the length,
+never on the batch size.
 """
 
 import functools
@@ -33,8 +32,7 @@ DIRECTIONS = {
 
 @dataclass(frozen=True)
 class Config:
-    """A launch: block_m queries by block_n keys per tile, warps per program, stages of the software
-    pipeline."""
+    """A launch: block_m queries by block_n keys per tile, warps per program, stages of the pipeline."""
 
     block_m: int
     block_n: int
@@ -43,15 +41,14 @@ class Config:
 
 
 class Gpu(NamedTuple):
-    """A device as the tables know it: its sanitised name and its architecture, such as `sm_90` or
-    `gfx942`."""
+    """A device in the tables: its sanitized name and its architecture, such as `sm_90` or `gfx942`."""
 
     name: str
     arch: str
 
 
 class Key(NamedTuple):
-    """What choices are kept by, besides the length."""
+    """What a choice depends on, apart from the length."""
 
     op: str
     direction: str
@@ -67,9 +64,9 @@ _forced: ContextVar[Mapping[tuple[str, str], Config] | None] = ContextVar("force
 
 @contextmanager
 def forced(configs: Mapping[tuple[str, str], Config]) -> Iterator[None]:
-    """Within it, launches of (op, direction) take these configurations and ask no table: to try them out.
+    """Context manager: launches of (op, direction) use these configurations instead of the tables.
 
-    Autograd stays in this thread, because on a GPU its own threads would not know of them.
+    For benchmarking candidates. Autograd runs in this thread, because its own threads would use the tables.
     """
     token = _forced.set(configs)
     try:
@@ -82,11 +79,10 @@ def forced(configs: Mapping[tuple[str, str], Config]) -> Iterator[None]:
 def choose(
     op: str, direction: str, head_dim: int, dtype: torch.dtype, n: int, device: torch.device
 ) -> Config:
-    """The launch for one direction of an operation over n keys; the nearest n in the table, by ratio,
-    decides.
+    """The configuration for one direction of an operation over n keys: that of the nearest n, by ratio.
 
-    op and direction as in `DIRECTIONS`; head_dim as in `HEAD_DIMS`; dtype as in `DTYPES`; n >= 1. A CPU
-    stands for the Triton interpreter, which takes any choice. Raises ValueError for what no table holds.
+    op and direction as in `DIRECTIONS`; head_dim as in `HEAD_DIMS`; dtype as in `DTYPES`; n >= 1. On a CPU,
+    the Triton interpreter runs any configuration. Raises ValueError if no table has an entry.
     """
     configs = _forced.get()
     if configs is not None:
@@ -104,8 +100,8 @@ def _look_up(op: str, direction: str, head_dim: int, dtype: torch.dtype, n: int,
         _say_unmeasured(gpu, head_dim, key.dtype)
         return nearest(lengths, n)
     raise ValueError(
-        f"no launch is known for {op} {direction} with head_dim {head_dim} and dtype {dtype}; "
-        f"allowed: {DIRECTIONS}, head_dim in {HEAD_DIMS}, dtype in {list(DTYPES)}"
+        f"a launch must be of {DIRECTIONS} with head_dim in {HEAD_DIMS} and dtype in {list(DTYPES)}, "
+        f"got {op} {direction} with head_dim {head_dim} and dtype {dtype}"
     )
 
 
@@ -139,7 +135,7 @@ def sanitised(name: str) -> str:
 
 @functools.cache
 def tables(gpu: Gpu) -> tuple[Table, Table]:
-    """What was measured on the device, empty where nothing was, and what is modelled for its architecture."""
+    """The device's measured table, empty if nothing was measured, and its architecture's modelled table."""
     measured = CONFIGS / f"{gpu.name}.json"
     modelled = CONFIGS / f"{nearest_arch(gpu.arch)}.json"
     return read(measured) if measured.exists() else {}, read(modelled)
@@ -160,7 +156,7 @@ def _say_unmeasured(gpu: Gpu, head_dim: int, dtype: str) -> None:
 
 
 def nearest_arch(arch: str) -> str:
-    """The architecture whose table serves this one: its vendor's newest that is no newer, else its oldest."""
+    """The architecture whose table this one uses: its vendor's newest that is not newer, else the oldest."""
     known = [p.stem for p in CONFIGS.glob("*.json") if re.fullmatch(r"(sm_|gfx)[0-9a-f]+", p.stem)]
     of_vendor = sorted((k for k in known if k[:3] == arch[:3]), key=_number)
     return max((k for k in of_vendor if _number(k) <= _number(arch)), key=_number, default=of_vendor[0])
@@ -171,7 +167,7 @@ def _number(arch: str) -> int:
 
 
 def forget() -> None:
-    """Read the files anew at the next choice: one of them has changed."""
+    """Forget what was read, because a file has changed; the next choice reads the files again."""
     for remembered in (tables, _look_up, _say_unmeasured):
         remembered.cache_clear()
 
@@ -214,7 +210,7 @@ def write_lines(path: Path, head: Mapping[str, Any], lines: Mapping[str, list[An
 
 
 def triton_version() -> str:
-    """The version of Triton, or that there is none."""
+    """The version of Triton, or "not installed"."""
     try:
         import triton
     except ImportError:

@@ -2,23 +2,32 @@
 
 With P = exp(scale Q K^T - lse), dP = dO V^T and delta = rowsum(dO * O):
 dS = P * (dP - delta), dQ = scale dS K, dK = scale dS^T Q, dV = P^T dO.
-Both kernels recompute P; attention_dq runs first and leaves lse log2(e) and -delta for attention_dkdv. Added
-to a product, -delta is what the product's accumulator starts from, which costs nothing.
+Both kernels recompute P. attention_dq runs first and stores lse log2(e) and -delta for attention_dkdv. Adding
+-delta to a product costs nothing: the product's accumulator starts from it.
 """
 
 import triton
 import triton.language as tl
 
-from .primitives import LOG2E, TAIL, load_rows, matrix, row, source, store_rows
+from .primitives import (
+    LOG2E,
+    TAIL,
+    head_ptr,
+    load_rows,
+    num_sources,
+    own_or_partner,
+    row_ptr,
+    store_rows,
+)
 
 
 @triton.jit
-def descend_queries(
+def accumulate_dq(
     dq, q, dout, lse2, minus_delta, p_k, s_k, p_v, s_v, start, stop, c,
     D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the keys [start, stop) to dq / scale."""
-    p_k, p_v = row(p_k, start, s_k), row(p_v, start, s_v)
+    """Add the contributions of the keys [start, stop) to dq / scale."""
+    p_k, p_v = row_ptr(p_k, start, s_k), row_ptr(p_v, start, s_v)
     for i_n in range(start, stop, BN):
         o_n = tl.arange(0, BN)
         k = load_rows(p_k, o_n, s_k, stop - i_n, D, DP, MASKED)
@@ -56,7 +65,7 @@ def attention_dq(
     o_out = ((tl.cast(i_b, tl.int64) * M + i_m) * H + i_h) * D
     c = scale * LOG2E
     # [BM, DP]
-    q = load_rows(row(matrix(p_q, i_b, s_qb, i_h, s_qh), i_m, s_qm), o_q, s_qm, M, D, DP, False)
+    q = load_rows(row_ptr(head_ptr(p_q, i_b, s_qb, i_h, s_qh), i_m, s_qm), o_q, s_qm, M, D, DP, False)
     out = load_rows(p_out + o_out, o_q, H * D, M, D, DP, False)
     dout = load_rows(p_dout + o_out, o_q, H * D, M, D, DP, False)
     # [BM]
@@ -65,35 +74,36 @@ def attention_dq(
     tl.store(p_minus_delta + o_row + o_m, minus_delta, mask=m_m)
     tl.store(p_lse2 + o_row + o_m, lse2, mask=m_m)
 
-    partner, sources = i_b, 1
-    if p_partner is not None:
-        partner = tl.load(p_partner + i_b).to(tl.int32)
-        sources = tl.where(partner < 0, 1, 2)
+    partner, sources = num_sources(p_partner, i_b)
     dq = tl.zeros([BM, DP], tl.float32)
     for i_s in range(sources):
-        p_ks, s_k, n = source(i_s, p_k, s_kb, s_kn, s_kh, N, p_k2, s_k2b, s_k2n, s_k2h, N2, i_b, partner, i_h)
-        p_vs, s_v, n = source(i_s, p_v, s_vb, s_vn, s_vh, N, p_v2, s_v2b, s_v2n, s_v2h, N2, i_b, partner, i_h)
+        p_ks, s_k, n = own_or_partner(
+            i_s, p_k, s_kb, s_kn, s_kh, N, p_k2, s_k2b, s_k2n, s_k2h, N2, i_b, partner, i_h
+        )
+        p_vs, s_v, n = own_or_partner(
+            i_s, p_v, s_vb, s_vn, s_vh, N, p_v2, s_v2b, s_v2n, s_v2h, N2, i_b, partner, i_h
+        )
         whole = n // BN * BN
-        dq = descend_queries(
+        dq = accumulate_dq(
             dq, q, dout, lse2, minus_delta, p_ks, s_k, p_vs, s_v, whole, n, c, D, DP, TAIL, True, PRECISION
         )
-        dq = descend_queries(
+        dq = accumulate_dq(
             dq, q, dout, lse2, minus_delta, p_ks, s_k, p_vs, s_v, 0, whole, c, D, DP, BN, False, PRECISION
         )
     store_rows(p_dq + o_out, dq * scale, o_m, H * D, M - i_m, D, DP)
 
 
 @triton.jit
-def descend_keys(
+def accumulate_dkdv(
     dk, dv, k, v, p_q, s_q, p_dout, s_dout, p_lse2, p_minus_delta, start, stop, c,
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the queries [start, stop) to dk / scale and to dv."""
+    """Add the contributions of the queries [start, stop) to dk / scale and to dv."""
     for i_m in range(start, stop, BM):
         o_m = tl.arange(0, BM)
-        q = load_rows(row(p_q, i_m, s_q), o_m, s_q, stop - i_m, D, DP, MASKED)
-        dout = load_rows(row(p_dout, i_m, s_dout), o_m, s_dout, stop - i_m, D, DP, MASKED)
-        if MASKED:  # rows past the end are zero, and so is all that they add
+        q = load_rows(row_ptr(p_q, i_m, s_q), o_m, s_q, stop - i_m, D, DP, MASKED)
+        dout = load_rows(row_ptr(p_dout, i_m, s_dout), o_m, s_dout, stop - i_m, D, DP, MASKED)
+        if MASKED:  # rows past the end are zero and contribute zero
             lse2 = tl.load(p_lse2 + i_m + o_m, mask=o_m < stop - i_m, other=0.0)
             minus_delta = tl.load(p_minus_delta + i_m + o_m, mask=o_m < stop - i_m, other=0.0)
         else:
@@ -117,9 +127,9 @@ def attention_dkdv(
     OWN: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of one tile of keys of image j: a walk over all queries of the images that read j.
+    """dK and dV of one tile of keys of image j: a loop over all queries of the images that read j.
 
-    These are j itself if OWN is 1 and not 0, then reader[first[j]:first[j + 1]] unless p_reader is None.
+    These images are j itself if OWN is 1, then reader[first[j]:first[j + 1]] unless p_reader is None.
     """
     tiles = tl.cdiv(N, BN)
     i_bh = tl.program_id(0) // tiles
@@ -129,8 +139,8 @@ def attention_dkdv(
     o_k = i_n + tl.minimum(o_n, N - i_n - 1).to(tl.int64)
     c = scale * LOG2E
     # [BN, DP]
-    k = load_rows(matrix(p_k, i_b, s_kb, i_h, s_kh), o_k, s_kn, N, D, DP, False)
-    v = load_rows(matrix(p_v, i_b, s_vb, i_h, s_vh), o_k, s_vn, N, D, DP, False)
+    k = load_rows(head_ptr(p_k, i_b, s_kb, i_h, s_kh), o_k, s_kn, N, D, DP, False)
+    v = load_rows(head_ptr(p_v, i_b, s_vb, i_h, s_vh), o_k, s_vn, N, D, DP, False)
     dk = tl.zeros([BN, DP], tl.float32)
     dv = tl.zeros([BN, DP], tl.float32)
 
@@ -141,15 +151,15 @@ def attention_dkdv(
         i_q = i_b
         if p_reader is not None:
             i_q = tl.load(p_reader + i_r, mask=i_r >= first, other=i_b).to(tl.int32)
-        p_qs = matrix(p_q, i_q, s_qb, i_h, s_qh)
+        p_qs = head_ptr(p_q, i_q, s_qb, i_h, s_qh)
         p_ds = p_dout + (tl.cast(i_q, tl.int64) * M * H + i_h) * D
         o_row = (tl.cast(i_q, tl.int64) * H + i_h) * M
         whole = M // BM * BM
-        dk, dv = descend_keys(
+        dk, dv = accumulate_dkdv(
             dk, dv, k, v, p_qs, s_qm, p_ds, H * D, p_lse2 + o_row, p_minus_delta + o_row, whole, M, c,
             D, DP, TAIL, True, PRECISION,
         )  # fmt: skip
-        dk, dv = descend_keys(
+        dk, dv = accumulate_dkdv(
             dk, dv, k, v, p_qs, s_qm, p_ds, H * D, p_lse2 + o_row, p_minus_delta + o_row, 0, whole, c,
             D, DP, BM, False, PRECISION,
         )  # fmt: skip

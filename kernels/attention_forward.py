@@ -3,20 +3,30 @@
 import triton
 import triton.language as tl
 
-from .primitives import LN2, LOG2E, TAIL, load_rows, matrix, row, source, store_rows
+from .primitives import (
+    LN2,
+    LOG2E,
+    TAIL,
+    head_ptr,
+    load_rows,
+    num_sources,
+    own_or_partner,
+    row_ptr,
+    store_rows,
+)
 
 
 @triton.jit
-def attend(
-    acc, top, total, q, p_k, s_k, p_v, s_v, start, stop, c,
+def softmax_loop(
+    acc, row_max, row_sum, q, p_k, s_k, p_v, s_v, start, stop, c,
     D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over the keys [start, stop): acc, top and total are the running output, maximum and sum.
+    """Online softmax over the keys [start, stop); acc, row_max, row_sum: running output, maximum and sum.
 
-    The tensor cores take the row sums along as P times ones: every column of total holds the sum.
+    The tensor cores compute the row sums as P times a matrix of ones: every column of row_sum holds the sum.
     """
-    ones = tl.full([BN, total.shape[1]], 1.0, q.dtype)
-    p_k, p_v = row(p_k, start, s_k), row(p_v, start, s_v)
+    ones = tl.full([BN, row_sum.shape[1]], 1.0, q.dtype)
+    p_k, p_v = row_ptr(p_k, start, s_k), row_ptr(p_v, start, s_v)
     for i_n in range(start, stop, BN):
         o_n = tl.arange(0, BN)
         k = load_rows(p_k, o_n, s_k, stop - i_n, D, DP, MASKED)
@@ -24,16 +34,16 @@ def attend(
         s = tl.dot(q, k.T, input_precision=PRECISION)
         if MASKED:
             s = tl.where((o_n < stop - i_n)[None, :], s, float("-inf"))
-        new_top = tl.maximum(top, tl.max(s, 1) * c)
-        p = tl.exp2(s * c - new_top[:, None]).to(q.dtype)
-        shrink = tl.exp2(top - new_top)[:, None]
+        new_max = tl.maximum(row_max, tl.max(s, 1) * c)
+        p = tl.exp2(s * c - new_max[:, None]).to(q.dtype)
+        rescale = tl.exp2(row_max - new_max)[:, None]
         v = load_rows(p_v, o_n, s_v, stop - i_n, D, DP, MASKED)
-        acc = tl.dot(p, v, acc * shrink, input_precision=PRECISION)
-        total = tl.dot(p, ones, total * shrink, input_precision=PRECISION)
-        top = new_top
+        acc = tl.dot(p, v, acc * rescale, input_precision=PRECISION)
+        row_sum = tl.dot(p, ones, row_sum * rescale, input_precision=PRECISION)
+        row_max = new_max
         p_k += BN * s_k
         p_v += BN * s_v
-    return acc, top, total
+    return acc, row_max, row_sum
 
 
 @triton.jit
@@ -44,11 +54,12 @@ def attention_forward(
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     ONES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries of one image's one head; with p_index these are rows index[i_b] of q.
+    """One tile of queries of one head of one image. With p_index the queries are the rows index[i_b] of q.
 
-    Keys run in two loops for the image and, unless partner[i_b] < 0, again for its partner: the rest in
-    masked tiles of TAIL, then whole tiles of BN without a mask. The rest is first because ptxas serialises
-    the WGMMAs of a main loop that more code follows. ONES is the least width of a tensor product.
+    Two loops run over the keys of the image and, unless partner[i_b] < 0, over those of its partner: first
+    the N % BN last keys in masked tiles of TAIL, then whole tiles of BN without a mask. The masked loop is
+    first because ptxas serializes the WGMMAs of a main loop if more code follows it. ONES is the smallest
+    width of a matrix instruction.
     """
     tiles = tl.cdiv(M, BM)
     i_bh = tl.program_id(0) // tiles
@@ -57,31 +68,32 @@ def attention_forward(
     o_m = tl.arange(0, BM)
     o_q = i_m + tl.minimum(o_m, M - i_m - 1)
     if p_index is not None:
-        o_q = tl.load(row(p_index, i_b, M) + o_q)
+        o_q = tl.load(row_ptr(p_index, i_b, M) + o_q)
     # [BM, DP]
-    q = load_rows(matrix(p_q, i_b, s_qb, i_h, s_qh), o_q.to(tl.int64), s_qm, M, D, DP, False)
+    q = load_rows(head_ptr(p_q, i_b, s_qb, i_h, s_qh), o_q.to(tl.int64), s_qm, M, D, DP, False)
     c = scale * LOG2E
     acc = tl.zeros([BM, DP], tl.float32)
-    top = tl.full([BM], float("-inf"), tl.float32)
-    total = tl.zeros([BM, ONES], tl.float32)
+    row_max = tl.full([BM], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BM, ONES], tl.float32)
 
-    partner, sources = i_b, 1
-    if p_partner is not None:
-        partner = tl.load(p_partner + i_b).to(tl.int32)
-        sources = tl.where(partner < 0, 1, 2)
+    partner, sources = num_sources(p_partner, i_b)
     for i_s in range(sources):
-        p_ks, s_k, n = source(i_s, p_k, s_kb, s_kn, s_kh, N, p_k2, s_k2b, s_k2n, s_k2h, N2, i_b, partner, i_h)
-        p_vs, s_v, n = source(i_s, p_v, s_vb, s_vn, s_vh, N, p_v2, s_v2b, s_v2n, s_v2h, N2, i_b, partner, i_h)
-        whole = n // BN * BN
-        acc, top, total = attend(
-            acc, top, total, q, p_ks, s_k, p_vs, s_v, whole, n, c, D, DP, TAIL, True, PRECISION
+        p_ks, s_k, n = own_or_partner(
+            i_s, p_k, s_kb, s_kn, s_kh, N, p_k2, s_k2b, s_k2n, s_k2h, N2, i_b, partner, i_h
         )
-        acc, top, total = attend(
-            acc, top, total, q, p_ks, s_k, p_vs, s_v, 0, whole, c, D, DP, BN, False, PRECISION
+        p_vs, s_v, n = own_or_partner(
+            i_s, p_v, s_vb, s_vn, s_vh, N, p_v2, s_v2b, s_v2n, s_v2h, N2, i_b, partner, i_h
+        )
+        whole = n // BN * BN
+        acc, row_max, row_sum = softmax_loop(
+            acc, row_max, row_sum, q, p_ks, s_k, p_vs, s_v, whole, n, c, D, DP, TAIL, True, PRECISION
+        )
+        acc, row_max, row_sum = softmax_loop(
+            acc, row_max, row_sum, q, p_ks, s_k, p_vs, s_v, 0, whole, c, D, DP, BN, False, PRECISION
         )
 
     # [BM]
-    total = tl.max(total, 1)
+    row_sum = tl.max(row_sum, 1)
     o_out = ((tl.cast(i_b, tl.int64) * M + i_m) * H + i_h) * D
-    store_rows(p_out + o_out, acc / total[:, None], o_m, H * D, M - i_m, D, DP)
-    tl.store(row(p_lse, i_bh, M) + i_m + o_m, (top + tl.log2(total)) * LN2, mask=o_m < M - i_m)
+    store_rows(p_out + o_out, acc / row_sum[:, None], o_m, H * D, M - i_m, D, DP)
+    tl.store(row_ptr(p_lse, i_bh, M) + i_m + o_m, (row_max + tl.log2(row_sum)) * LN2, mask=o_m < M - i_m)

@@ -1,8 +1,9 @@
-"""The pieces that the attention kernels are made of: where a tile lies, how it is read and written.
+"""The pieces of the attention kernels: where a tile lies, and how it is read and written.
 
-Names: p_ pointer, s_ stride, b_ block (tile), o_ offsets, m_ mask, i_ index. A matrix is a head of an image,
-n rows of D elements: rows s_r elements apart, elements of a row adjacent; DP is D rounded up to a power of 2.
-Image, head and first row of a tile enter an address in 64 bits; only offsets inside a tile are 32 bits wide.
+Names: p_ pointer, s_ stride, b_ block (tile), o_ offsets, m_ mask, i_ index. A head of an image is a matrix
+of n rows of D elements: rows are s_r elements apart, the elements of a row are adjacent. DP is D rounded up
+to a power of 2. Image, head and first row of a tile enter an address as 64-bit integers; offsets inside a
+tile have 32 bits.
 """
 
 import triton
@@ -10,39 +11,49 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-TAIL = tl.constexpr(16)  # rows of a masked tile, the least that the tensor cores sum over
+TAIL = tl.constexpr(16)  # rows of a masked tile: the smallest sum that the tensor cores take
 
 
 @triton.jit
-def matrix(p, i_b, s_b, i_h, s_h):
-    """Pointer to the matrix of image i_b and head i_h."""
+def head_ptr(p, i_b, s_b, i_h, s_h):
+    """Pointer to the first row of head i_h of image i_b."""
     return p + tl.cast(i_b, tl.int64) * s_b + tl.cast(i_h, tl.int64) * s_h
 
 
 @triton.jit
-def row(p, i_r, s_r):
-    """Pointer to row i_r of a matrix."""
+def row_ptr(p, i_r, s_r):
+    """Pointer to row i_r of a head."""
     return p + tl.cast(i_r, tl.int64) * s_r
 
 
 @triton.jit
-def source(i_s, p, s_b, s_n, s_h, n, p2, s_b2, s_n2, s_h2, n2, i_b, partner, i_h):
-    """Matrix, row stride and rows of source i_s of keys or values: 0 is the image itself, 1 its partner.
+def num_sources(p_partner, i_b):
+    """The partner of image i_b, and how many images its queries attend to: itself alone, or both."""
+    partner, sources = i_b, 1
+    if p_partner is not None:
+        partner = tl.load(p_partner + i_b).to(tl.int32)
+        sources = tl.where(partner < 0, 1, 2)
+    return partner, sources
 
-    Partners lie in p2, or among the images themselves when p2 is None.
+
+@triton.jit
+def own_or_partner(i_s, p, s_b, s_n, s_h, n, p2, s_b2, s_n2, s_h2, n2, i_b, partner, i_h):
+    """Pointer, row stride and row count of keys or values: those of the image (i_s = 0) or its partner (1).
+
+    Partners lie in p2, or in p if p2 is None.
     """
-    p_s, s_s, n_s = matrix(p, i_b, s_b, i_h, s_h), s_n, n
+    p_s, s_s, n_s = head_ptr(p, i_b, s_b, i_h, s_h), s_n, n
     if i_s == 1:
         if p2 is None:
-            p_s = matrix(p, partner, s_b, i_h, s_h)
+            p_s = head_ptr(p, partner, s_b, i_h, s_h)
         else:
-            p_s, s_s, n_s = matrix(p2, partner, s_b2, i_h, s_h2), s_n2, n2
+            p_s, s_s, n_s = head_ptr(p2, partner, s_b2, i_h, s_h2), s_n2, n2
     return p_s, s_s, n_s
 
 
 @triton.jit
 def load_rows(p, o_r, s_r, n, D: tl.constexpr, DP: tl.constexpr, MASKED: tl.constexpr):
-    """Rows o_r of a matrix, the columns from D on zero; with MASKED the rows from n on are zero, too."""
+    """Rows o_r of a head. Columns from D on are zero, and with MASKED so are rows from n on."""
     o_d = tl.arange(0, DP)
     # [rows, DP]
     p_b = p + (o_r[:, None] * s_r + o_d[None, :])
@@ -59,7 +70,7 @@ def load_rows(p, o_r, s_r, n, D: tl.constexpr, DP: tl.constexpr, MASKED: tl.cons
 
 @triton.jit
 def store_rows(p, b, o_r, s_r, n, D: tl.constexpr, DP: tl.constexpr):
-    """Write the rows o_r < n and the columns below D of a tile, in the type of the matrix."""
+    """Write the rows o_r < n and the columns below D of a tile, converted to the dtype of p."""
     o_d = tl.arange(0, DP)
     m = (o_r < n)[:, None] & (o_d < D)[None, :]
     tl.store(p + (o_r[:, None] * s_r + o_d[None, :]), b.to(p.dtype.element_ty), mask=m)

@@ -10,6 +10,10 @@ from ops_cases import B, D, H, layers, normal, packed
 from dca_triton import ops
 
 
+def nested(x: torch.Tensor) -> torch.Tensor:
+    return torch.nested.nested_tensor(list(x), layout=torch.jagged)
+
+
 def faulty(**changes: object) -> dict[str, object]:
     """Arguments of `pair_attention` that are right but for `changes`."""
     q, k, v = packed(B, 5, 3).unbind(2)
@@ -21,37 +25,61 @@ def faulty(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("changes", "reasons"),
     [
-        ({"q": normal(2, 3)}, [r"q has shape \(2, 3\); allowed are 4 dimensions"]),
-        ({"q": torch.tensor(1.0)}, [r"q has shape \(\); allowed are 4 dimensions"]),
-        ({"q": normal(B, 0, H, D)}, [r"q has shape \(4, 0, 2, 16\); allowed are sizes of at least 1"]),
-        ({"k": normal(B, 6, H, 8)}, [r"k is \(4, 6, 2, 8\); .* = 4, 2, 16 as in q", r"v is \(4, 5, 2, 16\)"]),
+        ({"q": normal(2, 3)}, [r"q must have shape \(B, M, H, D\), got \(2, 3\)"]),
+        ({"q": torch.tensor(1.0)}, [r"q must have shape \(B, M, H, D\), got \(\)"]),
+        ({"q": normal(B, 0, H, D)}, [r"q must have sizes >= 1, got shape \(4, 0, 2, 16\)"]),
+        (
+            {"k": normal(B, 6, H, 8)},
+            [
+                r"k must have q's B, H, D = 4, 2, 16, got shape \(4, 6, 2, 8\)",
+                r"v must have k's shape \(4, 6, 2, 8\), got \(4, 5, 2, 16\)",
+            ],
+        ),
         (
             {"v": normal(B, 5, H, D, dtype=torch.float32)},
-            ["v is torch.float32; .* dtype of q, torch.float64"],
+            ["v must have the dtype of q, torch.float64, got torch.float32"],
         ),
-        ({"k": torch.empty(B, 5, H, D, device="meta")}, ["k is on meta; allowed is the device of q, cpu"]),
-        ({"partner_v": None}, ["partner_v is None, partner_k is given; allowed are both or neither"]),
-        ({"partner_index": None}, ["partner_k is given without partner_index"]),
-        ({"partner_v": normal(3, 6, H, D)}, [r"partner_v is \(3, 6, 2, 16\); .* \(3, 7, 2, 16\)"]),
+        ({"k": torch.empty(B, 5, H, D, device="meta")}, ["k must be on the device of q, cpu, got meta"]),
+        ({"partner_v": None}, ["partner_v must be given with partner_k, got None"]),
+        ({"partner_index": None}, ["partner_index must be given with partner_k, got None"]),
+        (
+            {"partner_v": normal(3, 6, H, D)},
+            [r"partner_v must have partner_k's shape \(3, 7, 2, 16\), got \(3, 6, 2, 16\)"],
+        ),
         (
             {"partner_k": normal(3, 7, 1, D)},
-            [r"partner_k is \(3, 7, 1, 16\); H and D must be q's, \(2, 16\)"],
+            [r"partner_k must have q's H, D = 2, 16, got shape \(3, 7, 1, 16\)"],
         ),
-        ({"partner_index": torch.zeros(B)}, ["partner_index is torch.float32; allowed are int32, int64"]),
-        ({"partner_index": torch.zeros(2, dtype=torch.int64)}, [r"\(2,\); allowed is \(B,\) = \(4,\)"]),
-        ({"partner_index": torch.zeros(B, 1, dtype=torch.int64)}, ["allowed are 1 dimensions"]),
-        ({"partner_index": torch.tensor([0, 3, 0, 0])}, ["holds values from 0 to 3; allowed are -1 to 2"]),
-        ({"partner_index": torch.tensor([-2, 0, 0, 0])}, ["holds values from -2 to 0; allowed are -1 to 2"]),
-        ({"scale": float("nan")}, ["scale is nan; allowed is a finite number of at least 0"]),
-        ({"scale": -1.0}, ["scale is -1.0"]),
+        ({"partner_index": torch.zeros(B)}, ["partner_index must be int32 or int64, got torch.float32"]),
+        (
+            {"partner_index": torch.zeros(2, dtype=torch.int64)},
+            [r"partner_index must have shape \(B,\) with q's B = 4, got \(2,\)"],
+        ),
+        (
+            {"partner_index": torch.zeros(B, 1, dtype=torch.int64)},
+            [r"partner_index must have shape \(B,\), got \(4, 1\)"],
+        ),
+        (
+            {"partner_index": torch.tensor([0, 3, 0, 0])},
+            [r"must hold values in \[-1, 3\), got values from 0 to 3"],
+        ),
+        (
+            {"partner_index": torch.tensor([-2, 0, 0, 0])},
+            [r"must hold values in \[-1, 3\), got values from -2 to 0"],
+        ),
+        ({"scale": float("nan")}, ["scale must be a finite number >= 0 or None, got nan"]),
+        ({"scale": True}, ["scale must .* got True"]),
+        ({"scale": 10**400}, ["scale must .* got 1000"]),
+        ({"scale": 10**5000}, ["scale must .* got a huge int"]),
+        ({"scale": -1.0}, ["scale must .* got -1.0"]),
         (
             {"v": normal(3, 5), "partner_v": None, "partner_index": torch.zeros(2), "scale": float("inf")},
             [
-                "v has shape",
-                "partner_v is None, partner_k is given",
-                "is torch.float32",
-                r"\(B,\) = \(4,\)",
-                "scale is inf",
+                r"v must have shape \(B, N, H, D\), got \(3, 5\)",
+                "partner_v must be given with partner_k, got None",
+                "partner_index must be int32 or int64, got torch.float32",
+                r"shape \(B,\) with q's B = 4, got \(2,\)",
+                "scale must .* got inf",
             ],
         ),
     ],
@@ -63,12 +91,24 @@ def test_pair_attention_names_every_fault(changes: dict[str, object], reasons: l
 @pytest.mark.parametrize(
     ("changes", "reasons"),
     [
-        ({"index": torch.tensor([[5]] * B)}, ["index holds values from 5 to 5; allowed are 0 to 4"]),
-        ({"index": torch.tensor([[-1]] * B)}, ["index holds values from -1 to -1; allowed are 0 to 4"]),
-        ({"index": torch.zeros(B, 0, dtype=torch.int64)}, [r"index has shape \(4, 0\); .* at least 1"]),
-        ({"index": torch.zeros(2, 3)}, ["index is torch.float32", r"\(2, 3\); .* \(B,\) = \(4,\)"]),
-        ({"q": torch.tensor(1.0)}, [r"q has shape \(\); allowed are 4 dimensions"]),
-        ({"k": normal(2, 5, H, D), "scale": "big"}, [r"k is \(2, 5, 2, 16\)", "v is", "scale is 'big'"]),
+        ({"index": torch.tensor([[5]] * B)}, [r"index must hold values in \[0, 5\), got values from 5 to 5"]),
+        (
+            {"index": torch.tensor([[-1]] * B)},
+            [r"index must hold values in \[0, 5\), got values from -1 to -1"],
+        ),
+        (
+            {"index": torch.zeros(B, 0, dtype=torch.int64)},
+            [r"index must have sizes >= 1, got shape \(4, 0\)"],
+        ),
+        (
+            {"index": torch.zeros(2, 3)},
+            ["index must be int32 or int64, got torch.float32", r"\(B, R\) with q's B = 4, got \(2, 3\)"],
+        ),
+        ({"q": torch.tensor(1.0)}, [r"q must have shape \(B, M, H, D\), got \(\)"]),
+        (
+            {"k": normal(2, 5, H, D), "scale": "big"},
+            [r"k must .* got shape \(2, 5, 2, 16\)", "v must", "scale must .* got 'big'"],
+        ),
     ],
 )
 def test_local_attention_names_every_fault(changes: dict[str, object], reasons: list[str]) -> None:
@@ -80,18 +120,25 @@ def test_local_attention_names_every_fault(changes: dict[str, object], reasons: 
 @pytest.mark.parametrize(
     ("changes", "reasons"),
     [
-        ({"qs": []}, ["qs, ks and lses hold 0, 3 and 3 layers; allowed is the same number, at least 1"]),
-        ({"row": normal(2, 8)}, [r"row is \(2, 8\) .* \(B, N\) = \(2, 9\)"]),
-        ({"row": torch.ones(2, 9, dtype=torch.int64)}, ["torch.int64; allowed is"]),
+        ({"qs": []}, ["qs, ks and lses must hold one tensor for each of at least 1 layer, got 0, 3 and 3"]),
+        ({"row": normal(2, 8)}, [r"row must have shape \(B, N\) = \(2, 9\), got \(2, 8\)"]),
+        ({"row": torch.ones(2, 9, dtype=torch.int64)}, ["row must be float32 or float64, got torch.int64"]),
         (
             {"ks": [normal(2, 9, H, D), normal(2, 8, H, D), normal(2, 9, H, D)]},
-            [r"ks\[1\] is \(2, 8, 2, 16\)"],
+            [r"ks\[1\] must have the shape of qs\[0\] \(2, 9, 2, 16\), got \(2, 8, 2, 16\)"],
         ),
         (
             {"lses": [normal(2, 9, H)] + [normal(2, H, 9)] * 2, "row": normal(9), "scale": -2},
-            [r"lses\[0\] is \(2, 9, 2\); allowed is \(B, H, N\) = \(2, 2, 9\)", "row is", "scale is -2"],
+            [
+                r"lses\[0\] must have shape \(B, H, N\) = \(2, 2, 9\), got \(2, 9, 2\)",
+                "row must",
+                "scale must .* got -2",
+            ],
         ),
-        ({"lses": [normal(2, H, 9, dtype=torch.float16)] * 3}, [r"lses\[2\] is torch.float16"]),
+        (
+            {"lses": [normal(2, H, 9, dtype=torch.float16)] * 3},
+            [r"lses\[2\] must be float32 or float64, got torch.float16"],
+        ),
     ],
 )
 def test_rollout_row_names_every_fault(changes: dict[str, object], reasons: list[str]) -> None:
@@ -124,7 +171,7 @@ def test_a_backend_that_cannot_run_says_why() -> None:
 
 def test_an_unknown_backend() -> None:
     q, k, v = packed(1, 3, 3).unbind(2)
-    with pytest.raises(ValueError, match="backend is 'nonsense'; allowed are 'auto', 'triton' and 'torch'"):
+    with pytest.raises(ValueError, match="backend must be 'auto' or 'triton' or 'torch', got 'nonsense'"):
         ops.pair_attention(q, k, v, backend="nonsense")  # type: ignore[arg-type]
 
 
@@ -133,10 +180,21 @@ def test_an_unknown_backend() -> None:
     [
         (
             lambda q: ops.pair_attention(q, None, q, partner_index=[1, 0]),
-            "k is a NoneType; .* partner_index is a list",
+            "k must be a dense tensor, got NoneType; partner_index must be a dense tensor or None, got list",
         ),
-        (lambda q: ops.local_attention(q, q, q, 0.5), "index is a float; allowed is a tensor or None"),
-        (lambda q: ops.rollout_row([q], [q], ["lse"]), r"lses\[0\] is a str; allowed is a tensor"),
+        (lambda q: ops.local_attention(q, q, q, 0.5), "index must be a dense tensor or None, got float"),
+        (
+            lambda q: ops.rollout_row(q, [q], None),
+            "qs must be a list or tuple .* Tensor; lses must .* NoneType",
+        ),
+        (lambda q: ops.partners([1, 0], 2), "index must be a dense tensor, got list"),
+        (lambda q: ops.pair_attention(q.to_sparse(), q, q), r"q must be a dense .* layout torch\.sparse_coo"),
+        (lambda q: ops.pair_attention(q, nested(q), q), "k must be a dense tensor, got a nested tensor"),
+        (
+            lambda q: ops.pair_attention(q, q, q, partner_index=ops.Partners(q, q, 3)),
+            "partner_index.first must be a dense tensor, got int",
+        ),
+        (lambda q: ops.rollout_row([q], [q], ["lse"]), r"lses\[0\] must be a dense tensor, got str"),
     ],
 )
 def test_what_is_no_tensor_is_named(call: Callable[[torch.Tensor], object], told: str) -> None:

@@ -79,11 +79,6 @@ def test_rollout(head_fusion: str, discard_ratio: float, add_residual: bool) -> 
     np.testing.assert_allclose(result, rolled_out(attentions, head_fusion, discard_ratio, add_residual))
 
 
-def test_rollout_needs_a_layer() -> None:
-    with pytest.raises(ValueError, match="attentions is empty"):
-        reference.rollout([])
-
-
 @pytest.mark.parametrize("N", [1, 16, 63])
 def test_rollout_row_is_the_first_row_of_the_product(N: int) -> None:
     qs, ks = ([normal(2, N, 3, 8, seed=10 * i + layer) for layer in range(4)] for i in range(2))
@@ -107,3 +102,16 @@ def test_selected_are_the_class_token_and_the_best_patches() -> None:
     assert reference.select_local(row, 2, 0.5).tolist() == [[0, 3, 5], [0, 4, 5]]  # token 1 is a prefix
     assert reference.select_local(row, 1, 0.1).tolist() == [[0, 1], [0, 4]]
     assert reference.select_local(row, 1, 0.5).dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("attentions", "options", "sentence"),
+    [
+        ([], {}, "attentions must hold the maps of at least one layer, got none"),
+        ([torch.ones(1, 1, 2, 2)], {"head_fusion": "median"}, "head_fusion must be .* got 'median'"),
+        ([torch.ones(1, 1, 2, 2)], {"discard_ratio": 1.0}, r"discard_ratio must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_rollout_refuses(attentions: list[Tensor], options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        reference.rollout(attentions, **options)

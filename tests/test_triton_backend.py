@@ -1,5 +1,6 @@
 """The Triton backend as PyTorch's compiler and a caller see it; its numbers are in tests/interpreted."""
 
+import sys
 from collections.abc import Callable
 from unittest import mock
 
@@ -14,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 pytest.importorskip("triton")
 
 from dca_triton import ops, tuning
-from dca_triton.ops import triton_backend, triton_launch
+from dca_triton.ops import Attention, triton_backend, triton_launch
 from dca_triton.ops.partners import inverted
 from dca_triton.static.capture import capture
 
@@ -36,9 +37,19 @@ def test_forward_is_traced_as_one_operator() -> None:
         qkv, partner, index = cuda(B, N, 3, H, D), cuda(B, dtype=torch.long), cuda(B, R, dtype=torch.long)
         q, k, v = qkv.unbind(2)
         pair = targets(
-            lambda q, k, v, p: triton_backend.pair_attention(q, k, v, None, None, p, 0.1), q, k, v, partner
+            lambda q, k, v, p: triton_backend.pair_attention(Attention(q, k, v, pairs=p, scale=0.1)),
+            q,
+            k,
+            v,
+            partner,
         )
-        local = targets(lambda q, k, v, i: triton_backend.local_attention(q, k, v, i, 0.1), q, k, v, index)
+        local = targets(
+            lambda q, k, v, i: triton_backend.local_attention(Attention(q, k, v, rows=i, scale=0.1)),
+            q,
+            k,
+            v,
+            index,
+        )
     assert torch.ops.dca_triton.attention.default in pair
     assert torch.ops.dca_triton.attention.default in local
 
@@ -47,7 +58,7 @@ def test_backward_is_traced_as_one_operator() -> None:
     """On fake CPU tensors: PyTorch's autograd engine asks a driver for the streams of fake CUDA ones."""
 
     def gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        out, _ = triton_backend.pair_attention(q, k, v, None, None, None, 0.1)
+        out, _ = triton_backend.pair_attention(Attention(q, k, v, scale=0.1))
         return torch.autograd.grad(out.sum(), [q, k, v])
 
     with FakeTensorMode():
@@ -64,7 +75,7 @@ def test_shapes_on_fake_cuda_tensors(others: tuple[int, int] | None, rows: int) 
         qkv, partner = cuda(B, N, 3, H, D), cuda(B, dtype=torch.long)
         q, k, v = qkv.unbind(2)
         pk, pv = (None, None) if others is None else cuda(*others, 2, H, D).unbind(2)
-        out, lse = triton_backend.pair_attention(q[:, :rows], k, v, pk, pv, partner, 0.1)
+        out, lse = triton_backend.pair_attention(Attention(q[:, :rows], k, v, pk, pv, partner, scale=0.1))
         gradients = torch.ops.dca_triton.attention_backward(
             "pair_attention", out, q[:, :rows], k, v, pk, pv, *inverted(partner, 5), None, out, lse, 0.1
         )
@@ -83,10 +94,10 @@ def test_launches_of_one_step(partners: str) -> None:
     def step() -> None:
         q, k, v = cuda(B, N, 3, H, D).unbind(2)
         pairs = None if partners == "none" else inverted(cuda(B, dtype=torch.long), B)
-        image = None if pairs is None else pairs.image
         pk, pv = cuda(5, 40, 2, H, D).unbind(2) if partners == "others" else (None, None)
-        out, lse = triton_launch.forward("pair_attention", q, k, v, pk, pv, image, None, 0.1)
-        triton_launch.backward("pair_attention", out, q, k, v, pk, pv, pairs, None, out, lse, 0.1)
+        a = Attention(q, k, v, pk, pv, pairs, scale=0.1)
+        out, lse = triton_launch.forward("pair_attention", a)
+        triton_launch.backward("pair_attention", a, out, out, lse)
 
     forced = {("pair_attention", direction): CONFIG for direction in tuning.DIRECTIONS["pair_attention"]}
     with tuning.forced(forced):
@@ -107,10 +118,25 @@ def test_readers_of_an_image_in_order(index: list[int], dtype: torch.dtype) -> N
         assert torch.equal(some, expected)
 
 
+def test_partners_outlive_a_change_of_their_index() -> None:
+    index = torch.tensor([1, 0, -1])
+    pairs = ops.partners(index, 3)
+    index.zero_()
+    assert pairs.image.tolist() == [1, 0, -1]
+
+
 def test_partners_name_every_fault() -> None:
     for index, images, reasons in [
-        (torch.tensor([0, 4]), 4, ["index holds values from 0 to 4; allowed are -1 to 3"]),
-        (torch.zeros(1, 2), 0, ["allowed are 1 dimensions", "torch.float32", "images is 0"]),
+        (torch.tensor([0, 4]), 4, ["index must hold values in [-1, 4), got values from 0 to 4"]),
+        (
+            torch.zeros(1, 2),
+            0,
+            [
+                "index must have shape (B,), got (1, 2)",
+                "torch.float32",
+                "images must be an integer >= 1, got 0",
+            ],
+        ),
     ]:
         with pytest.raises(ValueError) as caught:
             ops.partners(index, images)
@@ -155,23 +181,43 @@ def test_every_fault_and_every_reason_in_one_error() -> None:
     q, k, v = torch.empty(3, 2, 5, 1, 40, dtype=torch.float64)
     with pytest.raises(ValueError) as caught:
         ops.pair_attention(q, k, v[:, :4], None, None, torch.tensor([0, 7]), -1.0, backend="triton")
-    for reason in ("v is (2, 4, 1, 40)", "from 0 to 7", "scale is -1.0", "on the CPU", "float64", "is 40"):
+    for reason in (
+        "v must have k's shape (2, 5, 1, 40), got (2, 4, 1, 40)",
+        "from 0 to 7",
+        "got -1.0",
+        "on the CPU",
+        "float64",
+        "got 40",
+    ):
         assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("module", ["triton_backend", "triton_launch"])
+def test_a_broken_library_is_no_missing_triton(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """backend="auto" must not run PyTorch in silence because a file of this library cannot be imported."""
+    broken = f"dca_triton.ops.{module}"
+    monkeypatch.delitem(sys.modules, "dca_triton.ops.triton_backend")
+    monkeypatch.delattr(ops, "triton_backend")
+    monkeypatch.setitem(sys.modules, broken, None)
+    monkeypatch.delattr(ops, module, raising=False)
+    with pytest.raises(ImportError) as caught:
+        ops.reasons_against_triton(torch.empty(1, 2, 3, 64))
+    assert caught.value.name == broken
 
 
 def test_partners_of_other_images_than_the_keys_are_refused() -> None:
     q, k, v = torch.randn(3, 2, 5, 1, 16)
-    with pytest.raises(ValueError, match="partner_index was made for 3 images; allowed is B' = 2"):
+    with pytest.raises(ValueError, match="partner_index must be made for B' = 2 images, got one for 3"):
         ops.pair_attention(q, k, v, partner_index=ops.partners(torch.tensor([1, 0]), 3))
     index = torch.tensor([1, -1])
     inverse, plain = (ops.pair_attention(q, k, v, partner_index=p) for p in (ops.partners(index, 2), index))
     torch.testing.assert_close(inverse, plain)
 
 
-@pytest.mark.parametrize("bad", [-0.1, float("nan")])
+@pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf")])
 def test_a_start_row_of_rollout_is_nowhere_negative(bad: float) -> None:
     q, lse, row = torch.randn(1, 3, 1, 16), torch.zeros(1, 1, 3), torch.tensor([[1.0, bad, 0.0]])
-    with pytest.raises(ValueError, match="row holds a value that is negative or not a number"):
+    with pytest.raises(ValueError, match="row must hold finite values >= 0"):
         ops.rollout_row([q], [q], [lse], row=row)
 
 

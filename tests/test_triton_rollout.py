@@ -39,6 +39,6 @@ def test_one_pass_over_the_scores_per_block_and_one_row_of_the_last(layers: int)
 
     with tuning.forced({("rollout_row", "step"): tuning.Config(64, 128, 4, 2)}):
         launches = capture(run, "sm_90")
-    columns = [launch for launch in launches if launch.name == "columns"]
+    columns = [launch for launch in launches if launch.name == "rollout_columns"]
     assert [launch.arguments["M"] for launch in columns] == [1] + [N] * (layers - 1)
     assert len(launches) == 2 * layers + 1

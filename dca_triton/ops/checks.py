@@ -1,80 +1,136 @@
-"""What the public operations ask of their arguments: functions that return every fault, each as a clause."""
+"""Checks of the arguments of the public operations. Faults read "`name` must be <rule>, got <value>".
 
-import math
-from collections.abc import Mapping, Sequence
+Structure and values are checked in two phases. The functions that return faults check the structure (types,
+shapes, dtypes, devices), and the values that can be read, which are those on a CPU. The functions called
+`assert_...` check the values on a GPU once the structure is sound: they queue an assertion, which costs no
+host sync.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..arguments import integer, number, optional, raise_faults, violations
+
+if TYPE_CHECKING:
+    from .attention import Attention
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WIDE_FLOATS = (torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
+SCALE = optional(number(lambda v: v >= 0, "a finite number >= 0"))
+
+
+class Range(NamedTuple):
+    """A rule for values: they must be in [low, high)."""
+
+    name: str
+    values: Tensor
+    low: int
+    high: int
+
+    def faults(self) -> list[str]:
+        """The fault of values that can be read; an index of another dtype has other faults."""
+        if not _readable(self.values) or self.values.dtype not in INTEGERS or self.values.numel() == 0:
+            return []
+        smallest, largest = (int(x) for x in self.values.aminmax())
+        if self.low <= smallest and largest < self.high:
+            return []
+        rule = f"in [{self.low}, {self.high})"
+        return [f"{self.name} must hold values {rule}, got values from {smallest} to {largest}"]
+
+    def assert_values(self) -> None:
+        """Queue an assertion about values that cannot be read here."""
+        # `high` in the message would pin the batch size of a compiled graph.
+        holds = ((self.values >= self.low) & (self.values < self.high)).all()
+        _assert(self.values, holds, f"{self.name} must hold values >= {self.low} and below its limit")
 
 
 def check_tensors(needed: Mapping[str, object], **optional: object) -> None:
-    """Raise ValueError naming all that is no tensor, or if optional neither one nor None."""
-    given = {**needed, **{name: value for name, value in optional.items() if value is not None}}
-    faults = [
-        f"{name} is a {type(value).__name__}; allowed is a tensor{' or None' * (name in optional)}"
-        for name, value in given.items()
-        if not isinstance(value, Tensor)
-    ]
-    if faults:
-        raise ValueError("; ".join(faults))
+    """Raise ValueError for every argument that is not a dense tensor; those of `optional` may be None."""
+    arguments = {**needed, **{name: value for name, value in optional.items() if value is not None}}
+    faults = []
+    for name, value in arguments.items():
+        rule = f"a dense tensor{' or None' * (name in optional)}"
+        if not isinstance(value, Tensor):
+            faults.append(f"{name} must be {rule}, got {type(value).__name__}")
+        elif value.is_nested or value.layout != torch.strided:
+            kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+            faults.append(f"{name} must be {rule}, got {kind}")
+    raise_faults(faults)
 
 
-def pair_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    partner_k: Tensor | None,
-    partner_v: Tensor | None,
-    partner_index: Tensor | None,
-    images: int | None,
-    scale: float | None,
-) -> list[str]:
-    """images: how many an index of `partners` was made for; None for one whose values are to be checked."""
-    faults = _attention_faults(q, k, v, scale)
-    if (partner_k is None) != (partner_v is None):
-        missing, given = ("k", "v") if partner_k is None else ("v", "k")
-        faults.append(f"partner_{missing} is None, partner_{given} is given; allowed are both or neither")
-    if partner_k is not None and partner_index is None:
-        faults.append("partner_k is given without partner_index, which says who is paired with whom")
-    for name, tensor in (("partner_k", partner_k), ("partner_v", partner_v)):
-        if tensor is not None:
-            faults += _tensor_faults(name, tensor, FLOATS, 4, q)
-            if tensor.dim() == 4 == q.dim() and tensor.shape[2:] != q.shape[2:]:
-                faults.append(f"{name} is {_shape(tensor)}; H and D must be q's, {tuple(q.shape[2:])}")
-    if partner_k is not None and partner_v is not None and partner_k.shape != partner_v.shape:
-        faults.append(f"partner_v is {_shape(partner_v)}; allowed is partner_k's shape, {_shape(partner_k)}")
-    if partner_index is None:
+def check_sequences(layers: Mapping[str, object]) -> None:
+    """Raise ValueError for every argument that is not a list or tuple of tensors, one for each layer."""
+    raise_faults(
+        f"{name} must be a list or tuple of tensors, one for each layer, got {type(value).__name__}"
+        for name, value in layers.items()
+        if not isinstance(value, list | tuple)
+    )
+
+
+def check_range(name: str, index: Tensor, low: int, high: int) -> None:
+    """Raise ValueError unless all values are in [low, high); on a GPU, assert it without a host sync."""
+    values = Range(name, index, low, high)
+    raise_faults(values.faults())
+    values.assert_values()
+
+
+def pair_attention(a: "Attention") -> list[str]:
+    faults = _attention_faults(a)
+    if (a.partner_k is None) != (a.partner_v is None):
+        missing, other = ("k", "v") if a.partner_k is None else ("v", "k")
+        faults.append(f"partner_{missing} must be given with partner_{other}, got None")
+    if a.partner_k is not None and a.pairs is None:
+        faults.append("partner_index must be given with partner_k, got None")
+    for name, x in (("partner_k", a.partner_k), ("partner_v", a.partner_v)):
+        if x is not None:
+            faults += _tensor_faults(name, x, FLOATS, "(B', N', H, D)", like=a.q)
+            if x.dim() == 4 == a.q.dim() and x.shape[2:] != a.q.shape[2:]:
+                H, D = a.q.shape[2:]
+                faults.append(f"{name} must have q's H, D = {H}, {D}, got shape {_shape(x)}")
+    if a.partner_k is not None and a.partner_v is not None and a.partner_k.shape != a.partner_v.shape:
+        faults.append(
+            f"partner_v must have partner_k's shape {_shape(a.partner_k)}, got {_shape(a.partner_v)}"
+        )
+    if a.partner_index is None:
         return faults
-    faults += _index_faults("partner_index", partner_index, 1, q)
-    if partner_index.dim() == 1 and partner_index.shape != q.shape[:1]:
-        faults.append(f"partner_index is {_shape(partner_index)}; allowed is (B,) = {tuple(q.shape[:1])}")
-    of = k if partner_k is None else partner_k
-    if images is None and of.dim():
-        faults += _range_faults("partner_index", partner_index, -1, len(of), faults)
-    elif of.dim() and images != len(of):
-        faults.append(f"partner_index was made for {images} images; allowed is B' = {len(of)}")
+    faults += _index_faults("partner_index", a.partner_index, "(B,)", like=a.q)
+    pool = a.k if a.partner_k is None else a.partner_k
+    if pool.dim() == 0:
+        return faults
+    if isinstance(a.pairs, Tensor):
+        return faults + Range("partner_index", a.pairs, -1, len(pool)).faults()
+    images = a.pairs.first.numel() - 1 if a.pairs is not None else 0
+    if images != len(pool):
+        faults.append(f"partner_index must be made for B' = {len(pool)} images, got one for {images}")
     return faults
+
+
+def local_attention(a: "Attention") -> list[str]:
+    faults = _attention_faults(a)
+    if a.rows is not None:
+        faults += _index_faults("index", a.rows, "(B, R)", like=a.q)
+        if a.q.dim() == 4:
+            faults += Range("index", a.rows, 0, a.q.shape[1]).faults()
+    return faults
+
+
+def assert_indices(a: "Attention") -> None:
+    """Assert the values of the indices of a sound attention where they cannot be read."""
+    if isinstance(a.pairs, Tensor):
+        Range("partner_index", a.pairs, -1, a.num_images).assert_values()
+    if a.rows is not None:
+        Range("index", a.rows, 0, a.q.shape[1]).assert_values()
 
 
 def partners(index: Tensor, images: int) -> list[str]:
-    faults = _index_faults("index", index, 1, None)
-    if images < 1:
-        faults.append(f"images is {images}; allowed is at least 1")
-    return faults + _range_faults("index", index, -1, images, faults)
-
-
-def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale: float | None) -> list[str]:
-    faults = _attention_faults(q, k, v, scale)
-    if index is not None:
-        faults += _index_faults("index", index, 2, q)
-        if index.dim() == 2 and index.shape[:1] != q.shape[:1]:
-            faults.append(f"index is {_shape(index)}; allowed is (B, R) with (B,) = {tuple(q.shape[:1])}")
-        if q.dim() == 4:
-            faults += _range_faults("index", index, 0, q.shape[1], faults)
-    return faults
+    faults = _index_faults("index", index, "(B,)")
+    if not isinstance(images, torch.SymInt):  # a size of an exported graph
+        faults += violations({"images": images}, {"images": integer(1)})
+    return faults or Range("index", index, -1, images).faults()
 
 
 def rollout_row(
@@ -84,109 +140,110 @@ def rollout_row(
     scale: float | None,
     row: Tensor | None,
 ) -> list[str]:
-    faults = []
     if not len(qs) == len(ks) == len(lses) > 0:
-        faults.append(
-            f"qs, ks and lses hold {len(qs)}, {len(ks)} and {len(lses)} layers; "
-            "allowed is the same number, at least 1"
-        )
-        return faults
+        counts = f"{len(qs)}, {len(ks)} and {len(lses)}"
+        return [f"qs, ks and lses must hold one tensor for each of at least 1 layer, got {counts}"]
+    faults = []
     q0 = qs[0]
     for layer, (q, k, lse) in enumerate(zip(qs, ks, lses, strict=True)):
-        faults += _tensor_faults(f"qs[{layer}]", q, FLOATS, 4, q0)
-        for name, tensor in ((f"qs[{layer}]", q), (f"ks[{layer}]", k)):
-            if tensor.shape != q0.shape:
-                faults.append(f"{name} is {_shape(tensor)}; allowed is the shape of qs[0], {_shape(q0)}")
-        faults += _tensor_faults(f"ks[{layer}]", k, FLOATS, 4, q0)
-        faults += _tensor_faults(f"lses[{layer}]", lse, (torch.float32, torch.float64), 3, None)
+        for name, x in ((f"qs[{layer}]", q), (f"ks[{layer}]", k)):
+            faults += _tensor_faults(name, x, FLOATS, "(B, N, H, D)", like=q0, like_name="qs[0]")
+            if x.shape != q0.shape:
+                faults.append(f"{name} must have the shape of qs[0] {_shape(q0)}, got {_shape(x)}")
+        faults += _tensor_faults(f"lses[{layer}]", lse, WIDE_FLOATS, "(B, H, N)")
+        faults += _device_faults(f"lses[{layer}]", lse, q0, "qs[0]")
         if q0.dim() == 4 and lse.shape != (q0.shape[0], q0.shape[2], q0.shape[1]):
-            wanted = (q0.shape[0], q0.shape[2], q0.shape[1])
-            faults.append(f"lses[{layer}] is {_shape(lse)}; allowed is (B, H, N) = {wanted}")
-        if lse.device != q0.device:
-            faults.append(f"lses[{layer}] is on {lse.device}; allowed is {q0.device}")
+            expected = (q0.shape[0], q0.shape[2], q0.shape[1])
+            faults.append(f"lses[{layer}] must have shape (B, H, N) = {expected}, got {_shape(lse)}")
     if row is not None:
-        if row.shape != q0.shape[:2] or row.dtype not in (torch.float32, torch.float64):
-            faults.append(
-                f"row is {_shape(row)} {row.dtype}; allowed is (B, N) = {tuple(q0.shape[:2])} in float32"
-            )
-        if row.device != q0.device:
-            faults.append(f"row is on {row.device}; allowed is {q0.device}")
-        if row.is_floating_point():
-            faults += _unless((row >= 0).all(), "row holds a value that is negative or not a number", faults)
+        faults += _tensor_faults("row", row, WIDE_FLOATS, "(B, N)")
+        faults += _device_faults("row", row, q0, "qs[0]")
+        if row.shape != q0.shape[:2]:
+            faults.append(f"row must have shape (B, N) = {tuple(q0.shape[:2])}, got {_shape(row)}")
+        if row.is_floating_point() and _readable(row) and not _is_start_row(row):
+            faults.append(f"{START_ROW}, got others")
     return faults + _scale_faults(scale)
 
 
-def check_range(name: str, index: Tensor, low: int, high: int) -> None:
-    """Every value of `index` in [low, high): read on a CPU, asserted without a host sync on a GPU."""
-    if faults := _range_faults(name, index, low, high, []):
-        raise ValueError(faults[0])
+START_ROW = "row must hold finite values >= 0"
 
 
-def _index_faults(name: str, index: Tensor, dims: int, like: Tensor | None) -> list[str]:
-    faults = _tensor_faults(name, index, INTEGERS, dims, None)
-    if like is not None and index.device != like.device:
-        faults.append(f"{name} is on {index.device}; allowed is q's device, {like.device}")
+def assert_start_row(row: Tensor) -> None:
+    """Assert the values of a sound start row where they cannot be read."""
+    _assert(row, _is_start_row(row), START_ROW)
+
+
+def _is_start_row(row: Tensor) -> Tensor:
+    return ((row >= 0) & (row < float("inf"))).all()
+
+
+def _attention_faults(a: "Attention") -> list[str]:
+    faults = _tensor_faults("q", a.q, FLOATS, "(B, M, H, D)")
+    faults += _tensor_faults("k", a.k, FLOATS, "(B, N, H, D)", like=a.q)
+    faults += _tensor_faults("v", a.v, FLOATS, "(B, N, H, D)", like=a.q)
+    if a.q.dim() == a.k.dim() == 4 and (a.k.shape[0] != a.q.shape[0] or a.k.shape[2:] != a.q.shape[2:]):
+        B, _, H, D = a.q.shape
+        faults.append(f"k must have q's B, H, D = {B}, {H}, {D}, got shape {_shape(a.k)}")
+    if a.k.shape != a.v.shape:
+        faults.append(f"v must have k's shape {_shape(a.k)}, got {_shape(a.v)}")
+    return faults + _scale_faults(a.scale)
+
+
+def _index_faults(name: str, index: Tensor, shape: str, like: Tensor | None = None) -> list[str]:
+    faults = _tensor_faults(name, index, INTEGERS, shape)
+    if like is not None:
+        faults += _device_faults(name, index, like, "q")
+        if like.dim() and index.dim() == _dims(shape) and len(index) != len(like):
+            faults.append(f"{name} must have shape {shape} with q's B = {len(like)}, got {_shape(index)}")
     return faults
-
-
-def _range_faults(name: str, index: Tensor, low: int, high: int, faults: list[str]) -> list[str]:
-    """Whether a value of index lies outside [low, high)."""
-    if index.dtype not in INTEGERS or index.numel() == 0:
-        return []
-    told = f"{name} holds a value below {low} or too large"  # `high` in it would pin a compiled batch size
-    if index.device.type == "cpu" and not torch.compiler.is_compiling():
-        smallest, largest = (int(x) for x in index.aminmax())
-        told = f"{name} holds values from {smallest} to {largest}; allowed are {low} to {high - 1}"
-    return _unless(((index >= low) & (index < high)).all(), told, faults)
-
-
-def _unless(holds: Tensor, fault: str, faults: list[str]) -> list[str]:
-    """The fault where `holds` is false: read on a CPU, asserted without a host sync on a GPU.
-
-    Where there are faults already, nothing is asserted: they raise, and an assertion would come after.
-    """
-    if holds.device.type == "cpu" and not torch.compiler.is_compiling():
-        return [] if holds else [fault]
-    if not faults and holds.device.type != "meta":
-        torch._assert_async(holds, fault)
-    return []
-
-
-def _attention_faults(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> list[str]:
-    faults = []
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        faults += _tensor_faults(name, tensor, FLOATS, 4, q)
-    if q.dim() == k.dim() == 4 and (k.shape[0] != q.shape[0] or k.shape[2:] != q.shape[2:]):
-        B, _, H, D = q.shape
-        faults.append(f"k is {_shape(k)}; allowed is (B, N, H, D) with B, H, D = {B}, {H}, {D} as in q")
-    if k.shape != v.shape:
-        faults.append(f"v is {_shape(v)}; allowed is k's shape, {_shape(k)}")
-    return faults + _scale_faults(scale)
 
 
 def _tensor_faults(
-    name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], dims: int, like: Tensor | None
+    name: str,
+    x: Tensor,
+    dtypes: Iterable[torch.dtype],
+    shape: str,
+    like: Tensor | None = None,
+    like_name: str = "q",
 ) -> list[str]:
+    """Faults of dimensions, sizes and dtype; with `like`, the tensor must share its dtype and device."""
     faults = []
-    if tensor.dim() != dims:
-        faults.append(f"{name} has shape {_shape(tensor)}; allowed are {dims} dimensions")
-    elif tensor.numel() == 0:
-        faults.append(f"{name} has shape {_shape(tensor)}; allowed are sizes of at least 1")
-    if tensor.dtype not in dtypes:
-        names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        faults.append(f"{name} is {tensor.dtype}; allowed are {names}")
-    elif like is not None and tensor.dtype != like.dtype:
-        faults.append(f"{name} is {tensor.dtype}; allowed is the dtype of q, {like.dtype}")
-    if like is not None and tensor.device != like.device:
-        faults.append(f"{name} is on {tensor.device}; allowed is the device of q, {like.device}")
-    return faults
+    if x.dim() != _dims(shape):
+        faults.append(f"{name} must have shape {shape}, got {_shape(x)}")
+    elif x.numel() == 0:
+        faults.append(f"{name} must have sizes >= 1, got shape {_shape(x)}")
+    if x.dtype not in dtypes:
+        names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        faults.append(f"{name} must be {names}, got {x.dtype}")
+    elif like is not None and x.dtype != like.dtype:
+        faults.append(f"{name} must have the dtype of {like_name}, {like.dtype}, got {x.dtype}")
+    return faults if like is None else faults + _device_faults(name, x, like, like_name)
+
+
+def _device_faults(name: str, x: Tensor, like: Tensor, like_name: str) -> list[str]:
+    if x.device == like.device:
+        return []
+    return [f"{name} must be on the device of {like_name}, {like.device}, got {x.device}"]
 
 
 def _scale_faults(scale: float | None) -> list[str]:
-    if scale is None or (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 0):
-        return []
-    return [f"scale is {scale!r}; allowed is a finite number of at least 0"]
+    return violations({"scale": scale}, {"scale": SCALE})
 
 
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
+def _readable(x: Tensor) -> bool:
+    """Whether reading a value costs no host sync and breaks no compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _assert(x: Tensor, holds: Tensor, message: str) -> None:
+    """Queue an assertion about values of x that cannot be read; a tensor on the meta device has no values."""
+    if not _readable(x) and x.device.type != "meta":
+        torch._assert_async(holds, message)
+
+
+def _dims(shape: str) -> int:
+    return len([size for size in shape.strip("()").split(",") if size])
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    return tuple(x.shape)

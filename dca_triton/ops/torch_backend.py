@@ -1,4 +1,4 @@
-"""The three operations on plain PyTorch: any device, linear memory, differentiable by autograd."""
+"""The three operations in plain PyTorch: any device, linear memory, differentiable by autograd."""
 
 import math
 from contextlib import nullcontext
@@ -7,49 +7,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Scores that one chunk of a row-wise product may hold: 1 MiB of fp32 stays in a core's cache; 256 MiB take
+from .attention import Attention
+
+# Most scores that one chunk of a row-wise product holds: 1 MiB of fp32 stays in a core's cache; 256 MiB need
 # few launches on a GPU.
 CHUNK, GPU_CHUNK = 1 << 18, 1 << 26
 LOG2E = math.log2(math.e)
 
 
-def pair_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    partner_k: Tensor | None,
-    partner_v: Tensor | None,
-    partner_index: Tensor | None,
-    scale: float,
-    dropout: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    if partner_index is None:
+def pair_attention(a: Attention, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+    """As `dca_triton.pair_attention`, for checked arguments; `dropout` drops attention probabilities."""
+    q, k, v, index, scale = a.q, a.k, a.v, a.partner_index, a.factor
+    if index is None:
         return attention_with_lse(q, k, v, scale, dropout=dropout)
-    alone = _leading_rows_without_partner(partner_index)
-    if alone == len(q):
+    num_unpaired = _num_leading_unpaired(index)
+    if num_unpaired == len(q):
         return attention_with_lse(q, k, v, scale, dropout=dropout)
     parts = []
-    if alone:
-        parts.append(attention_with_lse(q[:alone], k[:alone], v[:alone], scale, dropout=dropout))
-    partner_index = partner_index[alone:]
-    keys = _with_partners(k, partner_k, partner_index)
-    values = _with_partners(v, partner_v, partner_index)
-    mask = _partner_mask(partner_index, k.shape[1], keys.shape[1], q.dtype)
-    parts.append(attention_with_lse(q[alone:], keys, values, scale, mask, dropout))
+    if num_unpaired:
+        own_q, own_k, own_v = (x[:num_unpaired] for x in (q, k, v))
+        parts.append(attention_with_lse(own_q, own_k, own_v, scale, dropout=dropout))
+    index = index[num_unpaired:]
+    keys, values = _with_partners(k, a.partner_k, index), _with_partners(v, a.partner_v, index)
+    mask = _partner_mask(index, k.shape[1], keys.shape[1], q.dtype)
+    parts.append(attention_with_lse(q[num_unpaired:], keys, values, scale, mask, dropout))
     out, lse = zip(*parts, strict=True)
     return torch.cat(out), torch.cat(lse)
 
 
-def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale: float) -> Tensor:
-    if index is not None:
-        q = take_rows(q, index)
-    return attention_with_lse(q, k, v, scale)[0]
+def local_attention(a: Attention) -> Tensor:
+    """As `dca_triton.local_attention`, for checked arguments."""
+    q = a.q if a.rows is None else take_rows(a.q, a.rows)
+    return attention_with_lse(q, a.k, a.v, a.factor)[0]
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index` (B, R) of x (B, N, ...) -> (B, R, ...).
 
-    `torch.take_along_dim` would do, but pins the batch size in an exported graph.
+    `torch.take_along_dim` does the same, but pins the batch size in an exported graph.
     """
     wide = index.long().view(*index.shape, *[1] * (x.dim() - 2))
     return x.gather(1, wide.expand(-1, -1, *x.shape[2:]))
@@ -66,42 +61,65 @@ def rollout_row(
         for q, k, lse in zip(reversed(qs), reversed(ks), reversed(lses), strict=True):
             row = _first_step(q, k, lse, scale) if row is None else _step(row, q, k, lse, scale)
     assert row is not None
-    return row
+    return row.contiguous()
 
 
 def attention_with_lse(
     q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """softmax(Q Kᵀ scale + mask) V (B, M, H, D) and its log-sum-exp (B, H, M), which carries no gradient."""
+    q, k, v = _in_rows(q), _adjacent(k), _adjacent(v)
     q_, k_, v_ = (t.transpose(1, 2) for t in (q, k, v))
-    if q.device.type == "cpu" and dropout == 0 and not torch.compiler.is_exporting():
-        # The kernel behind F.scaled_dot_product_attention on a CPU, which alone returns the log-sum-exp too;
-        # other runtimes have no such kernel.
+    if q.device.type == "cpu" and dropout == 0 and not torch.compiler.is_exporting() and _flash_is_enabled():
+        # This is the kernel that F.scaled_dot_product_attention uses on a CPU; it alone also returns the
+        # log-sum-exp. F.scaled_dot_product_attention checks shapes, dtypes and strides before it calls the
+        # kernel, which checks nothing. Here the public operations have checked shapes and dtypes, and the two
+        # functions above arrange the strides. Exported graphs run where there is no such kernel.
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q_, k_, v_, attn_mask=mask, scale=scale
         )
-        return out.transpose(1, 2), lse
+        return out.transpose(1, 2).contiguous(), lse.contiguous()
     out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, dropout_p=dropout, scale=scale)
     return out.transpose(1, 2).contiguous(), _log_sum_exp(q, k, scale, mask)
 
 
+def _in_rows(q: Tensor) -> Tensor:
+    """q itself if the kernel's output will be contiguous, else a contiguous copy.
+
+    The kernel allocates its output (B, H, M, D) like q, and then writes it as if its features were adjacent.
+    For some layouts of q (overlapping windows, for example) they are not.
+    """
+    out = torch.empty_like(q.transpose(1, 2), device="meta")
+    return q if q.stride(-1) == 1 and out.transpose(1, 2).is_contiguous() else q.contiguous()
+
+
+def _adjacent(x: Tensor) -> Tensor:
+    """x with a last stride of 1, the only one that the kernel reads; a copy only if it has another."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@torch.compiler.assume_constant_result  # a compiler cannot trace it, and fixes PyTorch's own choice as well
+def _flash_is_enabled() -> bool:
+    return torch.backends.cuda.flash_sdp_enabled()  # the switch for every device, despite its name
+
+
 def _with_partners(own: Tensor, partners: Tensor | None, index: Tensor) -> Tensor:
     """Own tokens of the last len(index) rows, each row followed by its partner's (B', N + N', H, D)."""
-    alone = len(own) - len(index)
+    num_unpaired = len(own) - len(index)
     index = index.clamp(min=0)
-    if partners is None:  # one gather: its backward pass adds each gradient once
-        rows = torch.arange(alone, len(own), device=index.device, dtype=index.dtype)
+    if partners is None:  # one gather, whose backward pass adds each gradient once
+        rows = torch.arange(num_unpaired, len(own), device=index.device, dtype=index.dtype)
         pairs = torch.stack([rows, index], 1).flatten()
         return own.index_select(0, pairs).unflatten(0, (len(index), 2)).flatten(1, 2)
-    return torch.cat([own[alone:], partners.index_select(0, index)], 1)
+    return torch.cat([own[num_unpaired:], partners.index_select(0, index)], 1)
 
 
-def _leading_rows_without_partner(partner_index: Tensor) -> int:
-    """How many first rows attend to themselves alone and need no mask; 0 where asking costs a host sync."""
+def _num_leading_unpaired(partner_index: Tensor) -> int:
+    """How many leading rows have no partner and need no mask; 0 where reading them costs a host sync."""
     if torch.compiler.is_compiling() or partner_index.device.type != "cpu":
         return 0
-    lonely = (partner_index < 0).tolist()
-    return lonely.index(False) if False in lonely else len(lonely)
+    unpaired = (partner_index < 0).tolist()
+    return unpaired.index(False) if False in unpaired else len(unpaired)
 
 
 def _partner_mask(partner_index: Tensor, own: int, total: int, dtype: torch.dtype) -> Tensor | None:
@@ -133,13 +151,13 @@ def _first_step(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
 
 
 def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
-    """0.5 r + 0.5 mean_h(r P_h), the weights of some heads and rows at a time, as many as a cache holds."""
+    """0.5 r + 0.5 mean_h(r P_h), computed for as many heads and rows at a time as a cache holds."""
     if torch.compiler.is_compiling() or q.device.type != "cpu":
         return _fused_step(row, q, k, lse, scale)
     B, M, H, _ = q.shape
     N = k.shape[1]
     queries, keys = (t.float().transpose(1, 2).flatten(0, 1) for t in (q, k))  # [B * H, N, D]
-    # Powers of 2 take half the time of those of e.
+    # exp2 takes half the time of exp.
     shift = LOG2E * (row.log()[:, None] - lse).reshape(B * H, M, 1)
     mixed = row.new_zeros(B * H, N)
     for heads in _row_chunks(B * H, M * N, CHUNK):
@@ -152,12 +170,12 @@ def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tenso
 
 
 def _fused_step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
-    """r P as attention the other way round, whose graph is one for all batch sizes: keys ask queries.
+    """The same as attention of the keys to the queries, whose graph is one for all batch sizes.
 
     Σ_m r_m exp(s_mn - lse_m) is the mean of r under the softmax over m, times that softmax's denominator.
     """
     values = row[:, :, None, None].expand_as(q).contiguous()
-    mask = -lse.contiguous()[:, :, None]  # a strided mask would be expanded to all N x N by PyTorch's kernel
+    mask = -lse.contiguous()[:, :, None]  # PyTorch's kernel would expand a strided mask to N x N
     mean, denominator = attention_with_lse(k.float(), q.float(), values, scale, mask)
     mixed = mean[..., 0].transpose(1, 2) * denominator.exp()  # [B, H, N]
     return 0.5 * row + 0.5 * mixed.mean(1)

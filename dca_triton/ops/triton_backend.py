@@ -8,36 +8,24 @@ from torch import Tensor
 
 from .. import tuning
 from . import triton_launch
-from .partners import Partners, inverted
+from .attention import Attention
 from .triton_rollout import rollout_row
 
 __all__ = ["local_attention", "pair_attention", "reasons_against", "rollout_row"]
 
 
-def pair_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    partner_k: Tensor | None,
-    partner_v: Tensor | None,
-    partner_index: Tensor | Partners | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def pair_attention(a: Attention) -> tuple[Tensor, Tensor]:
     """As `dca_triton.pair_attention`, for checked arguments: (B, M, H, D) and the log-sum-exp (B, H, M)."""
-    if partner_index is None:
-        return _attention("pair_attention", q, k, v, None, None, None, None, None, None, scale)
-    if not isinstance(partner_index, Partners):
-        partner_index = inverted(partner_index, len(k if partner_k is None else partner_k))
-    return _attention("pair_attention", q, k, v, partner_k, partner_v, *partner_index, None, scale)
+    return _attention("pair_attention", *a.with_inverse().flat())
 
 
-def local_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, scale: float) -> Tensor:
+def local_attention(a: Attention) -> Tensor:
     """As `dca_triton.local_attention`, for checked arguments: (B, R, H, D)."""
-    return _attention("local_attention", q, k, v, None, None, None, None, None, index, scale)[0]
+    return _attention("local_attention", *a.flat())[0]
 
 
 def reasons_against(*tensors: Tensor) -> list[str]:
-    """Every reason why the kernels cannot take these tensors, (..., D) each; empty where they can."""
+    """Every reason why the kernels cannot run on these tensors (..., D); empty if they can."""
     reasons: list[str] = []
     for x in tensors:
         reasons += _reasons_against(x.device, x.dtype, x.shape[-1] if x.dim() else 1)
@@ -51,16 +39,17 @@ def _reasons_against(device: torch.device, dtype: torch.dtype, head_dim: int) ->
         capability = torch.cuda.get_device_capability(device)
         if capability < (8, 0):
             have = ".".join(map(str, capability))
-            reasons.append(f"{device} has compute capability {have}; allowed is 8.0 or newer")
+            reasons.append(f"compute capability must be 8.0 or newer, got {have} of {device}")
     elif device.type == "cpu" and not triton.knobs.runtime.interpret:
-        reasons.append("a tensor is on the CPU; there Triton only interprets, with TRITON_INTERPRET=1")
+        reasons.append("tensors must be on a GPU, got one on the CPU, where Triton needs TRITON_INTERPRET=1")
     elif device.type not in ("cuda", "cpu"):
-        reasons.append(f"a tensor is on {device}; allowed are CUDA and ROCm devices")
+        reasons.append(f"tensors must be on a CUDA or ROCm device, got one on {device}")
     dtypes = tuple(tuning.DTYPES.values())
     if dtype not in dtypes:
-        reasons.append(f"a dtype is {dtype}; allowed are {', '.join(map(str, dtypes))}")
+        reasons.append(f"dtype must be {' or '.join(map(str, dtypes))}, got {dtype}")
     if head_dim not in tuning.HEAD_DIMS:
-        reasons.append(f"a head dimension is {head_dim}; allowed are {', '.join(map(str, tuning.HEAD_DIMS))}")
+        sizes = ", ".join(map(str, tuning.HEAD_DIMS))
+        reasons.append(f"head dimension D must be one of {sizes}, got {head_dim}")
     return tuple(reasons)
 
 
@@ -78,7 +67,8 @@ def _attention(
     index: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    return triton_launch.forward(op, q, k, v, partner_k, partner_v, partner_index, index, scale)
+    a = Attention.from_flat(q, k, v, partner_k, partner_v, partner_index, reader, first, index, scale)
+    return triton_launch.forward(op, a)
 
 
 @_attention.register_fake
@@ -105,10 +95,8 @@ def _attention_backward(
     lse: Tensor,
     scale: float,
 ) -> list[Tensor]:
-    partners = None
-    if partner_index is not None and reader is not None and first is not None:
-        partners = Partners(partner_index, reader, first)
-    return triton_launch.backward(op, dout, q, k, v, partner_k, partner_v, partners, index, out, lse, scale)
+    a = Attention.from_flat(q, k, v, partner_k, partner_v, partner_index, reader, first, index, scale)
+    return triton_launch.backward(op, a, dout, out, lse)
 
 
 @_attention_backward.register_fake
@@ -125,8 +113,8 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _gradients(ctx: Any, dout: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients = _attention_backward(ctx.op, dout, *ctx.saved_tensors, ctx.scale)
-    partners = gradients[3:] or [None, None]
-    return None, *gradients[:3], *partners, None, None, None, None, None
+    partner_gradients = gradients[3:] or [None, None]
+    return None, *gradients[:3], *partner_gradients, None, None, None, None, None
 
 
 _attention.register_autograd(_gradients, setup_context=_save)

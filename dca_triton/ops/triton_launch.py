@@ -1,4 +1,4 @@
-"""Launches the attention kernels on checked tensors: layouts, tile sizes, who reads which image."""
+"""Launch the attention kernels on checked tensors: memory layouts, tile sizes, compile-time arguments."""
 
 from typing import Any
 
@@ -9,86 +9,59 @@ from torch import Tensor
 from .. import tuning
 from ..kernels.attention_backward import attention_dkdv, attention_dq
 from ..kernels.attention_forward import attention_forward
+from .attention import Attention
 from .partners import Partners
 
 
-def forward(
-    op: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    partner_k: Tensor | None,
-    partner_v: Tensor | None,
-    partner_index: Tensor | None,
-    index: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Attention of q, or of its rows `index` (B, R), over the own and the partner's keys (DCAL, eq. 3 and 5).
+def forward(op: str, a: Attention) -> tuple[Tensor, Tensor]:
+    """Run attention of a's queries over the own and the partner's keys (DCAL, eq. 3 and 5).
 
-    op: the name under which tiles are tuned. q (B, M, H, D); k, v (B, N, H, D); partner_k, partner_v
-    (B', N', H, D), by default k and v; partner_index (B,), -1 for none. Returns (B, M, H, D), contiguous, and
-    the natural log-sum-exp (B, H, M), fp32.
+    op: The name under which tiles are tuned. Returns (B, M, H, D), contiguous, and the natural log-sum-exp
+    (B, H, M), float32.
     """
-    q, k, v = rows(q), rows(k), rows(v)
-    pk, pv = (None, None) if partner_k is None or partner_v is None else (rows(partner_k), rows(partner_v))
-    partner_index, index = (None if x is None else x.contiguous() for x in (partner_index, index))
-    B, M, H, D = q.shape if index is None else (*index.shape, *q.shape[2:])
-    out = q.new_empty(B, M, H, D)
-    lse = q.new_empty(B, H, M, dtype=torch.float32)
-    config = tuning.choose(op, "forward", D, q.dtype, k.shape[1], q.device)
-    with torch.cuda.device_of(q):
+    a = _readable(a)
+    B, M, H, D = a.q.shape if a.rows is None else (*a.rows.shape, *a.q.shape[2:])
+    out = a.q.new_empty(B, M, H, D)
+    lse = a.q.new_empty(B, H, M, dtype=torch.float32)
+    config, meta = launch_options(op, "forward", a.k)
+    with torch.cuda.device_of(out):
         attention_forward[(triton.cdiv(M, config.block_m) * B * H,)](
-            q, k, v, pk, pv, partner_index, index, out, lse, scale,
-            *_strides(q, k, v, pk, pv), M, k.shape[1], (k if pk is None else pk).shape[1], H,
-            ONES=least_width(tuning.gpu_of(q.device).arch), **constants(q, config),
+            *a[:5], a.partner_index, a.rows, out, lse, a.factor,
+            *_strides(*a[:5]), M, a.k.shape[1], _partner_tokens(a), H,
+            ONES=least_width(tuning.gpu_of(out.device).arch), **meta,
         )  # fmt: skip
     return out, lse
 
 
-def backward(
-    op: str,
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    partner_k: Tensor | None,
-    partner_v: Tensor | None,
-    partners: Partners | None,
-    index: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-) -> list[Tensor]:
-    """Gradients of q, k, v and, where they are given, of partner_k and partner_v, all contiguous.
+def backward(op: str, a: Attention, dout: Tensor, out: Tensor, lse: Tensor) -> list[Tensor]:
+    """Return the gradients of q, k, v and, where given, of partner_k and partner_v, all contiguous.
 
-    Arguments as in `forward`, with its results and the gradient of out. Bit-equal from run to run.
+    out, lse: The results of `forward`; dout: the gradient of out. Bit-equal from run to run.
     """
-    whole_q = q
-    if index is not None:
-        q = torch.take_along_dim(q, index.long()[:, :, None, None], 1)
-    q, k, v = rows(q), rows(k), rows(v)
-    pk, pv = (None, None) if partner_k is None or partner_v is None else (rows(partner_k), rows(partner_v))
-    partner_index = None if partners is None else partners.image.contiguous()
+    whole_q = a.q
+    if a.rows is not None:
+        a = a._replace(q=torch.take_along_dim(a.q, a.rows.long()[:, :, None, None], 1))
+    a = _readable(a)
     out, dout, lse = out.contiguous(), dout.contiguous(), lse.contiguous()
-    B, M, H, D = q.shape
+    B, M, H, _ = a.q.shape
     dq = torch.empty_like(out)
     lse2, minus_delta = torch.empty_like(lse), torch.empty_like(lse)
-    config = tuning.choose(op, "dq", D, q.dtype, k.shape[1], q.device)
-    with torch.cuda.device_of(q):
+    config, meta = launch_options(op, "dq", a.k)
+    with torch.cuda.device_of(dq):
         attention_dq[(triton.cdiv(M, config.block_m) * B * H,)](
-            q, k, v, pk, pv, partner_index, out, dout, lse, dq, lse2, minus_delta, scale,
-            *_strides(q, k, v, pk, pv), M, k.shape[1], (k if pk is None else pk).shape[1], H,
-            **constants(q, config),
+            *a[:5], a.partner_index, out, dout, lse, dq, lse2, minus_delta, a.factor,
+            *_strides(*a[:5]), M, a.k.shape[1], _partner_tokens(a), H, **meta,
         )  # fmt: skip
-    queries = q, dout, lse2, minus_delta
-    if pk is None or pv is None:
-        gradients = _dkdv(op, k, v, True, partners, *queries, scale)
+    queries = a.q, dout, lse2, minus_delta, a.factor
+    pairs = a.pairs if isinstance(a.pairs, Partners) else None
+    if a.partner_k is None or a.partner_v is None:
+        gradients = _dkdv(op, a.k, a.v, pairs, True, *queries)
     else:
-        gradients = _dkdv(op, k, v, True, None, *queries, scale)
-        gradients += _dkdv(op, pk, pv, False, partners, *queries, scale)
-    if index is not None:  # a sorted sum, not an atomic one, where rows repeat
-        images = torch.arange(B, device=q.device)[:, None]
-        dq = dq.new_zeros(whole_q.shape).index_put_((images, index.long()), dq, accumulate=True)
+        gradients = _dkdv(op, a.k, a.v, None, True, *queries)
+        gradients += _dkdv(op, a.partner_k, a.partner_v, pairs, False, *queries)
+    if a.rows is not None:  # repeated rows are added in sorted order, not atomically
+        images = torch.arange(B, device=dq.device)[:, None]
+        dq = dq.new_zeros(whole_q.shape).index_put_((images, a.rows.long()), dq, accumulate=True)
     return [dq, *gradients]
 
 
@@ -96,29 +69,61 @@ def _dkdv(
     op: str,
     k: Tensor,
     v: Tensor,
+    pairs: Partners | None,
     own: bool,
-    partners: Partners | None,
     q: Tensor,
     dout: Tensor,
     lse2: Tensor,
     minus_delta: Tensor,
     scale: float,
 ) -> list[Tensor]:
-    B, N, H, D = k.shape
-    reader, first = (None, None) if partners is None else (partners.reader, partners.first)
+    """Gradients of k and v from queries of their own images (if `own`) and of the images paired with them."""
+    B, N, H, _ = k.shape
+    reader, first = (None, None) if pairs is None else (pairs.reader, pairs.first)
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
-    config = tuning.choose(op, "dkdv", D, k.dtype, N, k.device)
+    config, meta = launch_options(op, "dkdv", k)
     with torch.cuda.device_of(k):
         attention_dkdv[(triton.cdiv(N, config.block_n) * B * H,)](
             q, k, v, reader, first, dout, lse2, minus_delta, dk, dv, scale,
-            *_strides(q, k, v), q.shape[1], N, H, OWN=int(own), **constants(k, config),
+            *_strides(q, k, v), q.shape[1], N, H, OWN=int(own), **meta,
         )  # fmt: skip
     return [dk, dv]
 
 
+def launch_options(op: str, direction: str, k: Tensor) -> tuple[tuning.Config, dict[str, Any]]:
+    """The tiles of a launch over the keys k (B, N, H, D), and the kernel's compile-time arguments."""
+    D = k.shape[-1]
+    config = tuning.choose(op, direction, D, k.dtype, k.shape[1], k.device)
+    return config, dict(
+        D=D,
+        DP=triton.next_power_of_2(D),
+        BM=config.block_m,
+        BN=config.block_n,
+        PRECISION=precision(k.dtype, tuning.gpu_of(k.device).arch),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+
+
+def _readable(a: Attention) -> Attention:
+    """The same with every tensor as the kernels read it."""
+    pairs = a.pairs
+    if isinstance(pairs, Partners):
+        pairs = pairs._replace(image=pairs.image.contiguous())
+    elif pairs is not None:
+        pairs = pairs.contiguous()
+    index = None if a.rows is None else a.rows.contiguous()
+    return a.converted(rows)._replace(pairs=pairs, rows=index)
+
+
+def _partner_tokens(a: Attention) -> int:
+    """N', how many keys a partner has."""
+    return (a.k if a.partner_k is None else a.partner_k).shape[1]
+
+
 def rows(x: Tensor) -> Tensor:
-    """x as the kernels read it: elements of a row adjacent, offsets in a tile of 128 rows below 2^31."""
-    return x if x.stride(-1) == 1 and x.stride(1) <= 1 << 24 else x.contiguous()
+    """x as the kernels read it: elements of a row adjacent, and 128 rows, a tile's most, below 2^31 apart."""
+    return x if x.stride(-1) == 1 and x.stride(1) < 1 << 24 else x.contiguous()
 
 
 def _strides(*tensors: Tensor | None) -> list[int]:
@@ -126,22 +131,8 @@ def _strides(*tensors: Tensor | None) -> list[int]:
     return [stride for x in tensors for stride in ((0, 0, 0) if x is None else x.stride()[:3])]
 
 
-def constants(x: Tensor, config: tuning.Config) -> dict[str, Any]:
-    """What a kernel on x (..., D) is compiled for."""
-    D = x.shape[-1]
-    return dict(
-        D=D,
-        DP=triton.next_power_of_2(D),
-        BM=config.block_m,
-        BN=config.block_n,
-        PRECISION=precision(x.dtype, tuning.gpu_of(x.device).arch),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
-
-
 def precision(dtype: torch.dtype, arch: str) -> str:
-    """Products of float32 are taken in float32, or in TF32 where PyTorch's matmul may and the chip can."""
+    """How to multiply float32: in float32, or in TF32 if PyTorch's matmul may use it and the chip has it."""
     matmul = torch.backends.cuda.matmul
     before_2_9 = not hasattr(matmul, "fp32_precision")
     allowed = matmul.allow_tf32 if before_2_9 else matmul.fp32_precision == "tf32"
@@ -151,8 +142,8 @@ def precision(dtype: torch.dtype, arch: str) -> str:
 def least_width(arch: str) -> int:
     """Columns of the narrowest matrix instruction that an architecture has for every tile height.
 
-    tcgen05.mma of compute capability 10 and 11 takes 128 rows by multiples of 16 columns alone, mma and wgmma
-    take 8, CDNA's matrix cores 32 at their best.
+    tcgen05.mma (compute capability 10 and 11) takes 128 rows only with multiples of 16 columns; mma and wgmma
+    take 8 columns. CDNA's matrix cores are fastest with 32.
     """
     if arch.startswith("gfx"):
         return 32 if arch.startswith("gfx9") else 16

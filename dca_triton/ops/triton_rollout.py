@@ -1,26 +1,19 @@
-"""Launches the rollout kernels: two launches per block, one of them small, and nothing N x N in memory."""
+"""Launch the rollout kernels: two launches per layer, one of them small, and nothing N x N in memory."""
 
 import torch
 import triton
 from torch import Tensor
 
-from .. import tuning
 from ..kernels import rollout
-from .triton_launch import constants, rows
+from .triton_launch import launch_options, rows
 
-TOKENS = 128  # per program of `mix`, which only moves data
+TOKENS = 128  # per program of `rollout_mix`, which only moves data
 
 
 def rollout_row(
     qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None
 ) -> Tensor:
-    """One row of the attention rollout, r <- r/2 + mean_h(r P_lh)/2 for l = L..1, without gradient (DCAL, eq.
-    2).
-
-    qs, ks: (B, N, H, D) of each block, first to last, fp16, bf16 or fp32, any strides; views of a packed
-    projection are read in place. lses: (B, H, N) fp32, natural logarithm. row: (B, N) fp32 and never
-    negative, or None for the unit vector of token 0. Returns (B, N) fp32.
-    """
+    """As `dca_triton.rollout_row`, for checked arguments; views of a packed projection are read in place."""
     with torch.no_grad():
         return _rollout_row(qs, ks, lses, scale, row)
 
@@ -41,10 +34,10 @@ def launch(
     qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None
 ) -> Tensor:
     """The work behind the operator; the static meter calls it too."""
-    B, N, H, D = ks[0].shape
+    B, N, H, _ = ks[0].shape
     device = ks[0].device
     sums, offsets = (torch.empty(B, H, N, dtype=torch.float32, device=device) for _ in range(2))
-    weighted = N  # how many first rows of P count: the unit vector needs one
+    weighted = N  # how many leading rows of P are needed: one for the unit vector
     if row is None:
         weighted = 1
         row = torch.zeros(B, N, dtype=torch.float32, device=device)
@@ -52,17 +45,17 @@ def launch(
     row = row.float().contiguous()
     lses = [lse.float().contiguous() for lse in lses]
     tokens = (triton.cdiv(N, TOKENS) * B,)
-    config = tuning.choose("rollout_row", "step", D, ks[0].dtype, N, device)
+    config, meta = launch_options("rollout_row", "step", ks[0])
     with torch.cuda.device_of(row):
-        rollout.mix[tokens](row, None, lses[-1], None, offsets, N, H, BN=TOKENS)
+        rollout.rollout_mix[tokens](row, None, lses[-1], None, offsets, N, H, BN=TOKENS)
         for layer in reversed(range(len(qs))):
             q, k = rows(qs[layer]), rows(ks[layer])
-            rollout.columns[(triton.cdiv(N, config.block_n) * B * H,)](
+            rollout.rollout_columns[(triton.cdiv(N, config.block_n) * B * H,)](
                 q, k, offsets, sums, *q.stride()[:3], *k.stride()[:3], weighted, N, H, scale,
-                **constants(q, config),
+                **meta,
             )  # fmt: skip
             lse = lses[layer - 1] if layer else None
             new = torch.empty_like(row)
-            rollout.mix[tokens](row, sums, lse, new, offsets, N, H, BN=TOKENS)
+            rollout.rollout_mix[tokens](row, sums, lse, new, offsets, N, H, BN=TOKENS)
             row, weighted = new, N
     return row

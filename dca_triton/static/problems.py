@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import tuning
 from ..ops import triton_launch, triton_rollout
+from ..ops.attention import Attention
 from ..ops.partners import Partners, inverted
 from .capture import Launch, capture
 from .work import KINDS
@@ -17,7 +18,7 @@ KERNELS = {
     "forward": "attention_forward",
     "dkdv": "attention_dkdv",
     "dq": "attention_dq",
-    "step": "columns",
+    "step": "rollout_columns",
 }
 
 
@@ -69,13 +70,13 @@ def problem(
         partners = inverted(torch.arange(batch, device=device).roll(1), batch)
     if key.op == "local_attention":
         index = torch.arange(max(1, int(n * LOCAL_RATIO)), device=device).repeat(batch, 1)
+    attention = Attention(q, k, v, pairs=partners, rows=index, scale=scale)
     if key.direction == "forward":
-        partner = None if partners is None else partners.image
-        return lambda: triton_launch.forward(key.op, q, k, v, None, None, partner, index, scale)
+        return lambda: triton_launch.forward(key.op, attention)
     rows = n if index is None else index.shape[1]
     out, dout = (torch.randn(batch, rows, heads, D, dtype=dtype, device=device) for _ in range(2))
     lse = lse[:, :, :rows].contiguous()
-    return lambda: triton_launch.backward(key.op, dout, q, k, v, None, None, partners, index, out, lse, scale)
+    return lambda: triton_launch.backward(key.op, attention, dout, out, lse)
 
 
 def launch_of(job: Job) -> Launch:

@@ -10,7 +10,7 @@ KINDS = {
     "attention_forward": ("forward", 2),
     "attention_dq": ("dq", 3),
     "attention_dkdv": ("dkdv", 4),
-    "columns": ("columns", 1),
+    "rollout_columns": ("columns", 1),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dca_triton import tuning
-from dca_triton.ops import triton_launch, triton_rollout
+from dca_triton.ops import Attention, triton_launch, triton_rollout
 from dca_triton.ops.partners import inverted
 from dca_triton.static.capture import Launch, capture
 from dca_triton.static.code import examine
@@ -35,13 +35,14 @@ def launches(M: int, N: int, others: int | None, H: int) -> list[Launch]:
         q, k, v = cuda(2, N, 3, H, D).unbind(2)
         q = q[:, :M]
         for pairs in (None, inverted(cuda(2, dtype=torch.long), 2)):
-            image = None if pairs is None else pairs.image
             pk, pv = (None, None) if others is None or pairs is None else cuda(2, others, 2, H, D).unbind(2)
-            out, lse = triton_launch.forward("pair_attention", q, k, v, pk, pv, image, None, 0.1)
-            triton_launch.backward("pair_attention", out, q, k, v, pk, pv, pairs, None, out, lse, 0.1)
+            a = Attention(q, k, v, pk, pv, pairs, scale=0.1)
+            out, lse = triton_launch.forward("pair_attention", a)
+            triton_launch.backward("pair_attention", a, out, out, lse)
         index = cuda(2, M, dtype=torch.int32)
-        out, lse = triton_launch.forward("local_attention", k, k, v, None, None, None, index, 0.1)
-        triton_launch.backward("local_attention", out, k, k, v, None, None, None, index, out, lse, 0.1)
+        a = Attention(k, k, v, rows=index, scale=0.1)
+        out, lse = triton_launch.forward("local_attention", a)
+        triton_launch.backward("local_attention", a, out, out, lse)
         if M == N:
             triton_rollout.launch([q, q], [k, k], [lse, lse], 0.1, None)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from dca_triton import ops, tuning
-from dca_triton.ops import triton_backend
+from dca_triton.ops import Attention, triton_backend
 from dca_triton.tuner import candidates
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:no measured launch configurations")]
@@ -182,10 +182,10 @@ def test_an_index_out_of_range_stops_the_device() -> None:
 
 def test_more_images_and_heads_than_a_grid_is_high() -> None:
     q, k, v = torch.randn(3, 70_000, 2, 2, 16, device="cuda", dtype=torch.float16).unbind(0)
-    out, lse = triton_backend.pair_attention(q, k, v, None, None, None, 0.25)
+    out, lse = triton_backend.pair_attention(Attention(q, k, v, scale=0.25))
     row = triton_backend.rollout_row([q, q], [k, k], [lse, lse], 0.25, None)
     few = [x[-3:] for x in (q, k, v)]
-    last, last_lse = triton_backend.pair_attention(*few, None, None, None, 0.25)
+    last, last_lse = triton_backend.pair_attention(Attention(*few, scale=0.25))
     assert all_equal((out[-3:], lse[-3:]), (last, last_lse))
     last_row = triton_backend.rollout_row([few[0]] * 2, [few[1]] * 2, [last_lse] * 2, 0.25, None)
     assert torch.equal(row[-3:], last_row)
@@ -198,11 +198,11 @@ def test_results_past_32_bits() -> None:
         pytest.skip("needs 60 GiB of GPU memory")
     q = torch.randn(B, N, H, D, device="cuda", dtype=torch.float16, requires_grad=True)
     partner = torch.arange(B, device="cuda").flip(0)
-    out, lse = triton_backend.pair_attention(q, q, q, None, None, partner, D**-0.5)
+    out, lse = triton_backend.pair_attention(Attention(q, q, q, pairs=partner, scale=D**-0.5))
     (gradient,) = torch.autograd.grad(out, q, torch.ones_like(out))
     ends = q.detach()[[0, -1]].requires_grad_()
     swap = torch.tensor([1, 0], device="cuda")
-    few, few_lse = triton_backend.pair_attention(ends, ends, ends, None, None, swap, D**-0.5)
+    few, few_lse = triton_backend.pair_attention(Attention(ends, ends, ends, pairs=swap, scale=D**-0.5))
     (few_gradient,) = torch.autograd.grad(few, ends, torch.ones_like(few))
     assert torch.equal(out[[0, -1]], few)
     assert torch.equal(lse[[0, -1]], few_lse)

@@ -7,13 +7,14 @@ import mmap
 from types import ModuleType
 
 import attention_cases
+import layout_cases
 import pytest
 import torch
 from attention_cases import LOCAL, PAIRS, Local, Pairs
 from torch import Tensor
 
-from dca_triton import reference
-from dca_triton.ops import triton_backend
+from dca_triton import ops, reference
+from dca_triton.ops import Attention, triton_backend
 from dca_triton.ops.partners import inverted
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -45,6 +46,13 @@ def test_layout_does_not_count() -> None:
     attention_cases.layout_does_not_count(Pairs(2, 17, 2, 16, (1, 0)), torch.float16, "cpu")
 
 
+@DTYPES
+@pytest.mark.parametrize("operation", ["pairs", "local", "rollout"])
+def test_any_layout(operation: str, dtype: torch.dtype) -> None:
+    for seed in range(4):
+        layout_cases.agrees(getattr(layout_cases, operation), seed, dtype, "triton", [16, 48])
+
+
 def test_lse_has_no_gradient() -> None:
     attention_cases.lse_has_no_gradient("cpu")
 
@@ -55,7 +63,7 @@ def test_directional_derivatives_agree() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "strides"),
-    [((2, 2, 1, 16), (2**31 + 64, 16, 16, 1)), ((1, 130, 1, 16), (1, 2**24, 16, 1))],
+    [((2, 2, 1, 16), (2**31 + 64, 16, 16, 1)), ((1, 130, 1, 16), (1, 2**24 - 1, 16, 1))],
     ids=["images", "rows"],
 )
 def test_addresses_pass_32_bits(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
@@ -69,7 +77,7 @@ def test_addresses_pass_32_bits(shape: tuple[int, ...], strides: tuple[int, ...]
     results = []
     for leaf in (x, dense):
         leaf.requires_grad_()
-        out, lse = triton_backend.pair_attention(leaf, leaf, leaf, None, None, partner, 0.25)
+        out, lse = triton_backend.pair_attention(Attention(leaf, leaf, leaf, pairs=partner, scale=0.25))
         results.append((out, lse, *torch.autograd.grad(out, leaf, torch.ones_like(out))))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -102,11 +110,11 @@ def test_compiles_to_one_graph() -> None:
     q, k, v = (torch.randn(2, 9, 1, 16, requires_grad=True) for _ in range(3))
     partner, index = torch.tensor([1, 0]), torch.tensor([[1, 3], [0, 8]])
 
-    def loss(backend: ModuleType) -> Tensor:
-        out, _ = backend.pair_attention(q, k, v, None, None, partner, 0.25)
-        return out.square().sum() + backend.local_attention(q, k, v, index, 0.25).sum()
+    def loss(backend: ModuleType, **options: str) -> Tensor:
+        out, _ = backend.pair_attention(q, k, v, partner_index=partner, scale=0.25, **options)
+        return out.square().sum() + backend.local_attention(q, k, v, index, 0.25, **options).sum()
 
-    value = torch.compile(lambda: loss(triton_backend), fullgraph=True, backend="aot_eager")()
+    value = torch.compile(lambda: loss(ops, backend="triton"), fullgraph=True, backend="aot_eager")()
     expected = loss(reference)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(*(torch.autograd.grad(x, [q, k, v]) for x in (value, expected)))

@@ -1,0 +1,87 @@
+"""The arguments of an attention as one record, from the public operations to the launch of the kernels."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .partners import Partners, inverted
+
+
+class Attention(NamedTuple):
+    """Queries over the keys and values of their own image and of its partner.
+
+    Attributes:
+        q: Queries (B, M, H, D).
+        k: Keys (B, N, H, D).
+        v: Values (B, N, H, D).
+        partner_k: Keys of the partners (B', N', H, D); None: those in k.
+        partner_v: Values of the partners (B', N', H, D); None exactly where `partner_k` is.
+        pairs: The partner of each image (B,), -1 for none, or what `partners` made of it; None: no partners.
+        rows: Rows of q to take (B, R); None: all M.
+        scale: Factor of the scores; None: 1/√D.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    partner_k: Tensor | None = None
+    partner_v: Tensor | None = None
+    pairs: Tensor | Partners | None = None
+    rows: Tensor | None = None
+    scale: float | None = None
+
+    @property
+    def partner_index(self) -> Tensor | None:
+        """The partner of each image (B,), -1 for none."""
+        return self.pairs.image if isinstance(self.pairs, Partners) else self.pairs
+
+    @property
+    def num_images(self) -> int:
+        """How many images there are to choose partners from, B'."""
+        return len(self.k if self.partner_k is None else self.partner_k)
+
+    @property
+    def factor(self) -> float:
+        """The scale, 1/√D by default."""
+        return self.q.shape[-1] ** -0.5 if self.scale is None else float(self.scale)
+
+    def with_inverse(self) -> "Attention":
+        """The same with `Partners` for pairs, which the backward pass of the kernels needs."""
+        if not isinstance(self.pairs, Tensor):
+            return self
+        return self._replace(pairs=inverted(self.pairs, self.num_images))
+
+    def converted(self, convert: Callable[[Tensor], Tensor]) -> "Attention":
+        """The same with all queries, keys and values converted."""
+        return self._replace(
+            q=convert(self.q),
+            k=convert(self.k),
+            v=convert(self.v),
+            partner_k=None if self.partner_k is None else convert(self.partner_k),
+            partner_v=None if self.partner_v is None else convert(self.partner_v),
+        )
+
+    def flat(self) -> tuple[Any, ...]:
+        """The fields as `torch.library` takes them; `from_flat` is the way back."""
+        image, reader, first = self.pairs if isinstance(self.pairs, Partners) else (self.pairs, None, None)
+        return *self[:5], image, reader, first, self.rows, self.factor
+
+    @classmethod
+    def from_flat(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        partner_k: Tensor | None,
+        partner_v: Tensor | None,
+        image: Tensor | None,
+        reader: Tensor | None,
+        first: Tensor | None,
+        rows: Tensor | None,
+        scale: float,
+    ) -> "Attention":
+        pairs: Tensor | Partners | None = image
+        if image is not None and reader is not None and first is not None:
+            pairs = Partners(image, reader, first)
+        return cls(q, k, v, partner_k, partner_v, pairs, rows, scale)
