@@ -154,7 +154,7 @@ def paper_branches(
             attended.append(Attended(*(t[:B] for t in left)))
         sa, pwca = x[:B], None if partner_index is None else x[B : 2 * B]
 
-    norm = backbone.model.norm
+    norm = backbone.norm
     pwca = None if pwca is None else norm(pwca)
     if call.class_tokens_only:
         # No selected patch can reach the class token of a single GLCA block, so none is selected.

@@ -18,7 +18,7 @@ from .layouts import (
     reference_blocks,
     reference_branches,
 )
-from .model_checks import check_arguments, check_inputs
+from .model_checks import check_arguments, check_heads, check_inputs
 from .modules import Attended, init_linears
 from .ops import Backend
 from .rollout import RolloutCache, rollout_of, weights_version
@@ -39,7 +39,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         top_k_ratio: GLCA's share of patch tokens in (0, 1]: 0.1 for FGVC, 0.3 for Re-ID.
         drop_rate: Dropout of attention probabilities, projections and MLPs in [0, 1).
         drop_path_rate: Stochastic depth of the last block in [0, 1), rising linearly from 0.
-        img_size: Pixels, a side or (height, width).
+        img_size: Pixels, a side or (height, width); multiples of the backbone's patch.
         cache_attention_rollout: Keep rollout rows of images seen in evaluation (see `RolloutCache`).
         layout: "reference" computes what the reference implementation does, and loads its checkpoints;
             "paper" has the paper's cost: the backbone's own blocks carry SA and PWCA.
@@ -48,7 +48,8 @@ class DualAttentionModel(nn.Module, HubMixin):
         **kwargs: Passed to `timm.create_model`.
 
     Raises:
-        ValueError: Arguments that do not fit, or a backbone that cannot serve the layout, with every reason.
+        ValueError: Arguments that do not fit, or a backbone that the layout cannot use, with every
+            reason.
         RuntimeError: Pretrained weights that cannot be had.
     """
 
@@ -87,11 +88,7 @@ class DualAttentionModel(nn.Module, HubMixin):
             self.glca_blocks = paper_blocks(self.backbone)
         else:
             self.backbone = Backbone(backbone_name, layout, pretrained, img_size, **kwargs)
-            if self.backbone.embed_dim % num_heads:
-                raise ValueError(
-                    f"num_heads is {num_heads}; "
-                    f"allowed are divisors of the backbone's width, {self.backbone.embed_dim}"
-                )
+            check_heads(num_heads, self.backbone.embed_dim)
             self.sa_blocks, self.glca_blocks = reference_blocks(
                 self.backbone.embed_dim, num_heads, num_sa_blocks, num_glca_blocks, drop_rate, drop_path_rate
             )
@@ -132,10 +129,10 @@ class DualAttentionModel(nn.Module, HubMixin):
             pwca_features; for reid combined_features (B, 2C), the class tokens of SA and GLCA.
 
         Raises:
-            ValueError: Inputs that do not fit, every reason at once; another height or width than the
-                backbone's is told by timm (AssertionError).
+            ValueError: Inputs that do not fit, with every reason: also images of other channels or another
+                size than the backbone's (with dynamic_img_size, a size that the patch does not divide).
         """
-        check_inputs(x, x_pair, partner_index)
+        check_inputs(self.backbone, x, x_pair, partner_index)
         if not self.training:
             x_pair = partner_index = None
         call = Call(x, x_pair, partner_index, class_tokens_only, self.backend)

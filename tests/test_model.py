@@ -161,8 +161,8 @@ def test_init_leaves_the_backbone_alone():
         ),
         ({"top_k_ratio": 1.5}, ["top_k_ratio must be in (0, 1], got 1.5"]),
         ({"layout": "other"}, ["layout must be 'reference' or 'paper', got 'other'"]),
-        ({"num_heads": 7}, ["num_heads is 7", "64"]),
-        ({"layout": "paper", "num_glca_blocks": 2}, ["num_glca_blocks is 2"]),
+        ({"num_heads": 7}, ["num_heads must be a divisor of the backbone's width, 64, got 7"]),
+        ({"layout": "paper", "num_glca_blocks": 2}, ["num_glca_blocks must be 1 with layout='paper', got 2"]),
     ],
 )
 def test_bad_arguments(kwargs, words):
@@ -173,10 +173,13 @@ def test_bad_arguments(kwargs, words):
 
 def test_bad_inputs(model):
     cases = [
-        (dict(x=IMAGES[0]), "x has shape"),
-        (dict(x=IMAGES.to(torch.uint8)), "floating-point"),
-        (dict(x=IMAGES, x_pair=IMAGES[:2]), "x_pair has shape"),
-        (dict(x=IMAGES, x_pair=IMAGES, partner_index=PARTNERS), "both given"),
+        (dict(x=IMAGES[0]), r"x must be images \(B, 3, h, w\) .* got shape \(3, 64, 64\)"),
+        (dict(x=IMAGES.to(torch.uint8)), "x must be floating point, got torch.uint8"),
+        (dict(x=IMAGES, x_pair=IMAGES[:2]), "x_pair must have the shape of x"),
+        (
+            dict(x=IMAGES, x_pair=IMAGES, partner_index=PARTNERS),
+            "x_pair must be None where partner_index is given",
+        ),
         (dict(x=IMAGES, partner_index=torch.tensor([0, 1, 3])), "from 0 to 3"),
         (dict(x=IMAGES, partner_index=torch.tensor([0.0, 1, 2])), "int64"),
     ]

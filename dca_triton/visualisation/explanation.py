@@ -31,7 +31,7 @@ def explain(model: DualAttentionModel, images: Tensor) -> Explanation:
 
     The model is left in evaluation mode. Raises ValueError for what are no such images.
     """
-    check_inputs(images, None, None)
+    check_inputs(model.backbone, images)
     model.eval()
     branches = model.branches(
         Call(images, None, None, False, model.backend),
