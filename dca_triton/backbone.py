@@ -1,15 +1,18 @@
 """timm vision transformers as backbones: created, checked, and with errors that say what to do."""
 
+import functools
 import math
 from typing import Any
 
 import timm
 import torch
-from timm.layers import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.layers import Attention as TimmAttention
+from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .arguments import raise_faults
+from .blocks import Attention, Block
 
 TimmModule = Any  # a module of timm's, whose attributes nn.Module's type does not know
 
@@ -37,17 +40,20 @@ class Backbone(nn.Module):
         self.model: TimmModule = _create(name, layout, pretrained, img_size, kwargs)
         self.num_prefix_tokens: int = self.model.num_prefix_tokens
         self.embed_dim: int = self.model.embed_dim
+        # Calling the ViT, which is what hooks and offloading see, gives the tokens that enter the SA blocks.
+        self.model.forward = (
+            functools.partial(_embed, self.model) if layout == "paper" else self.model.forward_features
+        )
         self.in_chans: int = _channels(self.model)
         self.grid_size: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The whole ViT, final norm included: (B, 3, h, w) -> (B, N, C)."""
-        return self.model.forward_features(images)
+        """The tokens that enter the SA blocks: images (B, 3, h, w) -> (B, N, C).
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Patch and position embedding alone: (B, 3, h, w) -> tokens (B, N, C)."""
-        model = self.model
-        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+        In layout="reference" these are the whole ViT's, final norm included; in layout="paper" patch and
+        position embedding alone, because the SA blocks are the ViT's own.
+        """
+        return self.model(images)
 
     @property
     def norm(self) -> nn.Module:
@@ -73,13 +79,24 @@ class Backbone(nn.Module):
         return faults
 
 
+def _embed(model: TimmModule, images: Tensor) -> Tensor:
+    """What timm's `forward_features` does before the blocks."""
+    return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+
+
 def _create(
     name: str, layout: str, pretrained: bool, img_size: int | tuple[int, int], kwargs: dict[str, Any]
 ) -> TimmModule:
     if not timm.is_model(name):
         raise_faults([f"backbone_name must be a timm model (see timm.list_models('*vit*')), got {name!r}"])
+    options = {"num_classes": 0, "img_size": img_size, **kwargs}
+    model: TimmModule
     try:
-        model = timm.create_model(name, pretrained=False, num_classes=0, img_size=img_size, **kwargs)
+        if layout == "paper":  # blocks of the model's own kind are seen before ours take their place
+            with torch.device("meta"):
+                model = timm.create_model(name, **options | {"checkpoint_path": None})
+        else:
+            model = timm.create_model(name, **options)
         reasons = layout_faults(model, layout)
     except Exception as error:  # timm's constructors raise nearly anything at arguments that do not fit
         with torch.device("meta"):
@@ -92,10 +109,12 @@ def _create(
             ]
         )
     raise_faults(size_faults("img_size", tuple(model.patch_embed.img_size), _patch(model)))
-    if not pretrained:
+    if layout == "paper":
+        options |= {"block_fn": Block, "attn_layer": Attention}
+    elif not pretrained:
         return model
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0, img_size=img_size, **kwargs)
+        return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
         raise RuntimeError(
             f"pretrained weights of {name!r} could not be loaded "
@@ -154,9 +173,9 @@ def layout_faults(model: TimmModule, layout: str) -> list[str]:
     if not len(model.blocks):
         faults.append("it has no blocks")
     for block in model.blocks:
-        if type(block) is not Block:
+        if type(block) is not TimmBlock:
             faults.append(f"its blocks are {type(block).__name__}, not pre-norm Block")
-        elif type(block.attn) is not Attention:
+        elif type(block.attn) is not TimmAttention:
             faults.append(f"its attention is {type(block.attn).__name__}, not timm.layers.Attention")
         elif getattr(block.attn, "gate", None) is not None:
             faults.append("its attention is gated")

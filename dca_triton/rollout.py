@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .arguments import integer, violations
-from .modules import Attended
+from .blocks import BlockTrace
 from .ops import Backend, rollout_row
 
 
-def rollout_of(attended: Sequence[Attended], scale: float, backend: Backend) -> Tensor:
+def rollout_of(attended: Sequence[BlockTrace], scale: float, backend: Backend) -> Tensor:
     """The class token's rollout row (B, N) from what the blocks left, first block to last."""
     qs, ks, lses = (list(part) for part in zip(*attended, strict=True))
     return rollout_row([q.detach() for q in qs], [k.detach() for k in ks], lses, scale, backend=backend)

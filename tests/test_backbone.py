@@ -45,15 +45,15 @@ def test_pretrained_weights_come_from_a_local_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
 def test_tokens_before_the_blocks_are_the_backbones_own(name: str) -> None:
-    """`embed`, the blocks and the final norm are timm's whole `forward_features`."""
+    """The paper's tokens, the blocks and the final norm are timm's whole `forward_features`."""
     torch.manual_seed(0)
     backbone = Backbone(name, "paper", False, 64).eval()
     images = torch.randn(2, 3, 64, 64)
-    tokens = backbone.embed(images)
+    tokens = backbone(images)
     assert tokens.shape == (2, backbone.num_prefix_tokens + 16, backbone.embed_dim)
     for block in backbone.model.blocks:
         tokens = block(tokens)
-    torch.testing.assert_close(backbone.model.norm(tokens), backbone(images))
+    torch.testing.assert_close(backbone.norm(tokens), backbone.model.forward_features(images))
 
 
 def test_a_backbone_without_a_grid_is_refused() -> None:
@@ -62,7 +62,7 @@ def test_a_backbone_without_a_grid_is_refused() -> None:
 
 
 def test_every_reason_against_a_backbone() -> None:
-    model = Backbone("test_vit", "paper", False, 64).model
+    model = timm.create_model("test_vit")
     assert layout_faults(model, "paper") == []
     model.blocks[0] = torch.nn.Identity()
     model.blocks[1].attn = torch.nn.Identity()

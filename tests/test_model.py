@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from dca_triton import DualAttentionModel, reference
-from dca_triton.modules import project_heads
 
 SMALL = {"num_classes": 5, "img_size": 64, "pretrained": False, "drop_path_rate": 0.0}
 REFERENCE = SMALL | {"num_heads": 4, "num_sa_blocks": 3}
@@ -28,11 +27,11 @@ PARTNERS = torch.tensor([2, 2, -1])
 def eager_block(block, x, partner=None, absent=None):
     """One timm block on maps kept in memory; `partner` (B, N, C) is the normed stream of each distractor."""
     attn = block.attn
-    q, k, v = project_heads(attn, block.norm1(x))
+    q, k, v = attn.project(block.norm1(x))
     index = None
     pk = pv = None
     if partner is not None:
-        _, pk, pv = project_heads(attn, partner)
+        _, pk, pv = attn.project(partner)
         index = torch.where(absent, -1, torch.arange(len(x)))
     out, _ = reference.pair_attention(q, k, v, pk, pv, index, attn.scale)
     x = x + block.ls1(attn.proj(attn.norm(out.flatten(2))))
@@ -41,8 +40,8 @@ def eager_block(block, x, partner=None, absent=None):
 
 def eager_paper(model, images, partners):
     """The paper's layout as its text reads: one stream after the other, full rollout matrix."""
-    blocks, norm = model.backbone.model.blocks, model.backbone.model.norm
-    sa = pwca = model.backbone.embed(images)
+    blocks, norm = model.backbone.model.blocks, model.backbone.norm
+    sa = pwca = model.backbone(images)
     maps = []
     for block in blocks:
         normed = block.norm1(pwca)

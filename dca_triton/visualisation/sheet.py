@@ -17,9 +17,9 @@ from torchvision.transforms.v2.functional import normalize
 from tqdm import tqdm
 
 from ..data import read_image, reid_test
+from ..inspection import distractor_share, explain
 from ..model import DualAttentionModel
 from .curves import BRANCH_COLOURS
-from .explanation import distractor_share, explain
 from .overlays import contact_sheet, draw_photo, heat_scale, show_picture
 
 BATCH = 8
