@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel, reference
 from dca_triton.backbone import TimmModule
-from dca_triton.modules import GLCABlock
+from dca_triton.glca import GLCABlock
 
 Logits = dict[str, Tensor]
 
@@ -91,7 +91,7 @@ class CompiledMaps(Maps):
     def features(self, images: Tensor) -> Tensor:
         """As in `Maps`."""
         backbone = self.model.backbone
-        x = backbone.embed(images)
+        x = backbone(images)
         for block in backbone.model.blocks:
             x = self.timm_block(block, x)
         return backbone.model.norm(x)
@@ -127,7 +127,7 @@ class PaperMaps(nn.Module):
     def forward(self, images: Tensor, partner_index: Tensor | None = None) -> Logits:
         """As in `Maps`."""
         model = self.model
-        tokens = model.backbone.embed(images)
+        tokens = model.backbone(images)
         norm = model.backbone.model.norm
         sa, maps = tokens, []
         for block in model.backbone.model.blocks:

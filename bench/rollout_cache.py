@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dca_triton import DualAttentionModel, pair_attention
-from dca_triton.modules import Attended
+from dca_triton.blocks import BlockTrace
 from dca_triton.rollout import RolloutCache, rollout_of
 
 SHAPES = [
@@ -25,7 +25,7 @@ def ways(backbone: str, heads: int, size: int, batch: int) -> dict[str, Callable
     model = DualAttentionModel(backbone, 10, layout="paper", img_size=size, pretrained=False).eval()
     images = torch.randn(batch, 3, size, size)
     packed = [torch.randn(batch, (size // 16) ** 2 + 1, 3, heads, 64).unbind(2) for _ in range(12)]
-    traces = [Attended(q, k, pair_attention(q, k, v)[1]) for q, k, v in packed]
+    traces = [BlockTrace(q, k, pair_attention(q, k, v)[1]) for q, k, v in packed]
     cache = RolloutCache()
 
     def forward(kept: RolloutCache | None) -> Tensor:

@@ -208,7 +208,7 @@ def _pictures(
         (images * STD + MEAN).clamp(0, 1),
         explained.rollout,
         explained.selected,
-        model.backbone.grid_size,
+        model.backbone.grid_of(images),
         model.backbone.num_prefix_tokens,
         [f"{Path(item['path']).parent.name}/{Path(item['path']).stem}" for item in chosen],
         save_dir / "rollout.png",

@@ -25,10 +25,10 @@ def export_program(
         ValueError: backend="triton", which no other runtime has.
     """
     if model.backend == "triton":
-        raise ValueError("backend is 'triton'; allowed for an export are 'auto' and 'torch'")
+        raise ValueError("backend must be 'auto' or 'torch' for an export, got 'triton'")
     weight = next(model.parameters())
     height, width = model.backbone.model.patch_embed.img_size
-    images = torch.zeros(2, 3, height, width, device=weight.device, dtype=weight.dtype)
+    images = torch.zeros(2, model.backbone.in_chans, height, width, device=weight.device, dtype=weight.dtype)
     backend, model.backend = model.backend, "torch"
     try:
         return torch.export.export(

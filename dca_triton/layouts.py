@@ -1,53 +1,45 @@
-"""The two layouts of DCAL as functions from images to branch tokens.
+"""The two layouts of DCAL in two steps each: SA and PWCA on every image, then GLCA on the selected rows.
 
 In training the SA and PWCA streams pass each block as one batch: SA rows first, with partner -1. Nothing of
 a partner in the batch is computed again.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from .backbone import Backbone, TimmModule
-from .modules import (
-    Attended,
-    GLCABlock,
-    init_linears,
-    project_keys,
-    run_block,
-    run_last_block,
-    run_local_block,
-    skip_block,
-)
-from .ops import Backend, Partners, partners
-from .reference import select_local
+from .backbone import Backbone
+from .blocks import Attention, Block, BlockTrace, Trace, first_row, init_linears
+from .glca import GLCABlock
+from .ops import Partners, partners
 
 
-class Call(NamedTuple):
-    """One forward pass: images (B, 3, h, w), at most one kind of pair, and what is wanted."""
+class Streams(NamedTuple):
+    """What the SA blocks leave.
 
-    images: Tensor
-    pair_images: Tensor | None
-    partner_index: Tensor | None
-    class_tokens_only: bool
-    backend: Backend
-
-
-class Branches(NamedTuple):
-    """Tokens of each branch (B, ·, C), class token first; rollout (B, N) and selected (B, 1 + R)."""
+    Tokens of SA and PWCA (B, N, C), or (B, 1, C) where only the class token's row is computed; GLCA's input
+    (B, N, C); a trace of each block, SA rows first, if it was asked for.
+    """
 
     sa: Tensor
-    glca: Tensor
     pwca: Tensor | None
-    rollout: Tensor | None
-    selected: Tensor | None
+    local: Tensor
+    traces: list[BlockTrace]
 
+    @property
+    def sa_traces(self) -> list[BlockTrace]:
+        """Those of the SA rows, which rollout is made of."""
+        B = self.sa.shape[0]  # len() would pin it in an exported graph
+        return [trace.of(slice(B)) for trace in self.traces]
 
-RolloutOf = Callable[[list[Attended]], Tensor]
+    @property
+    def pwca_traces(self) -> list[BlockTrace]:
+        """Those of the images' PWCA rows, whose log-sum-exp is over own and partner's keys."""
+        B = self.sa.shape[0]
+        return [trace.of(slice(B, 2 * B)) for trace in self.traces]
 
 
 def reference_blocks(
@@ -62,6 +54,7 @@ def reference_blocks(
             proj_drop=drop,
             attn_drop=drop,
             drop_path=drop_path * i / max(1, num_sa - 1),
+            attn_layer=Attention,
         )
         for i in range(num_sa)
     )
@@ -76,107 +69,104 @@ def paper_blocks(backbone: Backbone) -> nn.ModuleList:
     return nn.ModuleList([copy.deepcopy(backbone.model.blocks[-1])])
 
 
-def reference_branches(
+def reference_streams(
     backbone: Backbone,
-    sa_blocks: nn.ModuleList,
-    glca_blocks: nn.ModuleList,
-    top_k_ratio: float,
-    call: Call,
-    rollout_of: RolloutOf,
-) -> Branches:
-    """SA, GLCA and PWCA on a whole ViT's output f; a distractor's stream stays norm1(f of the pair)."""
-    B = call.images.shape[0]
-    paired = call.pair_images is not None or call.partner_index is not None
-    if call.pair_images is not None:
-        features = backbone(torch.cat([call.images, call.pair_images]))
+    sa_blocks: Iterable[nn.Module],
+    x: Tensor,
+    x_pair: Tensor | None,
+    partner_index: Tensor | None,
+    class_row_only: bool,
+    trace: Trace | None,
+) -> Streams:
+    """SA and PWCA on a whole ViT's output f; a distractor's tokens stay f of the pair in every block."""
+    B = x.shape[0]
+    if x_pair is None:
+        f = pair_f = backbone(x)
+    else:
+        features = backbone(torch.cat([x, x_pair]))
         f, pair_f = features[:B], features[B:]
-        index = torch.arange(B, device=f.device)
-    else:
-        f = pair_f = backbone(call.images)
-        index = call.partner_index  # type: ignore[assignment]
+        partner_index = torch.arange(B, device=f.device)
+    tokens, partner_x, pairs = f, None, None
+    if partner_index is not None:
+        tokens, partner_x = torch.cat([f, f]), pair_f
+        index = torch.cat([torch.full_like(partner_index, -1), partner_index])
+        pairs = partners(index, pair_f.shape[0])
+    *blocks, last = sa_blocks
+    for block in blocks:
+        tokens = block(tokens, partner_x, pairs, trace=trace)
+    rows = first_row(tokens) if class_row_only else None
+    tokens = last(tokens, partner_x, pairs, rows, trace)
+    pwca = None if partner_index is None else tokens[B:]
+    return Streams(tokens[:B], pwca, f, [] if trace is None else trace.take())
 
-    needs_rollout = not call.class_tokens_only or len(glca_blocks) > 1
-    x = f
-    pairs: Partners | None = None
-    if paired:
-        x = torch.cat([f, f])
-        pairs = partners(torch.cat([torch.full_like(index, -1), index]), pair_f.shape[0])
-    attended: list[Attended] = []
-    block: TimmModule
-    for i, block in enumerate(sa_blocks):
-        partner = project_keys(block.attn, block.norm1(pair_f)) if paired else None
-        if not needs_rollout and i == len(sa_blocks) - 1:
-            x = run_last_block(block, x, partner, pairs, backend=call.backend)
-        elif not needs_rollout:
-            x = skip_block(block, x, partner, pairs, backend=call.backend)
-        else:
-            x, left = run_block(block, x, partner, pairs, backend=call.backend)
-            attended.append(Attended(*(t[:B] for t in left)))
 
-    sa, pwca = x[:B], x[B:] if paired else None
-    if not needs_rollout:
+def reference_local(
+    glca_blocks: Iterable[nn.Module], tokens: Tensor, selected: Tensor | None, trace: Trace | None = None
+) -> Tensor:
+    """GLCA on f (B, N, C) -> (B, N, C); the class token's row (B, 1, C) where nothing is selected."""
+    if selected is None:
         (block,) = glca_blocks
-        return Branches(sa, block.class_token(f, call.backend), pwca, None, None)
-    row = rollout_of(attended)
-    selected = select_local(row, backbone.num_prefix_tokens, top_k_ratio)
-    glca = f
+        return block(tokens, first_row(tokens), only_selected=True, trace=trace)
     for block in glca_blocks:
-        glca = block(glca, selected, call.backend)
-    if call.class_tokens_only:
-        sa, glca, pwca = sa[:, :1], glca[:, :1], None if pwca is None else pwca[:, :1]
-    return Branches(sa, glca, pwca, row, selected)
+        tokens = block(tokens, selected, trace=trace)
+    return tokens
 
 
-def paper_branches(
+def paper_streams(
+    backbone: Backbone,
+    x: Tensor,
+    x_pair: Tensor | None,
+    partner_index: Tensor | None,
+    class_row_only: bool,
+    trace: Trace | None,
+) -> Streams:
+    """The backbone's blocks carry SA and PWCA; a distractor is its partner's PWCA stream at that depth."""
+    B = x.shape[0]
+    tokens, index = _paper_rows(backbone, x, x_pair, partner_index)
+    pairs: Partners | None = None if index is None else partners(index, tokens.shape[0])
+    *blocks, last = backbone.model.blocks
+    for block in blocks:
+        tokens = block(tokens, pairs=pairs, trace=trace)
+    pwca = None
+    if not class_row_only:
+        tokens = last(tokens, pairs=pairs, trace=trace)
+        sa = local = tokens[:B]
+        pwca = None if index is None else tokens[B : 2 * B]
+    else:  # GLCA reads all of SA's rows, nobody those of PWCA
+        if index is not None:
+            partner_in_pwca = torch.where(index[B:] < 0, -1, index[B:] - B)
+            pwca = last(tokens[B:], pairs=partner_in_pwca, rows=first_row(tokens[B:]))[:B]
+        local = last(tokens[:B])
+        sa = local[:, :1]
+    pwca = None if pwca is None else backbone.norm(pwca)
+    return Streams(backbone.norm(sa), pwca, local, [] if trace is None else trace.take())
+
+
+def paper_local(
     backbone: Backbone,
     glca_blocks: nn.ModuleList,
-    top_k_ratio: float,
-    call: Call,
-    rollout_of: RolloutOf,
-) -> Branches:
-    """The backbone's blocks carry SA and PWCA; a distractor is its partner's PWCA stream at that depth."""
-    B = call.images.shape[0]
-    x, partner_index = _paper_streams(backbone, call)
-    pairs = None if partner_index is None else partners(partner_index, x.shape[0])
-    *blocks, last = backbone.model.blocks
-    attended: list[Attended] = []
-    pwca = None
-    if call.class_tokens_only:
-        for block in blocks:
-            x = skip_block(block, x, None, pairs, backend=call.backend)
-        if partner_index is not None:
-            among_pwca = torch.where(partner_index[B:] < 0, -1, partner_index[B:] - B)
-            pwca = run_last_block(last, x[B:], None, among_pwca, backend=call.backend)[:B]
-        sa = skip_block(last, x[:B], backend=call.backend)
-    else:
-        for block in backbone.model.blocks:
-            x, left = run_block(block, x, None, pairs, backend=call.backend)
-            attended.append(Attended(*(t[:B] for t in left)))
-        sa, pwca = x[:B], None if partner_index is None else x[B : 2 * B]
-
-    norm = backbone.model.norm
-    pwca = None if pwca is None else norm(pwca)
-    if call.class_tokens_only:
-        # No selected patch can reach the class token of a single GLCA block, so none is selected.
-        first = torch.zeros(B, 1, dtype=torch.long, device=sa.device)
-        glca = run_local_block(glca_blocks[0], sa, first, backend=call.backend)
-        return Branches(norm(sa[:, :1]), norm(glca), pwca, None, None)
-    row = rollout_of(attended)
-    selected = select_local(row, backbone.num_prefix_tokens, top_k_ratio)
-    glca = run_local_block(glca_blocks[0], sa, selected, backend=call.backend)
-    return Branches(norm(sa), norm(glca), pwca, row, selected)
+    tokens: Tensor,
+    selected: Tensor | None,
+    trace: Trace | None = None,
+) -> Tensor:
+    """GLCA on SA's tokens (B, N, C) -> its selected rows (B, R, C), the class token's where none are."""
+    # No selected patch can reach the class token of a single GLCA block.
+    rows = first_row(tokens) if selected is None else selected
+    return backbone.norm(glca_blocks[0](tokens, rows=rows, trace=trace))
 
 
-def _paper_streams(backbone: Backbone, call: Call) -> tuple[Tensor, Tensor | None]:
+def _paper_rows(
+    backbone: Backbone, x: Tensor, x_pair: Tensor | None, partner_index: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """SA rows, then PWCA rows, then PWCA rows of the pair images; partners index this batch."""
-    B = call.images.shape[0]
-    if call.pair_images is not None:
-        tokens = backbone.embed(torch.cat([call.images, call.pair_images]))
+    B = x.shape[0]
+    if x_pair is not None:
+        tokens = backbone(torch.cat([x, x_pair]))
         images = torch.arange(B, device=tokens.device)
         index = torch.cat([torch.full_like(images, -1), 2 * B + images, B + images])
         return torch.cat([tokens[:B], tokens]), index
-    tokens = backbone.embed(call.images)
-    if call.partner_index is None:
+    tokens = backbone(x)
+    if partner_index is None:
         return tokens, None
-    partner = torch.where(call.partner_index < 0, -1, B + call.partner_index)
+    partner = torch.where(partner_index < 0, -1, B + partner_index)
     return torch.cat([tokens, tokens]), torch.cat([torch.full_like(partner, -1), partner])

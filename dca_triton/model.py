@@ -5,21 +5,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .attention_maps import attention_maps
 from .backbone import Backbone, TimmModule
+from .blocks import Attention, BlockTrace, Trace, init_linears
+from .glca import GlobalLocalAttention
 from .hub import HubMixin
+from .inspection import attention_maps
 from .layouts import (
-    Branches,
-    Call,
-    RolloutOf,
+    Streams,
     paper_blocks,
-    paper_branches,
+    paper_local,
+    paper_streams,
     reference_blocks,
-    reference_branches,
+    reference_local,
+    reference_streams,
 )
-from .model_checks import check_arguments, check_inputs
-from .modules import Attended, init_linears
+from .model_checks import check_arguments, check_heads, check_inputs
 from .ops import Backend
+from .reference import select_local
 from .rollout import RolloutCache, rollout_of
 
 
@@ -38,7 +40,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         top_k_ratio: GLCA's share of patch tokens in (0, 1]: 0.1 for FGVC, 0.3 for Re-ID.
         drop_rate: Dropout of attention probabilities, projections and MLPs in [0, 1).
         drop_path_rate: Stochastic depth of the last block in [0, 1), rising linearly from 0.
-        img_size: Pixels, a side or (height, width).
+        img_size: Pixels, a side or (height, width); multiples of the backbone's patch.
         cache_attention_rollout: Keep rollout rows of images seen in evaluation (see `RolloutCache`).
         layout: "reference" computes what the reference implementation does, and loads its checkpoints;
             "paper" has the paper's cost: the backbone's own blocks carry SA and PWCA.
@@ -47,7 +49,8 @@ class DualAttentionModel(nn.Module, HubMixin):
         **kwargs: Passed to `timm.create_model`.
 
     Raises:
-        ValueError: Arguments that do not fit, or a backbone that cannot serve the layout, with every reason.
+        ValueError: Arguments that do not fit, or a backbone that the layout cannot use, with every
+            reason.
         RuntimeError: Pretrained weights that cannot be had.
     """
 
@@ -78,7 +81,6 @@ class DualAttentionModel(nn.Module, HubMixin):
         self.num_classes = num_classes
         self.top_k_ratio = top_k_ratio
         self.layout = layout
-        self.backend: Backend = backend
         self.cache = RolloutCache() if cache_attention_rollout else None
         if layout == "paper":
             rates = dict(proj_drop_rate=drop_rate, attn_drop_rate=drop_rate, drop_path_rate=drop_path_rate)
@@ -86,16 +88,25 @@ class DualAttentionModel(nn.Module, HubMixin):
             self.glca_blocks = paper_blocks(self.backbone)
         else:
             self.backbone = Backbone(backbone_name, layout, pretrained, img_size, **kwargs)
-            if self.backbone.embed_dim % num_heads:
-                raise ValueError(
-                    f"num_heads is {num_heads}; "
-                    f"allowed are divisors of the backbone's width, {self.backbone.embed_dim}"
-                )
+            check_heads(num_heads, self.backbone.embed_dim)
             self.sa_blocks, self.glca_blocks = reference_blocks(
                 self.backbone.embed_dim, num_heads, num_sa_blocks, num_glca_blocks, drop_rate, drop_path_rate
             )
         self.embed_dim = self.backbone.embed_dim
         self.sa_head, self.glca_head, self.pwca_head = (self._head() for _ in range(3))
+        self.backend = backend
+
+    @property
+    def backend(self) -> Backend:
+        """The backend of every attention and of the rollout; to be set at any time."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: Backend) -> None:
+        self._backend: Backend = backend
+        for module in self.modules():
+            if isinstance(module, Attention | GlobalLocalAttention):
+                module.backend = backend
 
     def _head(self) -> nn.Module:
         dim = self.embed_dim
@@ -131,34 +142,60 @@ class DualAttentionModel(nn.Module, HubMixin):
             pwca_features; for reid combined_features (B, 2C), the class tokens of SA and GLCA.
 
         Raises:
-            ValueError: Inputs that do not fit, every reason at once; another height or width than the
-                backbone's is told by timm (AssertionError).
+            ValueError: Inputs that do not fit, with every reason: also images of other channels or another
+                size than the backbone's (with dynamic_img_size, a size that the patch does not divide).
         """
-        check_inputs(x, x_pair, partner_index)
+        check_inputs(self.backbone, x, x_pair, partner_index)
         if not self.training:
             x_pair = partner_index = None
-        call = Call(x, x_pair, partner_index, class_tokens_only, self.backend)
-        branches = self.branches(call, self._rollout)
+        streams = self.sa_and_pwca(x, x_pair, partner_index, class_tokens_only)
+        selected = None
+        if streams.traces:
+            row = self._rollout(streams.sa_traces)
+            selected = select_local(row, self.backbone.num_prefix_tokens, self.top_k_ratio)
+        branches = {"sa": streams.sa, "glca": self.local_branch(streams.local, selected)}
+        if streams.pwca is not None:
+            branches["pwca"] = streams.pwca
+        if class_tokens_only and selected is not None:
+            branches = {branch: tokens[:, :1] for branch, tokens in branches.items()}
+        sa, glca = branches["sa"], branches["glca"]
         outputs = {
-            "sa_logits": self.sa_head(branches.sa[:, 0]),
-            "glca_logits": self.glca_head(branches.glca[:, 0]),
-            "sa_features": branches.sa,
-            "glca_features": branches.glca,
+            "sa_logits": self.sa_head(sa[:, 0]),
+            "glca_logits": self.glca_head(glca[:, 0]),
+            "sa_features": sa,
+            "glca_features": glca,
         }
-        if branches.pwca is not None:
-            outputs["pwca_logits"] = self.pwca_head(branches.pwca[:, 0])
-            outputs["pwca_features"] = branches.pwca
+        if (pwca := branches.get("pwca")) is not None:
+            outputs["pwca_logits"] = self.pwca_head(pwca[:, 0])
+            outputs["pwca_features"] = pwca
         if self.task_type == "reid":
-            outputs["combined_features"] = torch.cat([branches.sa[:, 0], branches.glca[:, 0]], 1)
+            outputs["combined_features"] = torch.cat([sa[:, 0], glca[:, 0]], 1)
         return outputs
 
-    def branches(self, call: Call, rollout_of: RolloutOf) -> Branches:
-        """Tokens of every branch before the heads; `rollout_of` makes rows of what the SA blocks left."""
+    def sa_and_pwca(
+        self,
+        x: Tensor,
+        x_pair: Tensor | None = None,
+        partner_index: Tensor | None = None,
+        class_tokens_only: bool = False,
+    ) -> Streams:
+        """SA's and PWCA's tokens, GLCA's input, and each block's trace where a rollout is needed.
+
+        Arguments are those of `forward`, which checks them; pairs count in evaluation too.
+        """
+        needs_rollout = not class_tokens_only or len(self.glca_blocks) > 1
+        trace = Trace() if needs_rollout else None
         if self.layout == "paper":
-            return paper_branches(self.backbone, self.glca_blocks, self.top_k_ratio, call, rollout_of)
-        return reference_branches(
-            self.backbone, self.sa_blocks, self.glca_blocks, self.top_k_ratio, call, rollout_of
+            return paper_streams(self.backbone, x, x_pair, partner_index, not needs_rollout, trace)
+        return reference_streams(
+            self.backbone, self.sa_blocks, x, x_pair, partner_index, not needs_rollout, trace
         )
+
+    def local_branch(self, tokens: Tensor, selected: Tensor | None, trace: Trace | None = None) -> Tensor:
+        """GLCA on `Streams.local` for the selected rows (B, 1 + R); None: for the class token alone."""
+        if self.layout == "paper":
+            return paper_local(self.backbone, self.glca_blocks, tokens, selected, trace)
+        return reference_local(self.glca_blocks, tokens, selected, trace)
 
     @property
     def attention_scale(self) -> float:
@@ -166,7 +203,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         first: TimmModule = self._sa_blocks[0]
         return first.attn.head_dim**-0.5
 
-    def _rollout(self, traces: list[Attended]) -> Tensor:
+    def _rollout(self, traces: list[BlockTrace]) -> Tensor:
         """The rollout rows (B, N), from the cache where they are known."""
         if self.cache is None or self.training or torch.compiler.is_compiling():
             return rollout_of(traces, self.attention_scale, self.backend)

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .arguments import choice, flag, integer, number, size, violations
+from .arguments import choice, flag, integer, number, raise_faults, size, violations
+from .backbone import Backbone
 from .ops import checks
 
 ALLOWED = {
@@ -29,12 +30,19 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     """Raise ValueError naming every argument of a model outside its range."""
     faults = violations(arguments, ALLOWED)
     if arguments["layout"] == "paper" and arguments["num_glca_blocks"] != 1:
-        faults.append(f"num_glca_blocks is {arguments['num_glca_blocks']}; allowed is 1 with layout='paper'")
-    if faults:
-        raise ValueError("; ".join(faults))
+        faults.append(f"num_glca_blocks must be 1 with layout='paper', got {arguments['num_glca_blocks']!r}")
+    raise_faults(faults)
 
 
-def check_inputs(x: Tensor, x_pair: Tensor | None, partner_index: Tensor | None) -> None:
+def check_heads(num_heads: int, width: int) -> None:
+    """Raise ValueError unless the heads divide the backbone's width."""
+    if width % num_heads:
+        raise_faults([f"num_heads must be a divisor of the backbone's width, {width}, got {num_heads}"])
+
+
+def check_inputs(
+    backbone: Backbone, x: Tensor, x_pair: Tensor | None = None, partner_index: Tensor | None = None
+) -> None:
     """Raise ValueError naming everything that does not fit of the inputs of `DualAttentionModel.forward`."""
     checks.check_tensors({"x": x}, x_pair=x_pair, partner_index=partner_index)
     faults = []
@@ -42,21 +50,25 @@ def check_inputs(x: Tensor, x_pair: Tensor | None, partner_index: Tensor | None)
         if images is None:
             continue
         if images.dim() != 4 or 0 in images.shape:
-            faults.append(f"{name} has shape {tuple(images.shape)}; allowed is (B, 3, h, w) with B >= 1")
+            faults.append(
+                f"{name} must be images (B, {backbone.in_chans}, h, w) with B >= 1, "
+                f"got shape {tuple(images.shape)}"
+            )
+        else:
+            faults += backbone.image_faults(name, images)
         if not images.is_floating_point():
-            faults.append(f"{name} is {images.dtype}; allowed are floating-point images")
+            faults.append(f"{name} must be floating point, got {images.dtype}")
     if x_pair is not None and x_pair.shape != x.shape:
-        faults.append(f"x_pair has shape {tuple(x_pair.shape)}; allowed is x's, {tuple(x.shape)}")
+        faults.append(f"x_pair must have the shape of x, {tuple(x.shape)}, got {tuple(x_pair.shape)}")
     if x_pair is not None and partner_index is not None:
-        faults.append("x_pair and partner_index are both given; allowed is one of them")
+        faults.append("x_pair must be None where partner_index is given, got both")
     if partner_index is not None and (
         partner_index.shape != x.shape[:1] or partner_index.dtype not in checks.INTEGERS
     ):
         faults.append(
-            f"partner_index is {tuple(partner_index.shape)} {partner_index.dtype}; "
-            f"allowed is (B,) = ({x.shape[0]},) in int32 or int64"
+            f"partner_index must be (B,) = {tuple(x.shape[:1])} in int32 or int64, "
+            f"got {tuple(partner_index.shape)} in {partner_index.dtype}"
         )
-    if faults:
-        raise ValueError("; ".join(faults))
+    raise_faults(faults)
     if partner_index is not None:
         checks.check_range("partner_index", partner_index, -1, len(x))

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .arguments import integer, raise_faults, violations
-from .modules import Attended
+from .blocks import BlockTrace
 from .ops import Backend, rollout_row
 
 CHUNK = 4096  # words that share one sum of the multilinear hash
 WORD = 0xFFFFFFFF
 
 
-def rollout_of(traces: Sequence[Attended], scale: float, backend: Backend) -> Tensor:
+def rollout_of(traces: Sequence[BlockTrace], scale: float, backend: Backend) -> Tensor:
     """The class token's rollout row (B, N) from the traces of the SA blocks, first block to last."""
     qs, ks, lses = (list(part) for part in zip(*traces, strict=True))
     return rollout_row([q.detach() for q in qs], [k.detach() for k in ks], lses, scale, backend=backend)
@@ -75,7 +75,7 @@ class RolloutCache:
                 "cache_size": len(self._rows),
             }
 
-    def lookup(self, traces: Sequence[Attended], scale: float, backend: Backend) -> Tensor:
+    def lookup(self, traces: Sequence[BlockTrace], scale: float, backend: Backend) -> Tensor:
         """The rows (B, N) of `rollout_of`; only those of images that miss are computed.
 
         Where bytes cannot be read (tracing, fake or meta tensors, tensor subclasses, `torch.func` transforms,
@@ -95,7 +95,7 @@ class RolloutCache:
             return torch.stack([found[key] for key in keys])
         if len(missing) < len(keys):
             index = torch.tensor(missing, device=traces[0].q.device)
-            traces = [Attended(*(part[index] for part in trace)) for trace in traces]
+            traces = [BlockTrace(*(part[index] for part in trace)) for trace in traces]
         rows = rollout_of(traces, scale, backend)
         fresh = {keys[i]: row.clone() for i, row in zip(missing, rows, strict=True)}  # no views of the batch
         with self._lock:
@@ -106,7 +106,7 @@ class RolloutCache:
         found |= fresh
         return rows if len(missing) == len(keys) else torch.stack([found[key] for key in keys])
 
-    def _keys(self, traces: Sequence[Attended], scale: float, backend: Backend) -> list[bytes]:
+    def _keys(self, traces: Sequence[BlockTrace], scale: float, backend: Backend) -> list[bytes]:
         """The key of each image."""
         device = traces[0].q.device
         layout = [(tuple(part.shape[1:]), part.dtype) for part in traces[0]]
@@ -159,7 +159,7 @@ def _multilinear(flat: Tensor, multipliers: Tensor) -> Tensor:
     return (sums >> 32 & WORD).flatten(1)
 
 
-def _readable(traces: Sequence[Attended]) -> bool:
+def _readable(traces: Sequence[BlockTrace]) -> bool:
     """Whether the traces are plain tensors with bytes, and nothing records or transforms what happens."""
     plain = all(type(part) is Tensor and part.device.type != "meta" for trace in traces for part in trace)
     traced = (

@@ -189,5 +189,5 @@ def test_onnx(layout, task, tmp_path):
 
 
 def test_a_triton_model_is_not_exported():
-    with pytest.raises(ValueError, match="backend is 'triton'; allowed for an export"):
+    with pytest.raises(ValueError, match="backend must be 'auto' or 'torch' for an export"):
         export_program(small_model(backend="triton"))

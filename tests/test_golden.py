@@ -6,10 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dca_triton.layouts import Call
+from dca_triton.inspection import explain
 from dca_triton.losses import UncertaintyWeightedLoss
 from dca_triton.model import DualAttentionModel
-from dca_triton.rollout import rollout_of
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +31,11 @@ def test_evaluation(golden, model):
     model.eval()
     with torch.no_grad():
         outputs = model(golden["images"])
-        branches = model.branches(
-            Call(golden["images"], None, None, False, "auto"),
-            lambda attended: rollout_of(attended, model.attention_scale, "auto"),
-        )
     for name, value in golden["eval"].items():
         close(outputs[name], value, 1e-5)
-    close(branches.rollout, golden["rollout"][:, 0], 1e-5)
-    assert torch.equal(branches.selected, golden["selected"])
+    found = explain(model, golden["images"])
+    close(found.rollout, golden["rollout"][:, 0], 1e-5)
+    assert torch.equal(found.selected, golden["selected"])
 
 
 @pytest.mark.parametrize("class_tokens_only", [False, True])

@@ -95,8 +95,8 @@ def test_a_tag_of_timm_names_the_weights(tmp_path):
     [
         ({"checkpoint_path": "/etc/passwd"}, "must not name files, got checkpoint_path"),
         ({"pretrained_cfg_overlay": {"file": "../x.pt"}}, "must not name files, got pretrained_cfg_overlay"),
-        ({"backbone_name": "hf-hub:someone/model"}, "backbone_name is 'hf-hub:someone/model'"),
-        ({"backbone_name": "local-dir:/tmp"}, "backbone_name is 'local-dir:/tmp'"),
+        ({"backbone_name": "hf-hub:someone/model"}, "must be a timm model .*got 'hf-hub:someone/model'"),
+        ({"backbone_name": "local-dir:/tmp"}, "must be a timm model .*got 'local-dir:/tmp'"),
         ({"num_classes": 0, "top_k_ratio": 7}, "num_classes must be .*got 0; top_k_ratio must be .*got 7"),
         ({"num_classes": 5}, "does not fit the model: .*of another shape"),
         ({"nonsense": 1}, "nonsense"),

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from dca_triton import DualAttentionModel, reference
-from dca_triton.modules import project_heads
 
 SMALL = {"num_classes": 5, "img_size": 64, "pretrained": False, "drop_path_rate": 0.0}
 REFERENCE = SMALL | {"num_heads": 4, "num_sa_blocks": 3}
@@ -28,11 +27,11 @@ PARTNERS = torch.tensor([2, 2, -1])
 def eager_block(block, x, partner=None, absent=None):
     """One timm block on maps kept in memory; `partner` (B, N, C) is the normed stream of each distractor."""
     attn = block.attn
-    q, k, v = project_heads(attn, block.norm1(x))
+    q, k, v = attn.project(block.norm1(x))
     index = None
     pk = pv = None
     if partner is not None:
-        _, pk, pv = project_heads(attn, partner)
+        _, pk, pv = attn.project(partner)
         index = torch.where(absent, -1, torch.arange(len(x)))
     out, _ = reference.pair_attention(q, k, v, pk, pv, index, attn.scale)
     x = x + block.ls1(attn.proj(attn.norm(out.flatten(2))))
@@ -41,8 +40,8 @@ def eager_block(block, x, partner=None, absent=None):
 
 def eager_paper(model, images, partners):
     """The paper's layout as its text reads: one stream after the other, full rollout matrix."""
-    blocks, norm = model.backbone.model.blocks, model.backbone.model.norm
-    sa = pwca = model.backbone.embed(images)
+    blocks, norm = model.backbone.model.blocks, model.backbone.norm
+    sa = pwca = model.backbone(images)
     maps = []
     for block in blocks:
         normed = block.norm1(pwca)
@@ -161,8 +160,8 @@ def test_init_leaves_the_backbone_alone():
         ),
         ({"top_k_ratio": 1.5}, ["top_k_ratio must be in (0, 1], got 1.5"]),
         ({"layout": "other"}, ["layout must be 'reference' or 'paper', got 'other'"]),
-        ({"num_heads": 7}, ["num_heads is 7", "64"]),
-        ({"layout": "paper", "num_glca_blocks": 2}, ["num_glca_blocks is 2"]),
+        ({"num_heads": 7}, ["num_heads must be a divisor of the backbone's width, 64, got 7"]),
+        ({"layout": "paper", "num_glca_blocks": 2}, ["num_glca_blocks must be 1 with layout='paper', got 2"]),
     ],
 )
 def test_bad_arguments(kwargs, words):
@@ -173,10 +172,13 @@ def test_bad_arguments(kwargs, words):
 
 def test_bad_inputs(model):
     cases = [
-        (dict(x=IMAGES[0]), "x has shape"),
-        (dict(x=IMAGES.to(torch.uint8)), "floating-point"),
-        (dict(x=IMAGES, x_pair=IMAGES[:2]), "x_pair has shape"),
-        (dict(x=IMAGES, x_pair=IMAGES, partner_index=PARTNERS), "both given"),
+        (dict(x=IMAGES[0]), r"x must be images \(B, 3, h, w\) .* got shape \(3, 64, 64\)"),
+        (dict(x=IMAGES.to(torch.uint8)), "x must be floating point, got torch.uint8"),
+        (dict(x=IMAGES, x_pair=IMAGES[:2]), "x_pair must have the shape of x"),
+        (
+            dict(x=IMAGES, x_pair=IMAGES, partner_index=PARTNERS),
+            "x_pair must be None where partner_index is given",
+        ),
         (dict(x=IMAGES, partner_index=torch.tensor([0, 1, 3])), "from 0 to 3"),
         (dict(x=IMAGES, partner_index=torch.tensor([0.0, 1, 2])), "int64"),
     ]

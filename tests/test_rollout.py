@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from dca_triton import DualAttentionModel, pair_attention
-from dca_triton.modules import Attended
+from dca_triton.blocks import BlockTrace
 from dca_triton.rollout import CHUNK, RolloutCache, condense, rollout_of
 
 
@@ -139,17 +139,17 @@ def packed(images: int = 4, tokens: int = 9, dtype: torch.dtype = torch.float32)
     return [torch.randn(images, tokens, 3, 2, 16, generator=random).to(dtype) for _ in range(3)]
 
 
-def traces_of(layers: list[Tensor], copied: bool = False) -> list[Attended]:
+def traces_of(layers: list[Tensor], copied: bool = False) -> list[BlockTrace]:
     traces = []
     for layer in layers:
         q, k, v = layer.unbind(2)
-        trace = Attended(q, k, pair_attention(q, k, v)[1])
-        traces.append(Attended(*(part.contiguous() for part in trace)) if copied else trace)
+        trace = BlockTrace(q, k, pair_attention(q, k, v)[1])
+        traces.append(BlockTrace(*(part.contiguous() for part in trace)) if copied else trace)
     return traces
 
 
-def taken(traces: list[Attended], index: list[int]) -> list[Attended]:
-    return [Attended(*(part[index] for part in trace)) for trace in traces]
+def taken(traces: list[BlockTrace], index: list[int]) -> list[BlockTrace]:
+    return [BlockTrace(*(part[index] for part in trace)) for trace in traces]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -182,8 +182,8 @@ def test_one_bit_of_any_layer_is_another_image():
             for position in (0, part.numel() // 2, part.numel() - 1):
                 changed = part.clone()
                 changed.view(torch.int32).view(-1)[position] ^= 1
-                others = [Attended(*parts) for parts in traces]
-                others[layer] = Attended(*trace[:place], changed, *trace[place + 1 :])
+                others = [BlockTrace(*parts) for parts in traces]
+                others[layer] = BlockTrace(*trace[:place], changed, *trace[place + 1 :])
                 cache.lookup(others, SCALE, "auto")
     assert (cache.hits, cache.misses) == (0, 28)
 
@@ -196,7 +196,7 @@ def test_what_else_decides_a_row_is_in_the_key():
     cache.lookup(traces, SCALE, "torch")
     cache.lookup(traces[:2], SCALE, "auto")
     regrouped = [
-        Attended(q.reshape(4, 18, 1, 16), k.reshape(4, 18, 1, 16), lse.reshape(4, 1, 18))
+        BlockTrace(q.reshape(4, 18, 1, 16), k.reshape(4, 18, 1, 16), lse.reshape(4, 1, 18))
         for q, k, lse in traces_of(packed(), copied=True)
     ]
     cache.lookup(regrouped, SCALE, "auto")

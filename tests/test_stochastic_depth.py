@@ -4,12 +4,11 @@ import pytest
 import torch
 from small_training import small_model
 from timm.layers import DropPath
-from timm.models.vision_transformer import Block
 from torch import nn
 
-from dca_triton import modules
+from dca_triton import blocks
+from dca_triton.blocks import Attention, Block, add_residual, attend, kept_rows
 from dca_triton.ops import partners
-from dca_triton.stochastic_depth import add_branch, surviving
 
 B, N, C = 8, 5, 32
 X = torch.randn(B, N, C, generator=torch.Generator().manual_seed(0))
@@ -22,9 +21,9 @@ def drawn(p: float, times: int) -> torch.Tensor:
     path, x = DropPath(p).train(), torch.zeros(B, 2)
     added = []
     for _ in range(times):
-        rows = surviving(path, x)
+        rows = kept_rows(path, x)
         branch = torch.ones(B if rows is None else len(rows), 2)
-        added.append(add_branch(x, path, rows, branch)[:, 0])
+        added.append(add_residual(x, path, rows, branch)[:, 0])
     return torch.stack(added)
 
 
@@ -40,26 +39,29 @@ def test_each_image_is_dropped_with_probability_p(p):
 
 
 def test_nothing_is_dropped_in_evaluation_or_without_stochastic_depth():
-    assert surviving(nn.Identity().train(), X) is None
-    assert surviving(DropPath(0.5).eval(), X) is None
+    assert kept_rows(nn.Identity().train(), X) is None
+    assert kept_rows(DropPath(0.5).eval(), X) is None
+    assert kept_rows(DropPath(0.5, scale_by_keep=False).train(), X) is None
+    hooked = DropPath(0.5).train()
+    hooked.register_forward_hook(lambda *call: None)
+    assert kept_rows(hooked, X) is None
 
 
 @pytest.mark.parametrize("index", [None, PARTNERS, partners(PARTNERS, B)], ids=["none", "plain", "inverted"])
-def test_the_survivors_of_a_block_are_computed_as_ever(index, monkeypatch):
-    """Whoever survives attends to partners that do not."""
+def test_the_images_kept_by_a_block_are_computed_as_all_are(index, monkeypatch):
+    """An image that is kept attends to a partner that is not."""
     torch.manual_seed(0)
-    block = Block(C, 2, drop_path=0.25)
+    block = Block(C, 2, drop_path=0.25, attn_layer=Attention)
     rows = torch.tensor([0, 2, 3, 4, 6, 7])
-    monkeypatch.setattr(modules, "surviving", lambda path, x: rows)
+    monkeypatch.setattr(blocks, "kept_rows", lambda path, x: rows)
     x = X.clone().requires_grad_()
-    out = modules.skip_block(block.train(), x, None, index)
+    out = block.train()(x, pairs=index)
 
     y = X.clone().requires_grad_()
     kept = torch.zeros(B, 1, 1).index_fill(0, rows, 1 / 0.75)
-    _, k, v = modules.project_heads(block.attn, block.norm1(y))
-    q = modules.project_heads(block.attn, block.norm1(y)).q
-    attended, _ = modules.attend(modules.Heads(q, k, v), None, index, 0.0, 4.0**-1, "torch")
-    expected = y + kept * modules.project_output(block.attn, attended)
+    q, k, v = block.attn.project(block.norm1(y))
+    attended, _ = attend(q, k, v, None, None, index, 0.0, 4.0**-1, "torch")
+    expected = y + kept * block.attn.proj(attended.flatten(2))
     expected = expected + kept * block.mlp(block.norm2(expected))
     torch.testing.assert_close(out, expected)
     weights = torch.randn(B, N, C)

@@ -10,7 +10,7 @@ from small_training import small_model
 from torch import Tensor
 
 from dca_triton import pair_attention
-from dca_triton.modules import Attended
+from dca_triton.blocks import BlockTrace
 from dca_triton.rollout import RolloutCache, rollout_of
 
 IMAGES = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -51,14 +51,14 @@ def test_evaluation_from_several_threads(layout, entries):
     assert stats["cache_size"] == entries or entries > len(IMAGES)
 
 
-def some_traces(images: int) -> list[Attended]:
+def some_traces(images: int) -> list[BlockTrace]:
     random = torch.Generator().manual_seed(2)
     heads = torch.randn(2, 2, images, 5, 2, 16, generator=random)
-    return [Attended(q, k, pair_attention(q, k, k)[1]) for q, k in heads]
+    return [BlockTrace(q, k, pair_attention(q, k, k)[1]) for q, k in heads]
 
 
-def taken(traces: list[Attended], index: Tensor) -> list[Attended]:
-    return [Attended(*(part[index] for part in trace)) for trace in traces]
+def taken(traces: list[BlockTrace], index: Tensor) -> list[BlockTrace]:
+    return [BlockTrace(*(part[index] for part in trace)) for trace in traces]
 
 
 def test_statistics_lose_no_image():

@@ -1,7 +1,7 @@
 """Pictures: a run's curves, and what rollout, the local attention and the pairs' attention look at."""
 
+from ..inspection import Explanation, distractor_share, explain
 from .curves import training_curves
-from .explanation import Explanation, distractor_share, explain
 from .overlays import heat_map, patch_boxes, rollout_overlays
 from .sheet import visualize
 

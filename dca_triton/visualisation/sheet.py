@@ -18,10 +18,10 @@ from torchvision.transforms.v2.functional import normalize
 from ..arguments import raise_faults
 from ..data import read_image, reid_test
 from ..files import atomic_write
+from ..inspection import distractor_share, explain
 from ..model import DualAttentionModel
 from ..progress import progress as progress_bar
 from .curves import BRANCH_COLORS
-from .explanation import distractor_share, explain
 from .overlays import contact_sheet, draw_photo, heat_scale, show_picture
 from .text import drawable, writable
 
@@ -182,7 +182,7 @@ def _draw(model: DualAttentionModel, rows: Sequence[Explained], classes: Sequenc
         heads += ["distractor", "attention on it"]
     figure, axes = contact_sheet(len(rows), heads, (first.photo.shape[1], first.photo.shape[2]))
     for line, one in zip(axes, rows, strict=True):
-        grid, prefix = backbone.grid_size, backbone.num_prefix_tokens
+        grid, prefix = backbone.grid_of(one.photo), backbone.num_prefix_tokens
         draw_photo(line, one.photo, one.rollout, one.selected, grid, prefix, one.name)
         _draw_predictions(line[3], one, classes)
         if one.distractor is not None and one.shares is not None:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from dca_triton import DualAttentionModel, reference
-from dca_triton.modules import project_heads, project_keys
-from dca_triton.visualisation import distractor_share, explain
+from dca_triton.inspection import distractor_share, explain
 
 IMAGES, DISTRACTORS = torch.randn(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(1)).unbind()
 LAYOUTS = [{"layout": "paper"}, {"num_heads": 4, "num_sa_blocks": 3}]
@@ -46,11 +45,10 @@ def eager_share(model: Any, images: Tensor, distractors: Tensor) -> Tensor:
     """The mass of PWCA's whole map on the last N of its 2N columns, in every block (B, L, N)."""
     shares = []
     paper = model.layout == "paper"
-    start = model.backbone.embed if paper else model.backbone
-    x, other = start(images), start(distractors)
+    x, other = model.backbone(images), model.backbone(distractors)
     for block in model.backbone.model.blocks if paper else model.sa_blocks:
         attn = block.attn
-        (q, k, v), (q2, k2, v2) = (project_heads(attn, block.norm1(stream)) for stream in (x, other))
+        (q, k, v), (q2, k2, v2) = (attn.project(block.norm1(stream)) for stream in (x, other))
         updated = []
         for queries, keys, values, stream in (
             (q, [k, k2], [v, v2], x),
@@ -75,34 +73,6 @@ def test_share_is_the_mass_on_the_partners_keys(model: DualAttentionModel) -> No
     assert not torch.allclose(found, distractor_share(model, DISTRACTORS, IMAGES), atol=1e-3)
 
 
-def test_share_is_of_the_training_streams(model: DualAttentionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last block's keys are those that the model itself attends to in training."""
-    from dca_triton.visualisation import explanation
-
-    streams: list[Any] = []
-    real = explanation._paper_stream if model.layout == "paper" else explanation._reference_stream
-
-    def spy(*arguments: Any) -> Any:
-        for left in real(*arguments):
-            streams.append(left)
-            yield left
-
-    monkeypatch.setattr(explanation, real.__name__, spy)
-    distractor_share(model, IMAGES, DISTRACTORS)
-    last = (model.backbone.model.blocks if model.layout == "paper" else model.sa_blocks)[-1]
-    seen: list[Tensor] = []
-    hook = last.norm1.register_forward_hook(lambda *call: seen.append(call[2].detach()))
-    for module in model.modules():  # stochastic depth would hide the equality
-        if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
-    model.train()(IMAGES, DISTRACTORS)
-    model.eval()
-    hook.remove()
-    normed = seen[-1][3:6] if len(seen[-1]) > 3 else seen[-1]  # SA rows come first, PWCA's after them
-    keys, _ = project_keys(last.attn, normed)
-    torch.testing.assert_close(streams[-1].k, keys.detach(), rtol=1e-4, atol=1e-4)
-
-
 def test_twins_share_equally(model: DualAttentionModel) -> None:
     shares = distractor_share(model, IMAGES, IMAGES)
     first = shares if model.layout == "paper" else shares[:, :1]  # later the image's stream moves on alone
@@ -110,5 +80,7 @@ def test_twins_share_equally(model: DualAttentionModel) -> None:
 
 
 def test_unequal_images(model: DualAttentionModel) -> None:
-    with pytest.raises(ValueError, match=r"distractors has shape \(2, 3, 64, 64\); allowed is images', \(3,"):
+    with pytest.raises(
+        ValueError, match=r"distractors must have the shape of images, \(3, 3, 64, 64\), got \(2,"
+    ):
         distractor_share(model, IMAGES, DISTRACTORS[:2])
