@@ -127,7 +127,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     found = RunFolder(folder).find("auto")
     if found is None:
         raise FileNotFoundError(
-            f"run must be the folder of a training run or of `dca-triton export`, got {str(folder)!r} without "
+            f"run must be the folder of a training run or of `export`, got {str(folder)!r} without "
             "checkpoint.pt and config.json"
         )
     return found
