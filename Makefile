@@ -12,7 +12,7 @@ test: .venv/ready ; OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 && OMP_NU
 lint: .venv/ready ; .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 bench: .venv/ready ; KINETO_LOG_LEVEL=99 $(PY) -m bench
 gpu: .venv/ready ; $(PY) -m bench.gpu
-static: .venv/ready ; $(PY) -m bench.static --baseline bench/static/baseline.json
+static: .venv/ready ; $(PY) -m bench.meter --baseline bench/meter/baseline.json
 tune: .venv/ready ; $(PY) -m dca_triton.cli tune
 docs: .venv/docs ; .venv/bin/mkdocs build --strict
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel, reference
-from dca_triton.backbone import TimmModule
-from dca_triton.glca import GLCABlock
+from dca_triton.model.backbone import TimmModule
+from dca_triton.model.glca import GLCABlock
 
 Logits = dict[str, Tensor]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dca_triton import tuner
+from dca_triton.tuning import tuner
 
 from . import arguments, gate, results
 from .__main__ import run

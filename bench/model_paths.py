@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dca_triton import DualAttentionModel, UncertaintyWeightedLoss
-from dca_triton.losses import BranchLoss
+from dca_triton.training import BranchLoss
 
 from .formulations import CompiledMaps, Logits, Maps, OwnWay, PaperMaps
 from .measure import Outputs, Path, Run

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from dca_triton import local_attention, pair_attention, reference, rollout_row
-from dca_triton.ops import partners
+from dca_triton.ops import pair_up
 
 from .formulations import attention_map, merged
 from .measure import Outputs, Path
@@ -25,7 +25,7 @@ def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool)
     """
     packed = _packed(shape, dtype, device).requires_grad_(training)
     partner = torch.arange(shape.B, device=device).roll(1)
-    pairs = partners(partner, shape.B)  # computed once per step, as in a model
+    pairs = pair_up(partner, shape.B)  # computed once per step, as in a model
     incoming = torch.randn(shape.B, shape.N, shape.H * shape.D, device=device).to(packed.dtype)
 
     def cat() -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 import timm
 import torch
 
-from dca_triton import tuning
+from dca_triton.ops import launch_table
 
 from .measure import Measured
 from .registry import Benchmark
@@ -106,7 +106,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "system": platform.system(),
         "python_version": platform.python_version(),
         "torch": torch.__version__,
-        "triton": tuning.triton_version(),
+        "triton": launch_table.triton_version(),
         "timm": timm.__version__,
         "cuda": torch.version.cuda,
         "rocm": torch.version.hip,
@@ -116,8 +116,8 @@ def machine(device: torch.device) -> dict[str, Any]:
 def device_name(device: torch.device) -> str:
     """Return the device's name in a form that can be a file name."""
     if device.type == "cuda":
-        return tuning.gpu_of(torch.device("cuda", torch.cuda.current_device())).name
-    return tuning.sanitised(f"{cpu_name()} {torch.get_num_threads()} threads")
+        return launch_table.gpu_of(torch.device("cuda", torch.cuda.current_device())).name
+    return launch_table.sanitised(f"{cpu_name()} {torch.get_num_threads()} threads")
 
 
 def cpu_name() -> str:

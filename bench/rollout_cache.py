@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dca_triton import DualAttentionModel, pair_attention
-from dca_triton.blocks import BlockTrace
-from dca_triton.rollout import RolloutCache, rollout_of
+from dca_triton.model import RolloutCache
+from dca_triton.model.blocks import BlockTrace
+from dca_triton.model.rollout import rollout_of
 
 SHAPES = [
     ("deit_tiny_patch16_224", 3, 224, 4),

@@ -4,16 +4,14 @@ Names load on first use: `import dca_triton` alone does not load PyTorch, and th
 than PyTorch.
 """
 
-from importlib import import_module, metadata
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from .lazy import lazy_face
+
 if TYPE_CHECKING:
-    from .losses import UncertaintyWeightedLoss
     from .model import DualAttentionModel
     from .ops import local_attention, pair_attention, rollout_row
-    from .pairs import PairSampler
-    from .training import DualAttentionTrainer
+    from .training import DualAttentionTrainer, PairSampler, UncertaintyWeightedLoss
 
     __version__: str
 
@@ -28,29 +26,14 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "DualAttentionModel": "dca_triton.model",
-    "DualAttentionTrainer": "dca_triton.training",
-    "PairSampler": "dca_triton.pairs",
-    "UncertaintyWeightedLoss": "dca_triton.losses",
-    "local_attention": "dca_triton.ops",
-    "pair_attention": "dca_triton.ops",
-    "rollout_row": "dca_triton.ops",
+    "DualAttentionModel": ".model",
+    "DualAttentionTrainer": ".training.trainer",
+    "PairSampler": ".training.pairs",
+    "UncertaintyWeightedLoss": ".training.losses",
+    "__version__": ".version",
+    "local_attention": ".ops",
+    "pair_attention": ".ops",
+    "rollout_row": ".ops",
 }
 
-
-def __getattr__(name: str) -> object:
-    """A public name, a submodule or `__version__`, on first use (PEP 562)."""
-    if name in _MODULE_OF:
-        value = getattr(import_module(_MODULE_OF[name]), name)
-    elif name == "__version__":
-        value = metadata.version("dca-triton")
-    elif not name.startswith("_") and find_spec(f"{__name__}.{name}"):
-        value = import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+__getattr__, __dir__ = lazy_face(__name__, _MODULE_OF)

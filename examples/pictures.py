@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dca_triton.cli import main as dca_triton
-from dca_triton.visualisation import training_curves
+from dca_triton.cli.main import main as dca_triton
+from dca_triton.visualization import training_curves
 
 COLORS = {"red": (200, 60, 50), "green": (60, 150, 60), "blue": (60, 90, 200)}
 

@@ -9,16 +9,7 @@ Both kernels recompute P. attention_dq runs first and stores lse log2(e) and -de
 import triton
 import triton.language as tl
 
-from .primitives import (
-    LOG2E,
-    TAIL,
-    head_ptr,
-    load_rows,
-    num_sources,
-    own_or_partner,
-    row_ptr,
-    store_rows,
-)
+from .primitives import LOG2E, TAIL, head_ptr, load_rows, num_sources, own_or_partner, row_ptr, store_rows
 
 
 @triton.jit

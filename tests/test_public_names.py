@@ -56,13 +56,16 @@ def test_a_name_loads_what_it_needs():
     for statement, (heavy, own) in after.items():
         assert set(heavy) <= ALLOWED[statement], statement
         assert "dca_triton.ops.triton_backend" not in own
-    assert after["dca_triton.reference.rollout"] == [["torch"], ["dca_triton.reference"]]
+    assert after["dca_triton.reference.rollout"] == [
+        ["torch"],
+        ["dca_triton.lazy", "dca_triton.version", "dca_triton.reference"],
+    ]
     # The control: what the last statement must have loaded.
     assert {"accelerate", "timm", "pytorch_metric_learning"} <= set(after["from dca_triton import *"][0])
 
 
 def test_every_public_name_is_there_and_listed():
-    assert dca_triton._MODULE_OF.keys() == set(dca_triton.__all__)
+    assert dca_triton._MODULE_OF.keys() == {*dca_triton.__all__, "__version__"}
     for name in dca_triton.__all__:
         assert getattr(dca_triton, name).__name__ == name
         assert name in dir(dca_triton)

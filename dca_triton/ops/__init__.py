@@ -10,7 +10,7 @@ from torch import Tensor
 from ..arguments import choice, raise_faults, violations
 from . import checks, torch_backend
 from .attention import Attention
-from .partners import Partners, partners
+from .pairing import Partners, invert_pairs
 
 __all__ = [
     "Attention",
@@ -18,7 +18,7 @@ __all__ = [
     "Partners",
     "local_attention",
     "pair_attention",
-    "partners",
+    "pair_up",
     "reasons_against_triton",
     "rollout_row",
 ]
@@ -52,7 +52,7 @@ def pair_attention(
         partner_v: Values of the partners, shaped as `partner_k`; given exactly when `partner_k` is.
         partner_index: The row of `partner_k` that each image is paired with (B,), int32 or int64 in
             [-1, B'); repeats are allowed, -1 means no partner. None: no image has a partner. Pass the result
-            of `partners` to check and invert the index once for several blocks.
+            of `pair_up` to check and invert the index once for several blocks.
         scale: Factor of the scores, finite and at least 0; 1/√D by default.
         backend: "auto" uses Triton where it can run and PyTorch elsewhere; "triton" raises where it cannot.
 
@@ -76,6 +76,25 @@ def pair_attention(
     chosen = _choose(backend, checks.pair_attention(attention), *attention[:3])
     checks.assert_indices(attention)
     return chosen.pair_attention(attention)
+
+
+def pair_up(index: Tensor, images: int) -> Partners:
+    """Check and invert an index of partners once for all blocks of a step.
+
+    `pair_attention` takes the result as its partner_index. This costs no host sync.
+
+    Args:
+        index: The partner of each row (B,), int32 or int64 in [-1, images); repeats are allowed, -1 means no
+            partner.
+        images: The number of images to choose from.
+
+    Raises:
+        ValueError: Wrong shape, dtype or values, every reason at once.
+    """
+    checks.check_tensors({"index": index})
+    raise_faults(checks.pair_up(index, images))
+    checks.Range("index", index, -1, images).assert_values()
+    return invert_pairs(index.clone(), images)  # so that a later change of index cannot make the two disagree
 
 
 def local_attention(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .partners import Partners, inverted
+from .pairing import Partners, invert_pairs
 
 
 class Attention(NamedTuple):
@@ -17,7 +17,7 @@ class Attention(NamedTuple):
         v: Values (B, N, H, D).
         partner_k: Keys of the partners (B', N', H, D); None: those in k.
         partner_v: Values of the partners (B', N', H, D); None exactly where `partner_k` is.
-        pairs: The partner of each image (B,), -1 for none, or what `partners` made of it; None: no partners.
+        pairs: The partner of each image (B,), -1 for none, or what `pair_up` made of it; None: no partners.
         rows: Rows of q to take (B, R); None: all M.
         scale: Factor of the scores; None: 1/√D.
     """
@@ -34,12 +34,14 @@ class Attention(NamedTuple):
     @property
     def partner_index(self) -> Tensor | None:
         """The partner of each image (B,), -1 for none."""
-        return self.pairs.image if isinstance(self.pairs, Partners) else self.pairs
+        return self.pairs.partner if isinstance(self.pairs, Partners) else self.pairs
 
     @property
     def num_images(self) -> int:
         """How many images there are to choose partners from, B'."""
-        return len(self.k if self.partner_k is None else self.partner_k)
+        return (self.k if self.partner_k is None else self.partner_k).shape[
+            0
+        ]  # len() pins it in an exported graph
 
     @property
     def factor(self) -> float:
@@ -50,7 +52,7 @@ class Attention(NamedTuple):
         """The same with `Partners` for pairs, which the backward pass of the kernels needs."""
         if not isinstance(self.pairs, Tensor):
             return self
-        return self._replace(pairs=inverted(self.pairs, self.num_images))
+        return self._replace(pairs=invert_pairs(self.pairs, self.num_images))
 
     def converted(self, convert: Callable[[Tensor], Tensor]) -> "Attention":
         """The same with all queries, keys and values converted."""

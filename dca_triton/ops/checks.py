@@ -7,15 +7,13 @@ host sync.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..arguments import integer, number, optional, raise_faults, violations
-
-if TYPE_CHECKING:
-    from .attention import Attention
+from .attention import Attention
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WIDE_FLOATS = (torch.float32, torch.float64)
@@ -78,7 +76,7 @@ def check_range(name: str, index: Tensor, low: int, high: int) -> None:
     values.assert_values()
 
 
-def pair_attention(a: "Attention") -> list[str]:
+def pair_attention(a: Attention) -> list[str]:
     faults = _attention_faults(a)
     if (a.partner_k is None) != (a.partner_v is None):
         missing, other = ("k", "v") if a.partner_k is None else ("v", "k")
@@ -102,14 +100,14 @@ def pair_attention(a: "Attention") -> list[str]:
     if pool.dim() == 0:
         return faults
     if isinstance(a.pairs, Tensor):
-        return faults + Range("partner_index", a.pairs, -1, len(pool)).faults()
-    images = a.pairs.first.numel() - 1 if a.pairs is not None else 0
-    if images != len(pool):
-        faults.append(f"partner_index must be made for B' = {len(pool)} images, got one for {images}")
+        return faults + Range("partner_index", a.pairs, -1, pool.shape[0]).faults()
+    images = a.pairs.starts.numel() - 1 if a.pairs is not None else 0
+    if images != pool.shape[0]:
+        faults.append(f"partner_index must be made for B' = {pool.shape[0]} images, got one for {images}")
     return faults
 
 
-def local_attention(a: "Attention") -> list[str]:
+def local_attention(a: Attention) -> list[str]:
     faults = _attention_faults(a)
     if a.rows is not None:
         faults += _index_faults("index", a.rows, "(B, R)", like=a.q)
@@ -118,7 +116,7 @@ def local_attention(a: "Attention") -> list[str]:
     return faults
 
 
-def assert_indices(a: "Attention") -> None:
+def assert_indices(a: Attention) -> None:
     """Assert the values of the indices of a sound attention where they cannot be read."""
     if isinstance(a.pairs, Tensor):
         Range("partner_index", a.pairs, -1, a.num_images).assert_values()
@@ -126,7 +124,7 @@ def assert_indices(a: "Attention") -> None:
         Range("index", a.rows, 0, a.q.shape[1]).assert_values()
 
 
-def partners(index: Tensor, images: int) -> list[str]:
+def pair_up(index: Tensor, images: int) -> list[str]:
     faults = _index_faults("index", index, "(B,)")
     if not isinstance(images, torch.SymInt):  # a size of an exported graph
         faults += violations({"images": images}, {"images": integer(1)})
@@ -177,7 +175,7 @@ def _is_start_row(row: Tensor) -> Tensor:
     return ((row >= 0) & (row < float("inf"))).all()
 
 
-def _attention_faults(a: "Attention") -> list[str]:
+def _attention_faults(a: Attention) -> list[str]:
     faults = _tensor_faults("q", a.q, FLOATS, "(B, M, H, D)")
     faults += _tensor_faults("k", a.k, FLOATS, "(B, N, H, D)", like=a.q)
     faults += _tensor_faults("v", a.v, FLOATS, "(B, N, H, D)", like=a.q)
@@ -193,8 +191,8 @@ def _index_faults(name: str, index: Tensor, shape: str, like: Tensor | None = No
     faults = _tensor_faults(name, index, INTEGERS, shape)
     if like is not None:
         faults += _device_faults(name, index, like, "q")
-        if like.dim() and index.dim() == _dims(shape) and len(index) != len(like):
-            faults.append(f"{name} must have shape {shape} with q's B = {len(like)}, got {_shape(index)}")
+        if like.dim() and index.dim() == _dims(shape) and index.shape[0] != like.shape[0]:
+            faults.append(f"{name} must have shape {shape} with q's B = {like.shape[0]}, got {_shape(index)}")
     return faults
 
 

@@ -98,9 +98,9 @@ def _adjacent(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@torch.compiler.assume_constant_result  # a compiler cannot trace it, and fixes PyTorch's own choice as well
 def _flash_is_enabled() -> bool:
-    return torch.backends.cuda.flash_sdp_enabled()  # the switch for every device, despite its name
+    """The switch for every device, despite its name. A compiler cannot trace it and takes it to be on."""
+    return torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled()
 
 
 def _with_partners(own: Tensor, partners: Tensor | None, index: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .. import tuning
-from . import triton_launch
+from . import launch_table, triton_launch
 from .attention import Attention
 from .triton_rollout import rollout_row
 
@@ -44,11 +43,11 @@ def _reasons_against(device: torch.device, dtype: torch.dtype, head_dim: int) ->
         reasons.append("tensors must be on a GPU, got one on the CPU, where Triton needs TRITON_INTERPRET=1")
     elif device.type not in ("cuda", "cpu"):
         reasons.append(f"tensors must be on a CUDA or ROCm device, got one on {device}")
-    dtypes = tuple(tuning.DTYPES.values())
+    dtypes = tuple(launch_table.DTYPES.values())
     if dtype not in dtypes:
         reasons.append(f"dtype must be {' or '.join(map(str, dtypes))}, got {dtype}")
-    if head_dim not in tuning.HEAD_DIMS:
-        sizes = ", ".join(map(str, tuning.HEAD_DIMS))
+    if head_dim not in launch_table.HEAD_DIMS:
+        sizes = ", ".join(map(str, launch_table.HEAD_DIMS))
         reasons.append(f"head dimension D must be one of {sizes}, got {head_dim}")
     return tuple(reasons)
 

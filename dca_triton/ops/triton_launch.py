@@ -6,11 +6,11 @@ import torch
 import triton
 from torch import Tensor
 
-from .. import tuning
 from ..kernels.attention_backward import attention_dkdv, attention_dq
 from ..kernels.attention_forward import attention_forward
+from . import launch_table
 from .attention import Attention
-from .partners import Partners
+from .pairing import Partners
 
 
 def forward(op: str, a: Attention) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def forward(op: str, a: Attention) -> tuple[Tensor, Tensor]:
         attention_forward[(triton.cdiv(M, config.block_m) * B * H,)](
             *a[:5], a.partner_index, a.rows, out, lse, a.factor,
             *_strides(*a[:5]), M, a.k.shape[1], _partner_tokens(a), H,
-            ONES=least_width(tuning.gpu_of(out.device).arch), **meta,
+            ONES=least_width(launch_table.gpu_of(out.device).arch), **meta,
         )  # fmt: skip
     return out, lse
 
@@ -79,7 +79,7 @@ def _dkdv(
 ) -> list[Tensor]:
     """Gradients of k and v from queries of their own images (if `own`) and of the images paired with them."""
     B, N, H, _ = k.shape
-    reader, first = (None, None) if pairs is None else (pairs.reader, pairs.first)
+    reader, first = (None, None) if pairs is None else (pairs.readers, pairs.starts)
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
     config, meta = launch_options(op, "dkdv", k)
     with torch.cuda.device_of(k):
@@ -90,16 +90,16 @@ def _dkdv(
     return [dk, dv]
 
 
-def launch_options(op: str, direction: str, k: Tensor) -> tuple[tuning.Config, dict[str, Any]]:
+def launch_options(op: str, direction: str, k: Tensor) -> tuple[launch_table.Config, dict[str, Any]]:
     """The tiles of a launch over the keys k (B, N, H, D), and the kernel's compile-time arguments."""
     D = k.shape[-1]
-    config = tuning.choose(op, direction, D, k.dtype, k.shape[1], k.device)
+    config = launch_table.choose(op, direction, D, k.dtype, k.shape[1], k.device)
     return config, dict(
         D=D,
         DP=triton.next_power_of_2(D),
         BM=config.block_m,
         BN=config.block_n,
-        PRECISION=precision(k.dtype, tuning.gpu_of(k.device).arch),
+        PRECISION=precision(k.dtype, launch_table.gpu_of(k.device).arch),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -109,7 +109,7 @@ def _readable(a: Attention) -> Attention:
     """The same with every tensor as the kernels read it."""
     pairs = a.pairs
     if isinstance(pairs, Partners):
-        pairs = pairs._replace(image=pairs.image.contiguous())
+        pairs = pairs._replace(partner=pairs.partner.contiguous())
     elif pairs is not None:
         pairs = pairs.contiguous()
     index = None if a.rows is None else a.rows.contiguous()

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as bench_main
-from bench import bench_reid_metrics, gpu
-from bench.static import __main__ as static_main
+from bench import gpu, reid_metrics
+from bench.meter import __main__ as static_main
 
-COMMANDS = {"bench": bench_main, "gpu": gpu, "static": static_main, "reid": bench_reid_metrics}
+COMMANDS = {"bench": bench_main, "gpu": gpu, "static": static_main, "reid": reid_metrics}
 BAD = [
     ("bench", ["--threads", "0"], "must be an integer >= 1, got '0'"),
     ("bench", ["--threads", "two"], "must be an integer >= 1, got 'two'"),
@@ -66,7 +66,7 @@ def test_a_selection_does_not_replace_the_results_of_all_benchmarks(monkeypatch,
     assert outputs == [Path("runs/bench"), Path("runs/bench-only"), Path("here")]
 
 
-@pytest.mark.parametrize("module", ["bench", "bench.gpu", "bench.static", "bench.bench_reid_metrics"])
+@pytest.mark.parametrize("module", ["bench", "bench.gpu", "bench.meter", "bench.reid_metrics"])
 def test_help_is_printed(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ import torch
 from bench import __main__ as bench_main
 from bench import gpu, registry, results
 from bench.measure import Disagreement, Measured
-from dca_triton import tuning
+from dca_triton.ops import launch_table
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_without_a_gpu_it_says_so(monkeypatch):
 def test_committed_baselines_are_of_their_name():
     for file in gpu.BASELINES.glob("*.json"):
         document = results.read(file)
-        assert file.stem == document["machine_info"]["device"] == tuning.sanitised(file.stem)
+        assert file.stem == document["machine_info"]["device"] == launch_table.sanitised(file.stem)
         assert document["machine_info"]["kind"] == "cuda"
 
 

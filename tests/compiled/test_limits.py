@@ -5,10 +5,10 @@ import itertools
 
 import pytest
 
-from bench.static import report
-from dca_triton import tuning
-from dca_triton.static.assess import Assessment, assess
-from dca_triton.static.problems import Job
+from bench.meter import report
+from dca_triton.ops import launch_table
+from dca_triton.tuning.meter.assess import Assessment, assess
+from dca_triton.tuning.meter.launches import Job
 
 SHORT, LONG = 197, 785
 LIMITS = [  # operation, kernels, with partner; the most thread-instructions per score in every main loop
@@ -25,7 +25,7 @@ CHIPS = ("sm_80", "sm_90")
 
 @functools.cache
 def assessed(op: str, direction: str, dtype: str, arch: str, n: int, pairs: bool) -> Assessment:
-    key = tuning.Key(op, direction, 64, dtype)
+    key = launch_table.Key(op, direction, 64, dtype)
     return assess(Job(key, n, arch, report.shipped(key, n, arch), pairs))
 
 

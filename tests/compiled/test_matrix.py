@@ -1,6 +1,6 @@
 """Shipped configurations compile for every chip without spills, in a pairwise sample of all combinations.
 
-Every pair of values of kernel, head dimension, dtype and chip occurs; `python -m bench.static --matrix`
+Every pair of values of kernel, head dimension, dtype and chip occurs; `python -m bench.meter --matrix`
 compiles all combinations.
 """
 
@@ -8,14 +8,14 @@ import itertools
 
 import pytest
 
-from bench.static import gate, report
-from dca_triton import tuning
-from dca_triton.static.assess import assess
-from dca_triton.static.chips import CHIPS
-from dca_triton.static.problems import Job
+from bench.meter import gate, report
+from dca_triton.ops import launch_table
+from dca_triton.tuning.meter.assess import assess
+from dca_triton.tuning.meter.chips import CHIPS
+from dca_triton.tuning.meter.launches import Job
 
-KERNELS = [(op, direction) for op, directions in tuning.DIRECTIONS.items() for direction in directions]
-DTYPES = list(tuning.DTYPES)
+KERNELS = [(op, direction) for op, directions in launch_table.DIRECTIONS.items() for direction in directions]
+DTYPES = list(launch_table.DTYPES)
 
 
 def case(job: Job) -> object:
@@ -26,9 +26,9 @@ def case(job: Job) -> object:
 
 def pairwise_jobs() -> list[Job]:
     jobs = []
-    for (a, arch), (d, head_dim) in itertools.product(enumerate(CHIPS), enumerate(tuning.HEAD_DIMS)):
+    for (a, arch), (d, head_dim) in itertools.product(enumerate(CHIPS), enumerate(launch_table.HEAD_DIMS)):
         op, direction = KERNELS[(a + d) % len(KERNELS)]
-        key = tuning.Key(op, direction, head_dim, DTYPES[(a + 2 * d) % len(DTYPES)])
+        key = launch_table.Key(op, direction, head_dim, DTYPES[(a + 2 * d) % len(DTYPES)])
         jobs.append(Job(key, 197, arch, report.shipped(key, 197, arch)))
     return jobs
 
@@ -43,7 +43,9 @@ def test_every_pair_of_kernel_head_dim_dtype_and_chip_is_compiled() -> None:
         all_first, all_second = ({value[i] for value in values} for i in (first, second))
         assert met == set(itertools.product(all_first, all_second))
     assert {value[0] for value in values} == set(KERNELS)
-    assert {value[1:] for value in values} <= set(itertools.product(tuning.HEAD_DIMS, tuning.DTYPES, CHIPS))
+    assert {value[1:] for value in values} <= set(
+        itertools.product(launch_table.HEAD_DIMS, launch_table.DTYPES, CHIPS)
+    )
 
 
 @pytest.mark.parametrize("job", [case(job) for job in JOBS])
@@ -57,5 +59,5 @@ def test_compiles_without_spills_within_the_chip_on_the_tensor_cores(job: Job) -
 def test_the_matrix_holds_every_kernel_head_dim_dtype_and_chip() -> None:
     jobs = list(report.matrix_jobs())
     held = {(j.key.op, j.key.direction, j.key.head_dim, j.key.dtype, j.arch) for j in jobs}
-    wanted = itertools.product(KERNELS, tuning.HEAD_DIMS, tuning.DTYPES, CHIPS)
+    wanted = itertools.product(KERNELS, launch_table.HEAD_DIMS, launch_table.DTYPES, CHIPS)
     assert held == {(op, direction, *rest) for (op, direction), *rest in wanted}

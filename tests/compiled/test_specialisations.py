@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dca_triton import tuning
-from dca_triton.ops import Attention, triton_launch, triton_rollout
-from dca_triton.ops.partners import inverted
-from dca_triton.static.capture import Launch, capture
-from dca_triton.static.code import examine
-from dca_triton.static.problems import Job, launch_of
+from dca_triton.ops import Attention, launch_table, triton_launch, triton_rollout
+from dca_triton.ops.pairing import invert_pairs
+from dca_triton.tuning.meter.capture import Launch, capture
+from dca_triton.tuning.meter.code import examine
+from dca_triton.tuning.meter.launches import Job, launch_of
 
 D = 16
 SIZES = [  # queries, keys, keys of the partners (None: in the batch), heads
@@ -34,7 +33,7 @@ def launches(M: int, N: int, others: int | None, H: int) -> list[Launch]:
     def run() -> None:
         q, k, v = cuda(2, N, 3, H, D).unbind(2)
         q = q[:, :M]
-        for pairs in (None, inverted(cuda(2, dtype=torch.long), 2)):
+        for pairs in (None, invert_pairs(cuda(2, dtype=torch.long), 2)):
             pk, pv = (None, None) if others is None or pairs is None else cuda(2, others, 2, H, D).unbind(2)
             a = Attention(q, k, v, pk, pv, pairs, scale=0.1)
             out, lse = triton_launch.forward("pair_attention", a)
@@ -46,8 +45,10 @@ def launches(M: int, N: int, others: int | None, H: int) -> list[Launch]:
         if M == N:
             triton_rollout.launch([q, q], [k, k], [lse, lse], 0.1, None)
 
-    config = tuning.Config(16, 16, 1, 1)
-    with tuning.forced({(op, d): config for op, directions in tuning.DIRECTIONS.items() for d in directions}):
+    config = launch_table.Config(16, 16, 1, 1)
+    with launch_table.forced(
+        {(op, d): config for op, directions in launch_table.DIRECTIONS.items() for d in directions}
+    ):
         return capture(run, "sm_90")
 
 
@@ -63,8 +64,8 @@ def test_every_specialisation_compiles(sizes: tuple[int, int, int | None, int]) 
 
 
 def test_a_matrix_instruction_that_blackwell_lacks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = tuning.Key("pair_attention", "forward", D, "fp16")
-    job = Job(key, 197, "sm_100", tuning.Config(128, 64, 4, 2))
+    key = launch_table.Key("pair_attention", "forward", D, "fp16")
+    job = Job(key, 197, "sm_100", launch_table.Config(128, 64, 4, 2))
     assert examine(launch_of(job).compile(job.arch), job.arch).loops
     monkeypatch.setattr(triton_launch, "least_width", lambda arch: 8)
     with pytest.raises(RuntimeError, match=r"tcgen05\.mma of 128 rows by 8 columns"):

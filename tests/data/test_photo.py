@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from dca_triton.data.photo import MAX_PIXELS, read_image
+from dca_triton.data import read_image
+from dca_triton.data.photo import MAX_PIXELS
 
 SHOWN = np.full((4, 6, 3), 128, np.uint8)
 SHOWN[0, 0], SHOWN[0, -1], SHOWN[-1, 0] = (255, 255, 255), (200, 0, 0), (0, 0, 200)

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dca_triton.data.records import MAX_PIXELS, ImageDataset, ImageRecord, read_image
+from dca_triton.data import ImageDataset, ImageRecord, read_image
+from dca_triton.data.records import MAX_PIXELS
 
 
 def bomb(path: Path, side: int) -> Path:

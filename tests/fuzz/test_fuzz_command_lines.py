@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from dca_triton.cli import main
+from dca_triton.cli.main import main
 
 LINES = 200
 HUGE = ["9" * 30, "-" + "9" * 30, "1e400", "-1", "0", "1e9"]

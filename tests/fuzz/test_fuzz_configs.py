@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from small_training import small_model
 
 from dca_triton.model import DualAttentionModel
-from dca_triton.model_checks import ALLOWED as OF_MODELS
-from dca_triton.optimization import ARGUMENT_RULES as OF_TRAINERS
-from dca_triton.optimization import check_arguments
+from dca_triton.model.checks import ALLOWED as OF_MODELS
 from dca_triton.training import DualAttentionTrainer
+from dca_triton.training.optimizer import ARGUMENT_RULES as OF_TRAINERS
+from dca_triton.training.optimizer import check_arguments
 
 fuzzed = settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 wild = st.one_of(

@@ -11,13 +11,13 @@ from attention_cases import LOCAL, PAIRS, Local, Pairs
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from dca_triton import ops, tuning
-from dca_triton.ops import Attention, triton_backend
-from dca_triton.tuner import candidates
+from dca_triton import ops
+from dca_triton.ops import Attention, launch_table, triton_backend
+from dca_triton.tuning.tuner import candidates
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:no measured launch configurations")]
 
-DTYPES = pytest.mark.parametrize("dtype", tuning.DTYPES.values(), ids=str)
+DTYPES = pytest.mark.parametrize("dtype", launch_table.DTYPES.values(), ids=str)
 BOTH = pytest.mark.parametrize(
     "case", [Pairs(2, 197, 3, 64, (1, 1)), Local(2, 197, 3, 64, R=40, repeats=True)]
 )
@@ -59,7 +59,9 @@ def test_directional_derivatives_agree() -> None:
     attention_cases.directional_derivatives_agree("cuda")
 
 
-LAUNCHES = sorted({(name, c.num_warps, c.num_stages) for name in tuning.DTYPES for c in candidates(name)})
+LAUNCHES = sorted(
+    {(name, c.num_warps, c.num_stages) for name in launch_table.DTYPES for c in candidates(name)}
+)
 
 
 @pytest.mark.parametrize(("name", "warps", "stages"), LAUNCHES)
@@ -69,9 +71,9 @@ def test_every_launch_agrees(case: Pairs | Local, name: str, warps: int, stages:
     op = "pair_attention" if isinstance(case, Pairs) else "local_attention"
     fit = 0
     for config in (c for c in candidates(name) if (c.num_warps, c.num_stages) == (warps, stages)):
-        with tuning.forced({(op, direction): config for direction in tuning.DIRECTIONS[op]}):
+        with launch_table.forced({(op, direction): config for direction in launch_table.DIRECTIONS[op]}):
             try:
-                attention_cases.errors_are_those_of_the_dtype(case, tuning.DTYPES[name], "cuda")
+                attention_cases.errors_are_those_of_the_dtype(case, launch_table.DTYPES[name], "cuda")
             except OutOfResources:
                 continue
         fit += 1
@@ -79,8 +81,8 @@ def test_every_launch_agrees(case: Pairs | Local, name: str, warps: int, stages:
 
 
 def test_forced_launches_reach_the_backward_pass() -> None:
-    config = tuning.Config(64, 64, 4, 2)
-    with tuning.forced({("pair_attention", "forward"): config}), pytest.raises(KeyError, match="dq"):
+    config = launch_table.Config(64, 64, 4, 2)
+    with launch_table.forced({("pair_attention", "forward"): config}), pytest.raises(KeyError, match="dq"):
         attention_cases.backward_is_bit_equal(Pairs(2, 33, 1, 16), torch.float16, "cuda")
 
 
@@ -94,7 +96,7 @@ def inputs(seed: int) -> tuple[Tensor, Tensor]:
 def step(qkv: Tensor, index: Tensor) -> tuple[Tensor, ...]:
     """The three operations as a model chains them, and the gradient through two of them."""
     q, k, v = qkv.unbind(2)
-    out, lse = ops.pair_attention(q, k, v, partner_index=ops.partners(index, 4), backend="triton")
+    out, lse = ops.pair_attention(q, k, v, partner_index=ops.pair_up(index, 4), backend="triton")
     row = ops.rollout_row([q, q], [k, k], [lse, lse], backend="triton")
     rows = row.topk(9).indices
     local = ops.local_attention(q, k, v, rows, backend="triton")

@@ -5,12 +5,12 @@ import rollout_cases
 import torch
 from triton.runtime.errors import OutOfResources
 
-from dca_triton import tuning
-from dca_triton.tuner import candidates
+from dca_triton.ops import launch_table
+from dca_triton.tuning.tuner import candidates
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:no measured launch configurations")]
 
-DTYPES = pytest.mark.parametrize("dtype", tuning.DTYPES.values(), ids=str)
+DTYPES = pytest.mark.parametrize("dtype", launch_table.DTYPES.values(), ids=str)
 
 
 @DTYPES
@@ -34,14 +34,16 @@ def test_transposed_inputs_are_taken(dtype: torch.dtype) -> None:
     rollout_cases.transposed_inputs_are_taken(dtype, "cuda")
 
 
-@pytest.mark.parametrize("name", tuning.DTYPES)
+@pytest.mark.parametrize("name", launch_table.DTYPES)
 def test_configurations_agree(name: str) -> None:
     """Whatever the tuner may choose, as far as it fits on the GPU; at least one has to."""
     fit = 0
     for config in candidates(name):
-        with tuning.forced({("rollout_row", "step"): config}):
+        with launch_table.forced({("rollout_row", "step"): config}):
             try:
-                rollout_cases.error_is_that_of_the_dtype((2, 197, 3, 64, 2), tuning.DTYPES[name], "cuda")
+                rollout_cases.error_is_that_of_the_dtype(
+                    (2, 197, 3, 64, 2), launch_table.DTYPES[name], "cuda"
+                )
             except OutOfResources:
                 continue
         fit += 1

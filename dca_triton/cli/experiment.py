@@ -1,0 +1,129 @@
+"""From options to photos, batches, a model and its scores."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import get_pretrained_cfg
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..arguments import raise_faults, violations
+from ..data import ImageDataset, Splits, fgvc_test, fgvc_train, load_dataset, reid_test, reid_train
+from ..description import Description
+from ..evaluation import evaluate_fgvc, evaluate_reid
+from ..model import DualAttentionModel
+from ..training import training_loader
+from .options import VALUE_RULES, DataOptions
+
+Task = Literal["fgvc", "reid"]
+Transform = Callable[[Any], Tensor]
+
+
+def load_splits(data: DataOptions, backbone_name: str) -> Splits:
+    """The dataset with the paper's transforms, normalized as the backbone was pretrained.
+
+    Raises:
+        FileNotFoundError, ValueError: As `load_dataset`; options outside their range, every reason at once.
+    """
+    raise_faults(violations(vars(data), VALUE_RULES))
+    splits = load_dataset(
+        data.name, data.root, holdout=data.holdout, seed=data.seed, on_corrupt=data.on_corrupt
+    )
+    raise_faults(_faults(data, splits.task))
+    mean, std = normalization(backbone_name)
+    assert splits.train is not None
+    splits.train.transform = train_transform(data, splits.task, mean, std)
+    for part in (splits.validation, splits.test, splits.query, splits.gallery):
+        if part is not None:
+            part.transform = evaluation_transform(splits.task, data.size, mean, std)
+    return splits
+
+
+def normalization(backbone_name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation (3,) that the backbone was pretrained with; ImageNet's for one that was not."""
+    pretrained = get_pretrained_cfg(backbone_name)
+    return (pretrained.mean, pretrained.std) if pretrained else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+def train_transform(data: DataOptions, task: Task, mean: Sequence[float], std: Sequence[float]) -> Transform:
+    """The paper's augmentation for a task."""
+    if task == "reid":
+        return reid_train(data.size, mean=mean, std=std)
+    return fgvc_train(data.resize, data.size[0], mean, std)
+
+
+def evaluation_transform(
+    task: Task, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> Transform:
+    """The paper's preprocessing in evaluation; `size` is (height, width) in pixels."""
+    return reid_test(size, mean=mean, std=std) if task == "reid" else fgvc_test(size[0], mean, std)
+
+
+def train_batches(splits: Splits, data: DataOptions) -> DataLoader:
+    """Shuffled batches of categories, or batches of identities that suit batch-hard triplets."""
+    photos = data.photos if splits.task == "reid" else 0
+    assert splits.train is not None
+    return training_loader(splits.train, data.batch_size, photos, data.workers, data.seed)
+
+
+def evaluation_batches(dataset: ImageDataset | None, data: DataOptions) -> DataLoader:
+    """Every photo of a part once, in its order."""
+    if dataset is None:
+        raise ValueError(f"dataset {data.name} must have the part that evaluation scores, got none")
+    return DataLoader(dataset, data.batch_size, num_workers=data.workers)
+
+
+def build_model(splits: Splits, data: DataOptions, options: dict[str, Any]) -> DualAttentionModel:
+    """A model for the dataset's classes and size; `options` are `DualAttentionModel`'s other arguments."""
+    try:
+        return DualAttentionModel(
+            num_classes=len(splits.classes), task_type=splits.task, img_size=data.size, **options
+        )
+    except TypeError as error:  # a name that does not exist, or that the data give
+        raise ValueError(f"model must hold arguments of DualAttentionModel, got others ({error})") from error
+
+
+def describe(splits: Splits, data: DataOptions, backbone_name: str) -> Description:
+    """What the run's checkpoints say of themselves, and what must stay when it is resumed."""
+    mean, std = normalization(backbone_name)
+    return Description(
+        task=splits.task,
+        classes=splits.classes,
+        size=data.size,
+        mean=tuple(mean),
+        std=tuple(std),
+        dataset=data.name,
+        resize=data.resize,
+        batch_size=data.batch_size,
+        photos=data.photos,
+        holdout=data.holdout,
+        seed=data.seed,
+    )
+
+
+def scores(
+    model: DualAttentionModel, splits: Splits, data: DataOptions, progress: bool = True, **options: Any
+) -> dict[str, float]:
+    """The task's scores in [0, 1] on the validation photos if some are held out, else on the test part.
+
+    `options` go to `evaluate_reid`.
+    """
+    if splits.task == "fgvc":
+        photos = splits.validation or splits.test
+        return evaluate_fgvc(model, evaluation_batches(photos, data), progress=progress)
+    query, gallery = evaluation_batches(splits.query, data), evaluation_batches(splits.gallery, data)
+    return evaluate_reid(model, query, gallery, progress=progress, **options)
+
+
+def _faults(data: DataOptions, task: Task) -> list[str]:
+    if task == "reid":
+        if data.batch_size % data.photos:
+            return [f"batch_size must be a multiple of photos={data.photos}, got {data.batch_size}"]
+        return []
+    faults = []
+    if data.size[0] != data.size[1]:
+        faults.append(f"size must be a square for categories, got {data.size}")
+    if data.resize < max(data.size):
+        faults.append(f"resize must be at least size, {max(data.size)}, got {data.resize}")
+    return faults

@@ -1,0 +1,107 @@
+"""Options of the commands, as plain values: a training run's, and those that choose a trained model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..arguments import Rule, integer
+
+
+def _up_to(most: int, least: int = 1) -> Rule:
+    """An integer in [least, most]: beyond it a machine fails before a message could tell why."""
+    fits, _ = integer(least)
+    return lambda v: fits(v) and v <= most, f"an integer in [{least}, {most}]"
+
+
+MOST_PIXELS = 2**13  # of a side
+_side, _ = _up_to(MOST_PIXELS)
+VALUE_RULES: dict[str, Rule] = {
+    "size": (
+        lambda v: isinstance(v, tuple) and len(v) == 2 and all(map(_side, v)),
+        f"a height and a width in [1, {MOST_PIXELS}]",
+    ),
+    "resize": _up_to(MOST_PIXELS),
+    "batch_size": _up_to(2**20),
+    "photos": _up_to(2**20),
+    "holdout": integer(0),
+    "workers": _up_to(2**10, least=0),
+    "seed": _up_to(2**63 - 1, least=0),
+}
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The photos and how they become batches.
+
+    Args:
+        name: cub, cars, aircraft, folder, orl-fgvc (fine-grained categories); market1501, dukemtmc, msmt17,
+            veri776, orl-reid (re-identification); a folder with query and gallery parts is the latter, too.
+        root: The dataset's own folder, the one that its archive unpacks to; absent for orl-*.
+        size: Height and width in pixels that the model sees; a square for categories.
+        resize: Side in pixels before training crops `size` from it, at least its side; for categories.
+        batch_size: Photos in a batch of each process; in training of identities `photos` each of
+            batch_size / photos identities.
+        photos: Photos of one identity in a batch, a divisor of batch_size; for identities.
+        holdout: Photos of each class kept from training to validate on; for categories.
+        on_corrupt: An unreadable photo in training stops ("raise") or is replaced and counted ("skip").
+        workers: Processes that decode photos; 0 decodes in this one.
+        seed: Of the batches' order and of what is held out.
+    """
+
+    name: str
+    root: Path | None = None
+    size: tuple[int, int] = (448, 448)
+    resize: int = 550
+    batch_size: int = 16
+    photos: int = 4
+    holdout: int = 0
+    on_corrupt: Literal["raise", "skip"] = "raise"
+    workers: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A training run: the options of its config.
+
+    Args:
+        model: Arguments of `DualAttentionModel` but for classes, task and size, which the data give.
+        data: The photos.
+        trainer: Arguments of `DualAttentionTrainer` but for the model, the batches and the pairs.
+        pairs: Arguments of `PairSampler`.
+        epochs: In all, at least 1.
+        output: The run's folder.
+        transfer: A checkpoint whose fitting weights training starts from.
+        seed: Of initial weights, batches, pairs and augmentation.
+    """
+
+    model: dict[str, Any]
+    data: DataOptions
+    trainer: dict[str, Any] = field(default_factory=dict)
+    pairs: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 100
+    output: Path = Path("runs/train")
+    transfer: Path | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which trained model a command uses, and what it changes.
+
+    Args:
+        run: The folder of a run or of an exported model.
+        weights: A checkpoint to use instead of the run's newest.
+        model: Arguments of `DualAttentionModel` that override the checkpoint's.
+        data: Fields of `DataOptions` that override the run's.
+        recorded_model: Arguments that the run's config.yaml gives, for checkpoints without their own.
+        recorded_data: Fields of `DataOptions` that the run's config.yaml gives.
+    """
+
+    run: Path | None = None
+    weights: Path | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    recorded_model: Mapping[str, Any] = field(default_factory=dict)
+    recorded_data: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,164 @@
+"""A model's scores on a dataset: top-1 and top-5 of each branch for FGVC; mAP, CMC and mINP for Re-ID."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..arguments import raise_faults
+from ..data.records import Batch
+from ..model import DualAttentionModel
+from ..progress import progress as progress_bar
+from .distances import k_reciprocal_rerank, squared_distances
+from .embeddings import Embeddings, embed
+from .metrics import reid_metrics, topk_accuracy
+
+Metric = Literal["euclidean", "cosine"]
+PREDICTIONS = {"sa": "SA", "glca": "GLCA", "sum": "SA + GLCA"}
+RETRIEVAL = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
+
+
+@torch.no_grad()
+def evaluate_fgvc(
+    model: DualAttentionModel, test: Iterable[Batch], progress: bool = True
+) -> dict[str, float]:
+    """Top-1 and top-5 of SA, GLCA and the sum of their probabilities, the paper's prediction.
+
+    Args:
+        model: Left in evaluation mode.
+        test: Dicts of "image" (B, 3, h, w) and "label" (B,).
+        progress: Show a progress bar.
+
+    Returns:
+        {sa,glca,sum}_top1 and _top5, each in 0..1.
+
+    Raises:
+        ValueError: There is no batch, or a label is not one of the model's classes.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    parts = []
+    for batch in progress_bar(test, desc="evaluate", unit="batch", leave=False, disable=not progress):
+        outputs = model(batch["image"].to(device, non_blocking=True), class_tokens_only=True)
+        sa, glca = (outputs[f"{branch}_logits"].float().softmax(1).cpu() for branch in ("sa", "glca"))
+        parts.append((sa, glca, torch.as_tensor(batch["label"])))
+    if not parts:
+        raise ValueError("test must hold at least one batch, got none")
+    sa, glca, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    return {
+        f"{name}_top{k}": score
+        for name, probabilities in zip(PREDICTIONS, (sa, glca, sa + glca), strict=True)
+        for k, score in topk_accuracy(probabilities, labels, ks=(1, 5)).items()
+    }
+
+
+def evaluate_reid(
+    model: DualAttentionModel,
+    query: Iterable[Batch],
+    gallery: Iterable[Batch],
+    metric: Metric = "cosine",
+    rerank: bool = False,
+    progress: bool = True,
+) -> dict[str, float]:
+    """The scores of `score_embeddings` for query and gallery as `embed` sees them.
+
+    Args:
+        model: Left in evaluation mode.
+        query: Dicts of "image" (B, 3, h, w), "label" (B,), the identities, and optionally "camera" (B,) and
+            "path", B texts.
+        gallery: Like the queries.
+        metric: As in `score_embeddings`.
+        rerank: As in `score_embeddings`.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: A side is empty, or no query has a match in the gallery.
+    """
+    query_embeddings, gallery_embeddings = (
+        embed(model, part, progress=progress) for part in (query, gallery)
+    )
+    return score_embeddings(query_embeddings, gallery_embeddings, metric, rerank, progress)
+
+
+def score_embeddings(
+    query: Embeddings,
+    gallery: Embeddings,
+    metric: Metric = "cosine",
+    rerank: bool = False,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Rank the gallery for each query.
+
+    Photos of the query's own camera are left out, and so is the query itself where the gallery has a photo of
+    the same path. Camera -1 is unknown: it leaves nothing out.
+
+    Args:
+        query: As `embed` or `load_embeddings` gives them.
+        gallery: Like the queries.
+        metric: "cosine" divides each feature by its length first.
+        rerank: Rank by k-reciprocal neighbors (Zhong et al., CVPR 2017; k1 = 20, k2 = 6, weight 0.3), which
+            takes time that grows with the square of the number of photos.
+        progress: Show progress bars.
+
+    Returns:
+        mAP, rank1, rank5, rank10 and mINP in 0..1, means over the queries that have a match in the gallery:
+        "matched_queries" of all "queries".
+
+    Raises:
+        ValueError: As `dca_triton.evaluation.reid_metrics`.
+    """
+    query_photos, gallery_photos = _photo_numbers(query.paths, gallery.paths)
+    found = reid_metrics(
+        *query[:3],
+        *gallery[:3],
+        metric=metric,
+        distances=partial(k_reciprocal_rerank if rerank else squared_distances, progress=progress),
+        query_photos=query_photos,
+        gallery_photos=gallery_photos,
+    )
+    return {
+        "mAP": found.mAP,
+        **{f"rank{k}": share for k, share in found.cmc.items()},
+        "mINP": found.mINP,
+        "queries": found.queries,
+        "matched_queries": found.matched_queries,
+    }
+
+
+def _photo_numbers(*sides: Sequence[str]) -> list[Tensor]:
+    """The same number for the same path, -1 for an unknown one."""
+    number = {path: place for place, path in enumerate(dict.fromkeys(chain(*sides)))} | {"": -1}
+    return [torch.tensor([number[path] for path in paths]) for paths in sides]
+
+
+def score_table(scores: Mapping[str, float], part: str = "") -> str:
+    """The scores of `evaluate_fgvc` or `evaluate_reid` as a table of percentages, to be printed.
+
+    Args:
+        scores: More entries, such as losses, are left out.
+        part: Which photos were scored, for example "validation" or "test"; named below the table.
+
+    Raises:
+        ValueError: Entries of both functions are missing.
+    """
+    if "mAP" in scores:
+        columns, names = [*RETRIEVAL.values()], {"": [*RETRIEVAL]}
+    else:
+        columns = ["top-1", "top-5"]
+        names = {text: [f"{name}_top1", f"{name}_top5"] for name, text in PREDICTIONS.items()}
+    if missing := [name for row in names.values() for name in row if name not in scores]:
+        raise_faults([f"scores must hold {', '.join(missing)}, got {', '.join(scores)}"])
+    rows = {text: [scores[name] for name in row] for text, row in names.items()}
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{column:>10}" for column in columns)]
+    for text, values in rows.items():
+        lines.append(f"{text:<{width}}" + "".join(f"{100 * value:9.2f}%" for value in values))
+    if "queries" in scores:
+        counted, queries = int(scores["matched_queries"]), int(scores["queries"])
+        lines.append(f"{counted} of {queries} queries have a match in the gallery and count")
+    if part:
+        lines.append(f"scored photos: {part}")
+    return "\n".join(lines)

@@ -1,0 +1,16 @@
+"""The dual cross-attention model, a look inside it, and its export."""
+
+from .dual_attention import DualAttentionModel
+from .export import export_onnx, export_program
+from .inspection import Explanation, distractor_share, explain
+from .rollout import RolloutCache
+
+__all__ = [
+    "DualAttentionModel",
+    "Explanation",
+    "RolloutCache",
+    "distractor_share",
+    "explain",
+    "export_onnx",
+    "export_program",
+]

@@ -1,0 +1,182 @@
+"""timm vision transformers as backbones: created, checked, and with errors that say what to do."""
+
+import functools
+import math
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Attention as TimmAttention
+from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..arguments import raise_faults
+from .blocks import Attention, Block
+
+TimmModule = Any  # a module of timm's, whose attributes nn.Module's type does not know
+
+
+class Backbone(nn.Module):
+    """A timm vision transformer under the name `model`, as the reference's checkpoints have it.
+
+    Args:
+        name: A timm model with a class token.
+        layout: "paper", whose blocks must be timm's plain `Block`, or "reference".
+        pretrained: Load timm's pretrained weights.
+        img_size: Pixels, a side or (height, width); multiples of the patch.
+        **kwargs: Passed to `timm.create_model`.
+
+    Raises:
+        ValueError: No timm model, one that the layout cannot use, or an image size that the patch does not
+            divide, with every reason.
+        RuntimeError: The pretrained weights cannot be loaded, with the way to give a local file.
+    """
+
+    def __init__(
+        self, name: str, layout: str, pretrained: bool, img_size: int | tuple[int, int], **kwargs: Any
+    ):
+        super().__init__()
+        self.model: TimmModule = _create(name, layout, pretrained, img_size, kwargs)
+        self.num_prefix_tokens: int = self.model.num_prefix_tokens
+        self.embed_dim: int = self.model.embed_dim
+        # Calling the ViT, which is what hooks and offloading see, gives the tokens that enter the SA blocks.
+        self.model.forward = (
+            functools.partial(_embed, self.model) if layout == "paper" else self.model.forward_features
+        )
+        self.in_chans: int = _channels(self.model)
+        self.grid_size: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The tokens that enter the SA blocks: images (B, 3, h, w) -> (B, N, C).
+
+        In layout="reference" these are the whole ViT's, final norm included; in layout="paper" patch and
+        position embedding alone, because the SA blocks are the ViT's own.
+        """
+        return self.model(images)
+
+    @property
+    def norm(self) -> nn.Module:
+        """The norm of the class token: timm's `fc_norm` where timm pools first and `norm` is an Identity."""
+        norm, after_pooling = self.model.norm, getattr(self.model, "fc_norm", nn.Identity())
+        return after_pooling if isinstance(norm, nn.Identity) else norm
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of images (..., h, w)."""
+        (height, width), (rows, columns) = images.shape[-2:], _patch(self.model)
+        return height // rows, width // columns
+
+    def image_faults(self, name: str, images: Tensor) -> list[str]:
+        """What does not fit of images (B, channels, h, w): the channels, the height or the width."""
+        embed: TimmModule = self.model.patch_embed
+        _, channels, *size = images.shape
+        fixed = getattr(embed, "strict_img_size", True)
+        allowed = f"(B, {self.in_chans}, {embed.img_size[0]}, {embed.img_size[1]})"
+        faults = [] if fixed else size_faults(name, tuple(size), _patch(self.model))
+        if channels != self.in_chans or (fixed and tuple(size) != tuple(embed.img_size)):
+            rule = f"{allowed}, the backbone's size" if fixed else f"(B, {self.in_chans}, h, w)"
+            faults.append(f"{name} must be {rule}, got shape {tuple(images.shape)}")
+        return faults
+
+
+def _embed(model: TimmModule, images: Tensor) -> Tensor:
+    """What timm's `forward_features` does before the blocks."""
+    return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+
+
+def _create(
+    name: str, layout: str, pretrained: bool, img_size: int | tuple[int, int], kwargs: dict[str, Any]
+) -> TimmModule:
+    if not timm.is_model(name):
+        raise_faults([f"backbone_name must be a timm model (see timm.list_models('*vit*')), got {name!r}"])
+    options = {"num_classes": 0, "img_size": img_size, **kwargs}
+    model: TimmModule
+    try:
+        if layout == "paper":  # blocks of the model's own kind are seen before ours take their place
+            with torch.device("meta"):
+                model = timm.create_model(name, **options | {"checkpoint_path": None})
+        else:
+            model = timm.create_model(name, **options)
+        reasons = layout_faults(model, layout)
+    except Exception as error:  # timm's constructors raise nearly anything at arguments that do not fit
+        with torch.device("meta"):
+            reasons = [str(error) or type(error).__name__, *layout_faults(timm.create_model(name), layout)]
+    if reasons:
+        raise_faults(
+            [
+                f"backbone_name must be a timm model that layout={layout!r} can use, "
+                f"got {name!r}: {'; '.join(reasons)}"
+            ]
+        )
+    raise_faults(size_faults("img_size", tuple(model.patch_embed.img_size), _patch(model)))
+    if layout == "paper":
+        options |= {"block_fn": Block, "attn_layer": Attention}
+    elif not pretrained:
+        return model
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:
+        raise RuntimeError(
+            f"pretrained weights of {name!r} could not be loaded "
+            f"({type(error).__name__}: {_first_line(error)}); give a local file by "
+            "pretrained_cfg_overlay=dict(file='weights.safetensors') "
+            "or start from scratch by pretrained=False"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def _patch(model: TimmModule) -> tuple[int, int]:
+    """Height and width in pixels of what becomes one token, a CNN stem's stride included."""
+    embed = model.patch_embed
+    height, width = embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else embed.patch_size
+    return height, width
+
+
+def _channels(model: TimmModule) -> int:
+    """Channels of an image: what the patch embedding's first convolution takes."""
+    return next(m.in_channels for m in model.patch_embed.modules() if isinstance(m, nn.Conv2d))
+
+
+def size_faults(name: str, size: tuple[int, ...], patch: tuple[int, int]) -> list[str]:
+    """One sentence if the patch does not divide the size (height, width), with the nearest that it does."""
+    if not any(s % p for s, p in zip(size, patch, strict=True)):
+        return []
+    smaller, larger = (
+        tuple(max(1, around(s / p)) * p for s, p in zip(size, patch, strict=True))
+        for around in (math.floor, math.ceil)
+    )
+    return [
+        f"{name} must be (height, width) in multiples of the patch {patch}, "
+        f"such as {smaller} or {larger}, got {tuple(size)}"
+    ]
+
+
+def layout_faults(model: TimmModule, layout: str) -> list[str]:
+    """Every reason why a timm model cannot be the backbone of a layout; an empty list if it can."""
+    faults = []
+    if getattr(model, "num_prefix_tokens", 0) < 1 or getattr(model, "cls_token", None) is None:
+        faults.append("it has no class token")
+    embed = getattr(model, "patch_embed", None)
+    if not hasattr(embed, "grid_size"):
+        faults.append("its patch embedding tells no grid")
+    if getattr(embed, "dynamic_img_pad", False):
+        faults.append("dynamic_img_pad adds pixels to the images; set dynamic_img_size alone")
+    if type(model).__name__ == "NaFlexVit":
+        faults.append("it is a NaFlexVit, which takes patches; unset TIMM_USE_NAFLEX")
+    if layout == "reference":
+        return faults
+    if not isinstance(model, VisionTransformer):
+        return [*faults, f"it is a {type(model).__name__}, not a timm VisionTransformer"]
+    if not len(model.blocks):
+        faults.append("it has no blocks")
+    for block in model.blocks:
+        if type(block) is not TimmBlock:
+            faults.append(f"its blocks are {type(block).__name__}, not pre-norm Block")
+        elif type(block.attn) is not TimmAttention:
+            faults.append(f"its attention is {type(block.attn).__name__}, not timm.layers.Attention")
+        elif getattr(block.attn, "gate", None) is not None:
+            faults.append("its attention is gated")
+    return list(dict.fromkeys(faults))

@@ -1,0 +1,75 @@
+"""What a model sees in its images: rollout, selected patches, predictions, attention on distractors."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..arguments import raise_faults
+from ..ops import pair_attention
+from ..reference import select_local
+from .checks import check_inputs
+from .dual_attention import DualAttentionModel
+from .rollout import rollout_of
+
+
+class Explanation(NamedTuple):
+    """Rollout of the class token (B, N) float32, selected rows (B, 1 + R) int64, probabilities of SA and GLCA
+    (B, K) float32.
+    """
+
+    rollout: Tensor
+    selected: Tensor
+    sa: Tensor
+    glca: Tensor
+
+
+@torch.no_grad()
+def explain(model: DualAttentionModel, images: Tensor) -> Explanation:
+    """Exact rollout (DCAL, eq. 2), local selection and predictions of images (B, 3, h, w), floating point.
+
+    The model is left in evaluation mode. Raises ValueError for images that do not fit.
+    """
+    check_inputs(model.backbone, images)
+    model.eval()
+    streams = model.sa_and_pwca(images)
+    row = rollout_of(streams.sa_traces, model.attention_scale, model.backend)
+    selected = select_local(row, model.backbone.num_prefix_tokens, model.top_k_ratio)
+    glca = model.local_branch(streams.local, selected)
+    probabilities = (
+        head(tokens[:, 0]).float().softmax(1)
+        for head, tokens in ((model.sa_head, streams.sa), (model.glca_head, glca))
+    )
+    return Explanation(row, selected, *probabilities)
+
+
+@torch.no_grad()
+def distractor_share(model: DualAttentionModel, images: Tensor, distractors: Tensor) -> Tensor:
+    """How much of each token's attention falls on the distractor, in every PWCA block: (B, L, N) in 0..1.
+
+    The share of the softmax's mass on the partner's keys, 1 - exp(lse_own - lse_pair), exact from the
+    log-sum-exp over the own keys and that over both; mean over the heads. 0.5 is a token that does not tell
+    the two images apart. The model is left in evaluation mode.
+
+    Args:
+        model: On the device of the images.
+        images: (B, 3, h, w).
+        distractors: The partner of each image, shaped as `images`.
+
+    Raises:
+        ValueError: Images that do not fit, or of different shapes.
+    """
+    if images.shape != distractors.shape:
+        raise_faults(
+            [
+                f"distractors must have the shape of images, {tuple(images.shape)}, "
+                f"got {tuple(distractors.shape)}"
+            ]
+        )
+    check_inputs(model.backbone, images)
+    model.eval()
+    shares = []
+    for q, k, lse in model.sa_and_pwca(images, distractors).pwca_traces:
+        _, own = pair_attention(q, k, k, scale=model.attention_scale, backend=model.backend)
+        shares.append(-torch.expm1(own - lse).clamp(max=0).mean(1))
+    return torch.stack(shares, 1)

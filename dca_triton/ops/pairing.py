@@ -1,0 +1,29 @@
+"""Pairs of images: the partner of each image and, inverted, the images that have an image as partner."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Partners(NamedTuple):
+    """Pairs in both directions.
+
+    partner (B,): the image that each row is paired with, -1 for none. readers[starts[j]:starts[j + 1]]: the
+    rows that are paired with image j, ascending; readers (B,) and starts (images + 1,) are int64.
+    """
+
+    partner: Tensor
+    readers: Tensor
+    starts: Tensor
+
+    def of(self, rows: Tensor) -> "Partners":
+        """The partners of the rows (K,) alone."""
+        return invert_pairs(self.partner[rows], self.starts.shape[0] - 1)
+
+
+def invert_pairs(index: Tensor, images: int) -> Partners:
+    """Invert a checked index (B,). Rows without a partner come before starts[0]."""
+    partner, readers = torch.sort(index, stable=True)
+    bounds = torch.arange(images + 1, device=index.device, dtype=index.dtype)
+    return Partners(index, readers, torch.searchsorted(partner, bounds))

@@ -1,0 +1,163 @@
+"""Batches whose bits depend only on (seed, epoch): with any number of workers, and again on a resume."""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
+
+from ..arguments import raise_faults
+from ..data import IdentitySampler
+from ..data.records import Batch
+from ..process import this_process
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed below 2^63 for each tuple of integers, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()) >> 1
+
+
+class Labelled(Protocol):
+    """A dataset of items with labels (number of items,)."""
+
+    @property
+    def labels(self) -> Tensor: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class SeededDataset(Dataset[Any]):
+    """A dataset whose random transforms depend only on (seed, epoch, index), in any worker process.
+
+    Args:
+        dataset: Maps an index to an item; draws from PyTorch's CPU generator.
+        seed: Seeds all draws.
+    """
+
+    def __init__(self, dataset: Labelled, seed: int = 0) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # worker processes see it change
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw differently from now on."""
+        self.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_of(self.seed, int(self.epoch), index))
+            return self.dataset[index]
+
+
+def training_loader(
+    dataset: Labelled, batch_size: int, per_identity: int = 0, workers: int = 4, seed: int = 0
+) -> DataLoader[Batch]:
+    """Shuffled batches for `DualAttentionTrainer`, divided evenly among the processes of a launch.
+
+    Args:
+        dataset: Photos with labels.
+        batch_size: Photos of a batch in each process, >= 1.
+        per_identity: Photos of each identity in a batch (Re-ID's K, a divisor of batch_size); 0 shuffles
+            without regard to identities.
+        workers: Processes that decode photos, >= 0.
+        seed: Seeds the order and the random transforms.
+
+    Raises:
+        ValueError: As `IdentitySampler`; a batch_size below 1 or one that per_identity does not divide.
+    """
+    faults = [] if batch_size >= 1 else [f"batch_size must be an integer >= 1, got {batch_size}"]
+    if per_identity and batch_size % per_identity:
+        faults.append(f"batch_size must be a multiple of per_identity={per_identity}, got {batch_size}")
+    raise_faults(faults)
+    state = this_process()
+    rank, processes = state.process_index, state.num_processes
+    seeded = SeededDataset(dataset, seed)
+    common: dict[str, Any] = {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": state.device.type == "cuda",
+        # DataLoader draws worker seeds from this; the global generator initializes weights.
+        "generator": torch.Generator(),
+    }
+    if per_identity:
+        identities = batch_size // per_identity
+        drawn = IdentitySampler(dataset.labels, identities, per_identity, seed, rank, processes)
+        return DataLoader(seeded, batch_sampler=drawn, **common)
+    sampler: DistributedSampler = DistributedSampler(seeded, processes, rank, seed=seed)
+    return DataLoader(seeded, batch_size, sampler=sampler, **common)
+
+
+def parts_of(batches: Iterable[Batch]) -> dict[str, Any]:
+    """The iterable, and if it is a loader what it consists of."""
+    batch_sampler = getattr(batches, "batch_sampler", None)
+    parts = {
+        "batches": batches,
+        "batch_sampler": batch_sampler,
+        "sampler": getattr(batch_sampler, "sampler", None),
+        "dataset": getattr(batches, "dataset", None),
+    }
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def length(batches: Iterable[Batch]) -> int | None:
+    """How many batches an epoch has, if it is known."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a generator, or a loader of a dataset without a length
+        return None
+
+
+def set_epoch(batches: Iterable[Batch], epoch: int) -> None:
+    """Call `set_epoch` of an iterable, its samplers and its dataset, if they have one."""
+    for part in parts_of(batches).values():
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+
+
+def is_unsharded(batches: Iterable[Batch]) -> bool:
+    """True if the loader is not sharded, so every process would see the whole dataset."""
+    return isinstance(parts_of(batches).get("sampler"), RandomSampler | SequentialSampler)
+
+
+def random_state(batches: Iterable[Batch]) -> list[Tensor]:
+    """What else an epoch's order can depend on: PyTorch's CPU generator and those of the loader."""
+    return [generator.get_state() for generator in _generators(batches)]
+
+
+def set_random_state(batches: Iterable[Batch], states: list[Tensor]) -> None:
+    """Put the generators of `random_state` back."""
+    generators = _generators(batches)
+    if len(states) != len(generators):
+        raise ValueError(f"rng_state must be of {len(generators)} generators, got {len(states)}")
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+
+
+def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """`size` batches at a time; the last group may be smaller."""
+    if isinstance(batches, DataLoader) and batches.persistent_workers and not _is_seeded(batches):
+        # The generators of old workers are in no checkpoint, and a loader with old workers leaves out the
+        # draw that seeds new ones. Only new workers give a resumed epoch the same photos.
+        batches._iterator = None
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
+
+
+def _is_seeded(batches: DataLoader) -> bool:
+    """True if order and photos of an epoch follow from its number alone, as with `training_loader`."""
+    order = parts_of(batches).get("sampler", batches.batch_sampler)
+    return isinstance(batches.dataset, SeededDataset) and isinstance(
+        order, DistributedSampler | IdentitySampler
+    )
+
+
+def _generators(batches: Iterable[Batch]) -> list[torch.Generator]:
+    own = [getattr(part, "generator", None) for part in parts_of(batches).values()]
+    return [torch.default_generator, *dict.fromkeys(g for g in own if isinstance(g, torch.Generator))]

@@ -1,0 +1,137 @@
+"""The gradient of one training step: augmentation, pairs, forward and backward, in one process or in many."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from ..data.records import Batch
+from ..model import DualAttentionModel
+from .loader import seed_of
+from .losses import BranchLoss, UncertaintyWeightedLoss
+from .pairs import PairSampler
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(kw_only=True)
+class Objective:
+    """What a step minimizes, under Accelerate.
+
+    All randomness of a step depends only on (seed, epoch, step, process), so no generator state has to be
+    kept between steps, and nothing that happens between steps can disturb it.
+
+    Attributes:
+        accelerator: Of this process.
+        model: As it is evaluated.
+        parallel: As it is trained: `model` itself or a wrapper that joins the gradients of the processes.
+        weighting: Weights the losses of the branches; on the device.
+        branch_loss: The loss of one branch.
+        pairs: Chooses each image's distractor.
+        augment: Applied to a whole batch on the device, or None.
+        gather_partners: Take distractors from the images of all processes.
+        seed: Seeds everything random.
+    """
+
+    accelerator: Accelerator
+    model: DualAttentionModel
+    parallel: nn.Module
+    weighting: UncertaintyWeightedLoss
+    branch_loss: BranchLoss
+    pairs: PairSampler
+    augment: Augment | None
+    gather_partners: bool
+    seed: int
+
+    def backward(self, group: Sequence[Batch], images: int, epoch: int, step: int) -> dict[str, Tensor]:
+        """Compute the gradient of the mean over all `images` images of the step, in all processes.
+
+        Args:
+            group: The batches of this process; every process has the same number of them.
+            images: Images in the groups of all processes.
+            epoch: From 0.
+            step: Within the epoch, from 0.
+
+        Returns:
+            total_loss and the loss of each branch, detached; their means over the processes are those of the
+            joint batch.
+        """
+        sums: dict[str, Tensor] = {}
+        with torch.random.fork_rng(
+            [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        ):
+            place = (self.seed, epoch, step, self.accelerator.process_index)
+            torch.manual_seed(seed_of(*place, 0))
+            own = torch.Generator(self.accelerator.device).manual_seed(seed_of(*place, 1))
+            common = torch.Generator(self.accelerator.device).manual_seed(seed_of(self.seed, epoch, step, 2))
+            for number, batch in enumerate(group, start=1):
+                share = len(batch["label"]) * self.accelerator.num_processes / images
+                joins = number == len(group)
+                with nullcontext() if joins else self.accelerator.no_sync(self.parallel):
+                    losses = self._losses(batch, own, common)
+                    self.accelerator.backward(share * losses["total_loss"])
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0) + share * loss.detach()
+        for weight in self.weighting.parameters():  # `parallel` does not join these
+            weight.grad = self.accelerator.reduce(weight.grad, "mean")
+        return sums
+
+    def nonfinite(self, loss: Tensor, group: Sequence[Batch]) -> str:
+        """The losses that are not finite in any process, with their files; "" if all are finite.
+
+        Only here does the host wait for the device in a step.
+        """
+        if not self.accelerator.reduce((~loss.isfinite()).float()).item():
+            return ""
+        files = [str(path) for batch in group for path in batch.get("path", ["unknown files"])]
+        losses = gather_object([(loss.item(), files)])
+        return "; ".join(
+            f"the loss is {value}; the batch holds {', '.join(names)}"
+            for value, names in losses
+            if not math.isfinite(value)
+        )
+
+    def _losses(self, batch: Batch, own: torch.Generator, common: torch.Generator) -> dict[str, Tensor]:
+        images = batch["image"].to(self.accelerator.device, non_blocking=True)
+        labels = torch.as_tensor(batch["label"]).to(self.accelerator.device, non_blocking=True)
+        if self.augment:
+            images = self.augment(images, own)
+        features = self._features(images)
+        if self.gather_partners and self.accelerator.num_processes > 1:
+            pair = {"x_pair": self._distractors(images, labels, features, common)}
+        else:
+            pair = {"partner_index": self.pairs(labels, features, own)}
+        outputs = self.parallel(images, **pair, class_tokens_only=True)
+        losses = self.branch_loss(outputs, labels)
+        total = self.weighting(losses)["total_loss"]
+        return {"total_loss": total, **{f"{branch}_loss": loss for branch, loss in losses.items()}}
+
+    def _features(self, images: Tensor) -> Tensor | None:
+        """Features of an evaluation pass, by which hard negatives are found; None if none are needed."""
+        if self.pairs.strategy == "random":
+            return None
+        self.model.eval()
+        features = self.model.extract_features(images)
+        self.model.train()
+        return features
+
+    def _distractors(
+        self, images: Tensor, labels: Tensor, features: Tensor | None, common: torch.Generator
+    ) -> Tensor:
+        """Each image's distractor (B, 3, h, w) from the images of all processes."""
+        counts = self.accelerator.gather(torch.tensor([len(images)], device=self.accelerator.device)).tolist()
+        if features is not None:
+            features = self._joined(features, counts)
+        index = self.pairs(self._joined(labels, counts), features, common)
+        first = sum(counts[: self.accelerator.process_index])
+        return self._joined(images, counts)[index[first : first + len(images)]]
+
+    def _joined(self, rows: Tensor, counts: list[int]) -> Tensor:
+        padded = self.accelerator.pad_across_processes(rows)
+        parts = self.accelerator.gather(padded).split(max(counts))
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -1,0 +1,238 @@
+"""A training run: what it consists of, how far it has come, and both as a checkpoint holds them."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import gather_object
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from ..arguments import Rule, integer, raise_faults, violations
+from ..checkpoint import load_weights
+from ..data.records import Batch
+from .loader import length, random_state, set_random_state
+from .losses import UncertaintyWeightedLoss
+from .optimizer import RESUME_SETTINGS
+from .run_settings import FREE_MODEL_ARGUMENTS, differences
+from .sharding import load_optimizer, sharded_like, swap_weights, whole
+
+REQUIRED_KEYS = (
+    "model_state_dict",
+    "optimizer_state_dict",
+    "uncertainty_loss_state_dict",
+    "epoch",
+    "history",
+    "step",
+    "skipped",
+    "sums",
+    "rng_state",
+    "best",
+    "settings",
+)
+PROGRESS_RULES: dict[str, Rule] = {
+    "epoch": integer(0),
+    "step": integer(0),
+    "skipped": integer(0),
+    "history": (
+        lambda v: isinstance(v, list) and all(isinstance(line, dict) and _are_numbers(line) for line in v),
+        "a list of dicts of numbers",
+    ),
+    "best": (lambda v: isinstance(v, float) and v == v, "a float"),
+    "sums": (
+        lambda v: isinstance(v, dict) and all(isinstance(x, Tensor) and x.shape == () for x in v.values()),
+        "a dict of scalar tensors",
+    ),
+    "rng_state": (
+        lambda v: isinstance(v, list) and all(isinstance(states, list) for states in v),
+        "a list of lists of tensors",
+    ),
+}
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: Epochs done.
+        step: Steps done in the epoch after them.
+        skipped: How many of these were skipped, because their loss was not finite.
+        sums: The sum of each loss over the other ones, scalars.
+        history: The metrics of each epoch done.
+        best: The best score up to now, -inf if there is none.
+        epoch_began: The generators that order the epoch, as they were at its start; None between epochs.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    skipped: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float = -math.inf
+    epoch_began: list[Tensor] | None = None
+
+    def next_epoch(self) -> None:
+        """The epoch is done; no step of the next one is."""
+        self.epoch += 1
+        self.step = self.skipped = 0
+        self.sums = {}
+        self.epoch_began = None
+
+
+@dataclass
+class Run:
+    """What is trained, with what, and how far.
+
+    Attributes:
+        accelerator: Of this process.
+        model: As it is evaluated.
+        optimizer: Of the model's and the weighting's parameters.
+        weighting: Of the branches' losses.
+        ema: The average of the weights, or None.
+        batches: Iterated once an epoch.
+        settings: What the results depend on, but the model (see `run_settings`).
+        model_arguments: The model's constructor arguments as plain values, or None.
+        description: Plain values of the caller.
+        progress: How far.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: AcceleratedOptimizer
+    weighting: UncertaintyWeightedLoss
+    ema: ModelEmaV3 | None
+    batches: Iterable[Batch]
+    settings: dict[str, Any]
+    model_arguments: dict[str, Any] | None
+    description: dict[str, Any] | None
+    progress: Progress = field(default_factory=Progress)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds, the reference's names first; every process calls it and gets all of it."""
+        progress, scaler = self.progress, self.accelerator.scaler
+        return {
+            "model_state_dict": whole(self.model.state_dict()),
+            "optimizer_state_dict": whole(self.optimizer.state_dict()),
+            "uncertainty_loss_state_dict": self.weighting.state_dict(),
+            "epoch": progress.epoch,
+            "history": progress.history,
+            "step": progress.step,
+            "skipped": progress.skipped,
+            "sums": {name: self.accelerator.reduce(loss, "mean") for name, loss in progress.sums.items()},
+            "scaler_state_dict": scaler and scaler.state_dict(),
+            "ema_state_dict": self.ema and whole(self.ema.module.state_dict()),
+            "rng_state": gather_object([progress.epoch_began or random_state(self.batches)]),
+            "best": progress.best,
+            "settings": self.settings,
+            "model_arguments": self.model_arguments,
+            "description": self.description,
+        }
+
+    def restore(self, path: Path, state: dict[str, Any]) -> None:
+        """Go to where `state`, read from `path`, was taken.
+
+        Raises:
+            ValueError: It is not of this trainer, of other settings, or damaged; the run is then not to be
+                used.
+        """
+        if absent := [name for name in REQUIRED_KEYS if name not in state]:
+            raise ValueError(
+                f"checkpoint {path} must be written by DualAttentionTrainer, got one without "
+                f"{', '.join(absent)} (load_weights takes the weights of any other)"
+            )
+        try:
+            raise_faults(self._differences(state))
+            raise_faults(self._faults(state))
+            self._restore(state)
+        except Exception as error:  # tensors and plain values of any kind in any place
+            reason = " ".join((str(error) or repr(error)).split())
+            raise ValueError(f"checkpoint {path} cannot be resumed from: {reason}") from error
+
+    def _differences(self, state: dict[str, Any]) -> list[str]:
+        """Everything that the results depend on and that was different, by name.
+
+        A checkpoint of an earlier version lacks the newer settings; they cannot be compared.
+        """
+        before = state["settings"]
+        if not isinstance(before, dict):
+            return [f"settings must be a dict, got a {type(before).__name__}"]
+        if absent := [name for name in RESUME_SETTINGS if name not in before]:
+            return [f"settings must hold {', '.join(absent)}"]
+        known = {name: value for name, value in self.settings.items() if name in before}
+        if state["best"] == -math.inf:  # nothing was chosen by it yet
+            known.pop("best_by", None)
+        found = list(differences("", {name: before[name] for name in known}, known))
+        if state.get("model_arguments") is not None and self.model_arguments is not None:
+            kept = [
+                {name: value for name, value in arguments.items() if name not in FREE_MODEL_ARGUMENTS}
+                for arguments in (state["model_arguments"], self.model_arguments)
+            ]
+            found += differences("model", *kept)
+        if "description" in state:
+            found += differences("description", state["description"] or {}, self.description or {})
+        return found
+
+    def _faults(self, state: dict[str, Any]) -> list[str]:
+        """Everything about the progress that cannot be."""
+        if faults := violations(state, PROGRESS_RULES):
+            return faults
+        epoch, step, history = state["epoch"], state["step"], state["history"]
+        if len(history) != epoch or any(line.get("epoch") != n for n, line in enumerate(history, start=1)):
+            faults.append(f"history must hold a line for each of the epochs 1 to {epoch}, in this order")
+        steps = length(self.batches)
+        if steps is not None and step > math.ceil(steps / self.settings["accumulate"]):
+            faults.append(f"step must be at most the number of steps of an epoch, got {step}")
+        if state["skipped"] > step:
+            faults.append(f"skipped must be at most step, {step}, got {state['skipped']}")
+        if (step > state["skipped"]) != ("total_loss" in state["sums"]):
+            faults.append("sums must hold total_loss if and only if steps are done")
+        if len(state["rng_state"]) != self.accelerator.num_processes:
+            faults.append(
+                f"rng_state must be of {self.accelerator.num_processes} processes, "
+                f"got {len(state['rng_state'])}"
+            )
+        return faults
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        weights = sharded_like(self.model, state["model_state_dict"])
+        load_weights(self.model, {"model_state_dict": weights})
+        load_optimizer(self.optimizer.optimizer, state["optimizer_state_dict"])
+        load_weights(self.weighting, {"model_state_dict": state["uncertainty_loss_state_dict"]})
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler_state_dict"])
+        if self.ema is not None:
+            average = sharded_like(self.ema.module, state["ema_state_dict"])
+            load_weights(self.ema.module, {"model_state_dict": average})
+        rng = state["rng_state"][self.accelerator.process_index]
+        set_random_state(self.batches, rng)
+        self.progress = Progress(
+            epoch=state["epoch"],
+            step=state["step"],
+            skipped=state["skipped"],
+            sums={name: loss.to(self.accelerator.device) for name, loss in state["sums"].items()},
+            history=state["history"],
+            best=state["best"],
+            epoch_began=rng if state["step"] else None,
+        )
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the model has the averaged weights, if there are any."""
+        if self.ema is None:
+            yield
+            return
+        swap_weights(self.model, self.ema.module)
+        try:
+            yield
+        finally:
+            swap_weights(self.model, self.ema.module)
+
+
+def _are_numbers(line: dict[Any, Any]) -> bool:
+    return all(isinstance(name, str) and isinstance(value, int | float) for name, value in line.items())

@@ -1,0 +1,103 @@
+"""Weights and optimizer states whole or sharded (FSDP2), and averages of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..arguments import raise_faults
+
+
+def whole(tree: Any) -> Any:
+    """A state dict with the shards of every tensor gathered; every process calls it."""
+    if isinstance(tree, DTensor):
+        return tree.full_tensor().cpu()
+    if isinstance(tree, dict):
+        return {key: whole(value) for key, value in tree.items()}
+    return [whole(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def sharded_like(model: nn.Module, weights: Any) -> Any:
+    """Whole weights, sharded as the model's are."""
+    if not isinstance(weights, Mapping):
+        return weights  # `load_weights` refuses it
+    own = model.state_dict()
+    return {key: _sharded(value, own.get(key)) for key, value in weights.items()}
+
+
+def shard_parameters(module: nn.Module, like: nn.Module) -> None:
+    """Shard the parameters of `module`, a whole copy of `like`, as those of `like` are."""
+    for (name, own), other in zip(list(module.named_parameters()), like.parameters(), strict=True):
+        path, _, leaf = name.rpartition(".")
+        shard = nn.Parameter(_sharded(own.detach(), other), requires_grad=own.requires_grad)
+        module.get_submodule(path).register_parameter(leaf, shard)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """True if any parameter is sharded."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+@torch.no_grad()
+def swap_weights(model: nn.Module, other: nn.Module) -> None:
+    """Exchange all values in the state dicts of a model and a copy of it."""
+    for mine, its in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        kept = mine.clone()
+        mine.copy_(its)
+        its.copy_(kept)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Load an optimizer's whole state, sharded as its parameters are; its groups keep their settings.
+
+    Raises:
+        ValueError: `state` is not of this kind of optimizer or of other parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    raise_faults(_faults(state, optimizer, parameters))
+    optimizer.load_state_dict(
+        {"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                slots[name] = _sharded(value, parameter)
+
+
+def _faults(state: Any, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[str]:
+    name = "optimizer_state_dict"
+    if not isinstance(state, dict) or not {"state", "param_groups"} <= set(state):
+        return [f"{name} must be a dict with state and param_groups"]
+    groups, slots = state["param_groups"], state["state"]
+    sizes = [len(group["params"]) for group in groups]
+    wanted = [len(group["params"]) for group in optimizer.param_groups]
+    faults = []
+    if sizes != wanted:
+        faults.append(f"{name} must be of {wanted} parameters that learn, got {sizes}")
+    adam = isinstance(optimizer, torch.optim.Adam)
+    names = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
+    for number, found in slots.items():
+        if type(number) is not int or not 0 <= number < len(parameters):
+            faults.append(f"{name} must number parameters from 0, got {number!r}")
+        elif not isinstance(found, dict) or set(found) != names:
+            faults.append(f"{name} must hold {', '.join(sorted(names))} of parameter {number}")
+        else:
+            shapes = {slot: () if slot == "step" else tuple(parameters[number].shape) for slot in names}
+            faults += [
+                f"{name} must hold a real tensor of shape {shape} as {slot} of parameter {number}"
+                for slot, shape in shapes.items()
+                if not _is_real(found[slot], shape)
+            ]
+    return faults
+
+
+def _is_real(value: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape) == shape
+
+
+def _sharded(value: Any, like: Any) -> Any:
+    if isinstance(like, DTensor) and isinstance(value, Tensor) and not isinstance(value, DTensor):
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value

@@ -1,0 +1,307 @@
+"""A trainer to read from top to bottom: batches, pairs, three losses, one optimizer, checkpoints."""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from timm.utils.model_ema import ModelEmaV3
+
+from ..arguments import integer, optional, raise_faults, violations
+from ..data.records import Batch
+from ..model import DualAttentionModel
+from ..progress import progress as progress_bar
+from ..run_folder import RunFolder
+from .epoch import Epoch
+from .interrupt import delayed_interrupts
+from .loader import is_unsharded, length
+from .losses import BranchLoss, UncertaintyWeightedLoss
+from .objective import Augment, Objective
+from .optimizer import (
+    RESUME_SETTINGS,
+    check_arguments,
+    check_scores,
+    fsdp_faults,
+    make_optimizer,
+    warmup_cosine,
+)
+from .pairs import PairSampler
+from .run import Run
+from .run_settings import describe, model_arguments, plain
+from .sharding import is_sharded, shard_parameters
+
+PATH = (lambda v: isinstance(v, str | os.PathLike), "a path")
+TRAIN_RULES = {"num_epochs": integer(1), "save_dir": PATH, "resume": optional(PATH)}
+
+
+class DualAttentionTrainer:
+    """Trains SA, GLCA and PWCA together with learned loss weights, in one process or in many.
+
+    Under `torchrun` or `accelerate launch` each process trains on its own batches (`training_loader` divides
+    them), and the gradient is that of the joint batch.
+
+    Args:
+        model: Moved to the GPU of this process, or to the CPU if there is none.
+            `model.compile(fullgraph=True)` beforehand compiles its part of the step.
+        batches: An iterable of dicts with "image" (B, 3, h, w) and "label" (B,), iterated once an epoch. Its
+            `set_epoch`, and that of its samplers and its dataset, are called with the epoch, from 0. A
+            DataLoader of your own with persistent workers gets new workers each epoch, because the random
+            state of old ones cannot be resumed; that of `training_loader` keeps them.
+        optimizer: "adam", "adamw" or "sgd" (momentum 0.9).
+        lr: Peak learning rate, > 0.
+        weight_decay: >= 0; not applied to the loss weights.
+        warmup_epochs: Epochs of linear warm-up before the cosine, >= 0.
+        label_smoothing: In [0, 1).
+        pairs: Chooses each image's distractor in the batch; random by default.
+        evaluate: Called after the last epoch and every `evaluate_every` epochs, in every process; returns
+            scores by name, which go to the metrics.
+        evaluate_every: Epochs between evaluations, >= 1; 0 evaluates after the last epoch only.
+        augment: Applied to the whole batch on the device of the model.
+        clip_grad: Largest gradient norm; None does not clip.
+        seed: Seeds pairs, augmentation and dropout. The randomness of a step depends only on (seed, epoch,
+            step, process).
+        progress: Show a progress bar; without a terminal, a line now and then.
+        accumulate: Batches whose gradients make one step, >= 1.
+        precision: "no" (float32), "bf16", or "fp16" with gradient scaling (on GPUs).
+        ema_decay: Evaluate an exponential moving average of the weights, with this decay in (0, 1), and keep
+            it in the checkpoint as "ema_state_dict"; None keeps no average.
+        gather_partners: In several processes, take distractors from the images of all of them. Each process
+            then gathers all images and runs the backbone a second time on its distractors: about half as
+            much work again.
+        checkpoint_blocks: Keep no activations within blocks; the backward pass computes them again, which
+            saves memory and costs about a third more time.
+        keep_last: Checkpoints to keep in addition to the best, >= 1.
+        save_every: Epochs between checkpoints, >= 1; the last epoch is always saved.
+        best_by: The score, higher is better, that decides on best.pt; None takes sum_top1 or mAP if
+            `evaluate` returns it, else its first.
+        on_nonfinite: If the loss is not finite, "stop" training, or "skip" the step and count it.
+        tensorboard: Write the metrics for TensorBoard, too.
+        description: Plain values (None, bool, int, float, str, and lists and dicts of these) that every
+            checkpoint holds as "description", e.g. the names of the classes.
+
+    Raises:
+        ValueError: Arguments outside their range, all of them at once, or not possible here.
+        ModuleNotFoundError: `tensorboard` without TensorBoard.
+    """
+
+    def __init__(
+        self,
+        model: DualAttentionModel,
+        batches: Iterable[Batch],
+        *,
+        optimizer: Literal["adam", "adamw", "sgd"] = "adam",
+        lr: float = 5e-4,
+        weight_decay: float = 0.05,
+        warmup_epochs: int = 0,
+        label_smoothing: float = 0.0,
+        pairs: PairSampler | None = None,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        evaluate_every: int = 0,
+        augment: Augment | None = None,
+        clip_grad: float | None = None,
+        seed: int = 0,
+        progress: bool = True,
+        accumulate: int = 1,
+        precision: Literal["no", "bf16", "fp16"] = "no",
+        ema_decay: float | None = None,
+        gather_partners: bool = False,
+        checkpoint_blocks: bool = False,
+        keep_last: int = 2,
+        save_every: int = 1,
+        best_by: str | None = None,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        tensorboard: bool = False,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        arguments = locals()
+        check_arguments(arguments)
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+        self.processes, self.device = self.accelerator.num_processes, self.accelerator.device
+        if self.processes > 1 and is_unsharded(batches):
+            raise ValueError(
+                "batches must be a loader of training_loader or one with a DistributedSampler, got one that "
+                "gives every process the same photos"
+            )
+        if precision == "fp16" and self.device.type == "cpu":
+            raise ValueError("precision must be 'no' or 'bf16' on a CPU, got 'fp16'")
+        raise_faults(fsdp_faults(self.accelerator))
+
+        self.evaluate = evaluate
+        self.evaluate_every = evaluate_every
+        self.lr = lr
+        self.warmup_epochs = warmup_epochs
+        self.keep_last = keep_last
+        self.save_every = save_every
+        self.best_by = best_by
+        self.tensorboard = tensorboard
+        self.main = self.accelerator.is_main_process
+        self.shows_progress = progress and self.main
+
+        self.model = getattr(model, "_orig_mod", model)  # a compiled model would save names with a prefix
+        self.weighting = UncertaintyWeightedLoss().to(self.device)
+        ema = None if ema_decay is None else ModelEmaV3(self.model, ema_decay).to(self.device)
+        if checkpoint_blocks:
+            self.model.set_grad_checkpointing()
+        parallel, prepared = self.accelerator.prepare(
+            model, make_optimizer(optimizer, self.model, lr, weight_decay)
+        )
+        # Only now: FSDP2 takes no parameters but those of the model.
+        prepared.add_param_group({"params": list(self.weighting.parameters()), "weight_decay": 0.0})
+        if ema is not None and is_sharded(self.model):
+            shard_parameters(ema.module, self.model)
+            ema.foreach = False  # foreach takes no mixture of sharded and whole tensors
+        self.objective = Objective(
+            accelerator=self.accelerator,
+            model=self.model,
+            parallel=parallel,
+            weighting=self.weighting,
+            branch_loss=BranchLoss(model.task_type, label_smoothing),
+            pairs=pairs or PairSampler(),
+            augment=augment,
+            gather_partners=gather_partners,
+            seed=seed,
+        )
+        settings = {name: arguments[name] for name in RESUME_SETTINGS if name != "processes"}
+        settings |= {"processes": self.processes, "on_nonfinite": on_nonfinite, "best_by": best_by}
+        settings |= describe(self.model, batches, self.objective.pairs, augment)
+        self.run = Run(
+            accelerator=self.accelerator,
+            model=self.model,
+            optimizer=prepared,
+            weighting=self.weighting,
+            ema=ema,
+            batches=batches,
+            settings=broadcast_object_list([settings])[0],  # the batches of processes may differ
+            model_arguments=model_arguments(self.model),
+            description=plain("description", description, []),
+        )
+        self.epoch = Epoch(
+            run=self.run,
+            objective=self.objective,
+            accumulate=accumulate,
+            clip_grad=clip_grad,
+            on_nonfinite=on_nonfinite,
+            shows_progress=self.shows_progress,
+        )
+
+    def train(
+        self,
+        num_epochs: int,
+        save_dir: str | os.PathLike[str] = "runs/train",
+        resume: Literal["auto"] | str | os.PathLike[str] | None = None,
+        began: Callable[[], None] | None = None,
+    ) -> list[dict[str, float]]:
+        """Train, writing metrics.jsonl (a line an epoch) and checkpoints to `save_dir`; returns the lines.
+
+        checkpoint.pt is the newest, checkpoint.1.pt the one before it, best.pt the one of the best score.
+        Nothing is written before the arguments and the checkpoint are known to be sound. On SIGTERM or
+        Ctrl-C, the step is finished and a checkpoint saved; then the signal takes its usual effect. A second
+        Ctrl-C stops at once.
+
+        A resumed run must have the settings of its checkpoint: batches, pairs, model, optimizer, description
+        and all else that changes the result. Free to change are num_epochs, evaluate, evaluate_every,
+        save_every, keep_last, progress, tensorboard, checkpoint_blocks, worker processes and `save_dir`. The
+        learning rate follows the cosine of the new num_epochs from there on.
+
+        Args:
+            num_epochs: In all, including those before a resume; >= 1.
+            save_dir: The folder of the run, made if it does not exist. A new run removes the checkpoints
+                of an earlier one in it.
+            resume: "auto" goes on from the newest sound checkpoint in `save_dir` if there is any, a path from
+                that file; the run then ends with the bits of an uninterrupted one (on a CPU). None begins a
+                new run.
+            began: Called in the main process, before the first step, when all is known to be sound and the
+                folder is the run's; e.g. to write more about the run.
+
+        Raises:
+            ValueError: num_epochs below 1 or below the epochs done, no batches, a checkpoint that is damaged
+                or of other settings, or scores without `best_by`.
+            RuntimeError: A loss that is not finite, with the epoch, the step and the files of the batch; the
+                last checkpoint is kept.
+            OSError: A checkpoint cannot be written, e.g. because the disk is full; older ones are whole.
+        """
+        raise_faults(violations(locals(), TRAIN_RULES))
+        folder = RunFolder(save_dir, self.keep_last, self.tensorboard)
+        self._begin(folder, num_epochs, resume, began)
+        progress = self.run.progress
+        bar = progress_bar(
+            desc="train",
+            unit="epoch",
+            total=num_epochs,
+            initial=progress.epoch,
+            disable=not self.shows_progress,
+        )
+        with bar, delayed_interrupts() as stop_requested:
+            while progress.epoch < num_epochs:
+                lr = self.lr * warmup_cosine(progress.epoch, num_epochs, self.warmup_epochs)
+                for parameters in self.run.optimizer.param_groups:
+                    parameters["lr"] = lr
+                losses = self.epoch.train(stop_requested)
+                if losses is None:
+                    self._save(folder.save)
+                    break
+                line = {"epoch": progress.epoch + 1, "lr": lr, **losses}
+                self._finish_epoch(folder, line, last=progress.epoch + 1 == num_epochs)
+                bar.set_postfix(loss=f"{line['total_loss']:.3f}", refresh=False)
+                bar.update()
+        return progress.history
+
+    def _begin(
+        self,
+        folder: RunFolder,
+        num_epochs: int,
+        resume: str | os.PathLike[str] | None,
+        began: Callable[[], None] | None,
+    ) -> None:
+        """Restore the run if it goes on, and write its first files once all is known to be sound."""
+        path, state = folder.find(resume) or (None, None)
+        if path is not None and state is not None:
+            self.run.restore(path, state)
+        progress = self.run.progress
+        begun = progress.epoch + (progress.step > 0)
+        if num_epochs < begun:
+            raise ValueError(f"num_epochs must be at least {begun}, the epochs begun, got {num_epochs}")
+        if length(self.run.batches) == 0:
+            raise ValueError("batches must give at least one batch an epoch, got none")
+        self.accelerator.wait_for_everyone()  # nobody writes while others still look
+        state = state or self.run.state()
+        if self.main:
+            folder.go_on(path, state)  # a full disk shows now
+            folder.begin_metrics(progress.history)
+            if began is not None:
+                began()
+
+    def _save(self, save: Callable[[dict[str, Any]], None]) -> None:
+        state = self.run.state()  # gathers shards: in every process
+        if self.main:
+            save(state)
+
+    def _finish_epoch(self, folder: RunFolder, line: dict[str, float], last: bool) -> None:
+        progress = self.run.progress
+        progress.next_epoch()
+        evaluates = last or (self.evaluate_every and progress.epoch % self.evaluate_every == 0)
+        scores, faults = self._scores(line) if evaluates else ({}, [])
+        progress.history.append(line | scores)
+        if self.main:
+            folder.add_metrics(progress.history)
+        if (score := self._deciding(scores)) > progress.best:
+            progress.best = score
+            self._save(folder.save_best)
+        if last or faults or progress.epoch % self.save_every == 0:
+            self._save(folder.save)
+        raise_faults(faults)
+
+    def _scores(self, line: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+        """The scores of an evaluation, or none and what is wrong with them."""
+        if self.evaluate is None:
+            return {}, []
+        with self.run.averaged():
+            scores = self.evaluate()
+        return check_scores(broadcast_object_list([scores])[0], line, self.best_by)
+
+    def _deciding(self, scores: Mapping[str, float]) -> float:
+        names = [self.best_by] if self.best_by else ["sum_top1", "mAP", *scores]
+        return next((scores[name] for name in names if name in scores), -math.inf)

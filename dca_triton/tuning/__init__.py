@@ -1,0 +1,1 @@
+"""Tune the kernels for a GPU, and estimate their cost without one."""

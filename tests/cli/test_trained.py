@@ -1,0 +1,319 @@
+"""Trained models used elsewhere: every way of training, another folder, no training photos, no config."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from dca_triton import DualAttentionModel
+from dca_triton.checkpoint import load_checkpoint, save_checkpoint
+from dca_triton.cli.main import main
+
+SMALL = ["--model.backbone_name=test_vit", "--model.layout=paper", "--model.pretrained=false"]
+SIZES = ["--data.size=[32, 32]", "--data.resize=36", "--data.batch_size=6", "--data.workers=0"]
+QUIET = ["--trainer.progress=false", "--trainer.optimizer=adamw", "--trainer.lr=3e-3"]
+
+
+def make_photos(root: Path, classes: tuple[str, ...] = ("dark", "mid", "light")) -> Path:
+    """Classes of dark, middling and light noise, four photos to train and two to test."""
+    noise = np.random.default_rng(0)
+    for part, count in (("train", 4), ("test", 2)):
+        for label, name in enumerate(classes):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = noise.integers(label * 80, label * 80 + 80, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def data(root: Path) -> list[str]:
+    return ["--data.name=folder", f"--data.root={root}", *SIZES, *QUIET]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photos(tmp_path_factory.mktemp("photos") / "tree")
+
+
+@pytest.fixture(scope="module")
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that tells the three classes apart."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    main(["train", *SMALL, *data(photos), "--epochs=12", f"--output={output}"])
+    return output
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "moved" / "run"))
+
+
+def fresh(photos: Path, trained: Path, output: Path) -> None:
+    main(["train", *SMALL, *data(photos), "--epochs=1", f"--output={output}"])
+
+
+def resumed(photos: Path, trained: Path, output: Path) -> None:
+    fresh(photos, trained, output)
+    main(["train", *SMALL, *data(photos), "--epochs=2", f"--output={output}", "--resume=auto"])
+
+
+def resumed_by_its_config(photos: Path, trained: Path, output: Path) -> None:
+    fresh(photos, trained, output)
+    main(["train", f"--config={output}/config.yaml", "--epochs=2", "--resume=auto"])
+
+
+def resumed_from_a_file(photos: Path, trained: Path, output: Path) -> None:
+    fresh(photos, trained, output.with_name("first"))
+    file = output.with_name("first") / "checkpoint.pt"
+    main(["train", *SMALL, *data(photos), "--epochs=2", f"--output={output}", f"--resume={file}"])
+
+
+def transferred(photos: Path, trained: Path, output: Path) -> None:
+    main(["train", *SMALL, *data(photos), "--epochs=1", f"--output={output}", f"--transfer={trained}"])
+
+
+def by_a_recipe(photos: Path, trained: Path, output: Path) -> None:
+    main(["train", "--config=fgvc", *SMALL, *data(photos), "--epochs=1", f"--output={output}"])
+
+
+def by_a_file(photos: Path, trained: Path, output: Path) -> None:
+    file = output.with_name("mine.yaml")
+    model = {"backbone_name": "test_vit", "layout": "paper", "pretrained": False, "timm": {"depth": 2}}
+    own = {"name": "folder", "root": str(photos), "size": [32, 32], "resize": 36, "batch_size": 6}
+    trainer = {"progress": False, "ema_decay": 0.5}
+    file.write_text(yaml.safe_dump({"model": model, "data": own | {"workers": 0}, "trainer": trainer}))
+    main(["train", f"--config={file}", "--epochs=1", f"--output={output}"])
+
+
+WAYS = [fresh, resumed, resumed_by_its_config, resumed_from_a_file, transferred, by_a_recipe, by_a_file]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_command_works_on_every_way_of_training(
+    way: Callable[[Path, Path, Path], None],
+    photos: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After the folder has moved and from another working directory, by --run and by --config."""
+    (tmp_path / "old").mkdir()
+    way(photos, trained, tmp_path / "old" / "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "old").rename(tmp_path / "new")
+    run = tmp_path / "new" / "run"
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    for by in (f"--run={run}", f"--config={run}/config.yaml", "--run=../new/run"):
+        main(["evaluate", by])
+        found = json.loads((run / "evaluation.json").read_text())
+        assert found["checkpoint"] == "checkpoint.pt"
+        assert found["sum_top1"] == last["sum_top1"] and found["sa_top5"] == last["sa_top5"]
+        (run / "evaluation.json").unlink()
+    main(["embed", f"--run={run}", "--part=train", "--file=train.npz"])
+    main(["embed", f"--config={run}/config.yaml", f"--photos={photos}/test", "--file=test.npz"])
+    assert np.load("train.npz")["features"].shape[0] == 12 and np.load("test.npz")["features"].shape[0] == 6
+    main(["visualize", f"--run={run}", f"--photos={photos}/test/mid/0.png", "--file=a.html"])
+    assert "light" in Path("a.html").read_text()
+    main(["export", str(run), "exported"])
+    main(["evaluate", "--run=exported", "--data.root", str(photos), "--data.workers=0"])
+    assert json.loads(Path("exported/evaluation.json").read_text())["sum_top1"] == last["sum_top1"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["elsewhere", "new"]
+
+
+def score(*arguments: str) -> float:
+    file = Path("scores.json").absolute()
+    main(["evaluate", *arguments, f"--file={file}"])
+    return json.loads(file.read_text())["sum_top1"]
+
+
+def test_classes_are_compared_by_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert score(f"--run={run}") == 1
+    subset = make_photos(tmp_path / "subset")
+    for part in ("train", "test"):
+        shutil.rmtree(subset / part / "dark")
+    assert score(f"--run={run}", f"--data.root={subset}") == 1
+    renamed = make_photos(tmp_path / "renamed", ("dark", "zebra", "light"))
+    with pytest.raises(SystemExit, match="zebra"):
+        score(f"--run={run}", f"--data.root={renamed}")
+
+
+def test_evaluation_needs_neither_training_photos_nor_config(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tree = make_photos(tmp_path / "tree")
+    shutil.rmtree(tree / "train")
+    assert score(f"--run={run}", f"--data.root={tree}") == 1
+    (run / "config.yaml").unlink()
+    assert score(f"--run={run}", f"--data.root={tree}", "--data.workers=0") == 1
+    with pytest.raises(SystemExit, match=r"root must be .*folder"):
+        score(f"--run={run}")
+    with pytest.raises(SystemExit, match="train is missing"):
+        main(["embed", f"--run={run}", f"--data.root={tree}", "--part=train", "--file=a.npz"])
+
+
+def test_embedding_is_what_evaluation_sees(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in ("a.npz", "b.npz"):
+        main(["embed", f"--run={run}", "--part=train", f"--file={file}"])
+    first, again = (np.load(file)["features"] for file in ("a.npz", "b.npz"))
+    np.testing.assert_array_equal(first, again)
+    main(["embed", f"--run={run}", f"--photos={photos}/train", "--file=c.npz"])
+    any_folder = np.load("c.npz")
+    order = np.argsort([str(path) for path in np.load("a.npz")["paths"]])
+    np.testing.assert_allclose(any_folder["features"], first[order], rtol=1e-4, atol=1e-5)
+    assert set(any_folder["labels"]) == {-1}
+
+
+def test_explicit_weights_win_and_say_so(
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fresh(photos, run, tmp_path / "untrained")
+    capsys.readouterr()
+    other = tmp_path / "untrained" / "checkpoint.pt"
+    assert score(f"--run={run}", f"--weights={other}") < 1
+    assert f"The weights are those of {other}" in capsys.readouterr().out
+    assert json.loads(Path("scores.json").read_text())["checkpoint"] == str(other)
+    assert score(f"--weights={run / 'checkpoint.pt'}", f"--data.root={photos}") == 1
+
+
+def test_weights_of_training_do_not_redirect_evaluation(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train --transfer old.pt` leaves a config that leads to the run's own checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    start = ["--trainer.lr=1", f"--transfer={run}", "--output=worse", "--epochs=1"]
+    main(["train", *SMALL, *data(photos), *start])
+    last = json.loads(Path("worse/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["sum_top1"] < 1
+    assert score("--config=worse/config.yaml") == last["sum_top1"]
+
+
+def test_a_checkpoint_that_does_not_describe_itself(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As written before checkpoints did: config.yaml gives the model, the training photos the classes."""
+    monkeypatch.chdir(tmp_path)
+    state = load_checkpoint(run / "checkpoint.pt")
+    del state["description"], state["model_arguments"]
+    save_checkpoint(run / "checkpoint.pt", state)
+    assert score(f"--run={run}") == 1 and score(f"--config={run}/config.yaml") == 1
+    main(["export", str(run), "exported"])
+    (run / "config.yaml").unlink()
+    with pytest.raises(SystemExit, match=r"data\.name must be given"):
+        score(f"--run={run}")
+    names = ["--data.name=folder", f"--data.root={photos}", *SIZES]
+    with pytest.raises(SystemExit, match=r"model\.backbone_name must be given"):
+        score(f"--run={run}", *names)
+    assert score(f"--run={run}", *names, *SMALL) == 1
+    assert score("--run=exported", f"--data.root={photos}") == 1
+
+
+def test_a_run_is_what_from_pretrained_reads(run: Path, photos: Path, tmp_path: Path) -> None:
+    main(["export", str(run), str(tmp_path / "exported")])
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert config["description"]["classes"] == ["dark", "light", "mid"]
+    assert config["description"]["size"] == [32, 32] and len(config["description"]["mean"]) == 3
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        logits = [
+            DualAttentionModel.from_pretrained(folder)(images)["sa_logits"]
+            for folder in (run, tmp_path / "exported")
+        ]
+    torch.testing.assert_close(*logits, rtol=0, atol=0)
+    with pytest.raises(FileNotFoundError, match="must be a folder with"):
+        DualAttentionModel.from_pretrained(photos)
+
+
+def test_averaged_weights_are_exported(photos: Path, tmp_path: Path) -> None:
+    averaging = ["--epochs=1", "--trainer.ema_decay=0.5", f"--output={tmp_path / 'run'}"]
+    main(["train", *SMALL, *data(photos), *averaging])
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    for folder in ("run", "exported"):
+        if folder == "exported":
+            main(["export", str(tmp_path / "run"), str(tmp_path / folder)])
+        model = DualAttentionModel.from_pretrained(tmp_path / folder)
+        assert torch.equal(model.sa_head.weight, state["ema_state_dict"]["sa_head.weight"])
+        assert not torch.equal(model.sa_head.weight, state["model_state_dict"]["sa_head.weight"])
+
+
+REFUSED = [
+    (["--data.root=/nowhere"], "nowhere"),
+    (["--resume=auto", "--trainer.lr=0.5"], "lr"),
+    (["--resume=auto", "--data.batch_size=4"], "batch_size"),
+    (["--resume=auto", "--data.holdout=1"], "holdout"),
+    (["--resume=auto", "--data.resize=40"], "resize"),
+    (["--resume=auto", "--seed=3"], "seed"),
+    (["--resume=nowhere.pt"], "nowhere.pt"),
+    (["--transfer=nowhere.pt"], "nowhere.pt"),
+    (["--trainer.lr=-1"], "lr"),
+    (["--model.top_k_ratio=7"], "top_k_ratio"),
+    (["--pairs.hard_ratio=7"], "hard_ratio"),
+]
+
+
+@pytest.mark.parametrize(("options", "name"), REFUSED)
+def test_a_refused_call_leaves_the_run_as_it_was(
+    options: list[str], name: str, run: Path, photos: Path
+) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*")}
+    with pytest.raises(SystemExit, match=name):
+        main(["train", *SMALL, *data(photos), "--epochs=13", f"--output={run}", *options])
+    assert {path: path.read_bytes() for path in run.rglob("*")} == before
+
+
+def test_a_refused_call_makes_no_folder(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="nowhere"):
+        main(["train", *SMALL, *data(photos), "--data.root=/nowhere", f"--output={tmp_path / 'a' / 'b'}"])
+    assert not os.listdir(tmp_path)
+
+
+def test_resuming_elsewhere_and_with_other_workers(run: Path, tmp_path: Path) -> None:
+    """The photos' folder and the number of workers may change; what was written stays a part of the run."""
+    tree = make_photos(tmp_path / "another")
+    changes = [f"--data.root={tree}", "--data.workers=1", "--trainer.progress=true"]
+    main(["train", f"--config={run}/config.yaml", "--epochs=13", "--resume=auto", *changes])
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["root"] == str(tree)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 13
+
+
+def test_transfer_to_other_classes_and_sizes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = make_photos(tmp_path / "two", ("cat", "dog"))
+    capsys.readouterr()
+    sizes = ["--data.size=[64, 64]", "--data.resize=64"]
+    start = [f"--transfer={run}", "--epochs=1", "--trainer.lr=1e-12", f"--output={tmp_path / 'next'}"]
+    main(["train", *SMALL, *data(tree), *sizes, *start])
+    said = capsys.readouterr().out
+    assert "sa_head" in said and "checkpoint.pt" in said
+    before, after = (load_checkpoint(folder / "checkpoint.pt") for folder in (run, tmp_path / "next"))
+    name = "backbone.model.blocks.0.attn.qkv.weight"
+    torch.testing.assert_close(
+        after["model_state_dict"][name], before["model_state_dict"][name], rtol=0, atol=1e-6
+    )
+    assert after["model_state_dict"]["sa_head.weight"].shape[0] == 2
+
+
+def test_old_options_are_explained(run: Path, photos: Path) -> None:
+    with pytest.raises(SystemExit, match="--transfer"):
+        main(["train", *SMALL, *data(photos), f"--weights={run / 'checkpoint.pt'}"])
+    with pytest.raises(SystemExit, match="--run"):
+        main(["evaluate", f"--output={run}"])

@@ -1,0 +1,184 @@
+"""timm backbones: which serve, where their weights come from, and errors that say why not."""
+
+import pytest
+import timm
+import torch
+
+from dca_triton import DualAttentionModel
+from dca_triton.model.backbone import Backbone, layout_faults
+
+PAPER = {"num_classes": 5, "img_size": 64, "layout": "paper"}
+
+
+@pytest.mark.parametrize(
+    "name, layout, words",
+    [
+        ("resnet18", "paper", ["class token", "ResNet", "img_size"]),
+        ("vit_base_patch16_siglip_224", "paper", ["class token"]),
+        ("no_such_model", "paper", ["no_such_model", "timm"]),
+        ("vit_relpos_small_patch16_224", "paper", ["not a timm VisionTransformer"]),
+    ],
+)
+def test_unsupported_backbones(name, layout, words):
+    with pytest.raises(ValueError) as caught:
+        DualAttentionModel(name, 5, layout=layout, pretrained=False)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_pretrained_weights_come_from_a_local_file(tmp_path):
+    weights = tmp_path / "weights.pt"
+    source = DualAttentionModel("test_vit", **PAPER, pretrained=False).backbone.model
+    torch.save(source.state_dict(), weights)
+    loaded = DualAttentionModel(
+        "test_vit",
+        **PAPER,
+        pretrained_cfg_overlay={"file": str(weights), "num_classes": 0},
+    )
+    assert torch.equal(loaded.backbone.model.cls_token, source.cls_token)
+    with pytest.raises(RuntimeError, match="pretrained_cfg_overlay"):
+        DualAttentionModel(
+            "test_vit",
+            **PAPER,
+            pretrained_cfg_overlay={"file": str(tmp_path / "absent.pt")},
+        )
+
+
+@pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
+def test_tokens_before_the_blocks_are_the_backbones_own(name: str) -> None:
+    """The paper's tokens, the blocks and the final norm are timm's whole `forward_features`."""
+    torch.manual_seed(0)
+    backbone = Backbone(name, "paper", False, 64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    tokens = backbone(images)
+    assert tokens.shape == (2, backbone.num_prefix_tokens + 16, backbone.embed_dim)
+    for block in backbone.model.blocks:
+        tokens = block(tokens)
+    torch.testing.assert_close(backbone.norm(tokens), backbone.model.forward_features(images))
+
+
+def test_a_backbone_without_a_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="its patch embedding tells no grid"):
+        Backbone("xcit_nano_12_p16_224", "reference", False, 64)
+
+
+def test_every_reason_against_a_backbone() -> None:
+    model = timm.create_model("test_vit")
+    assert layout_faults(model, "paper") == []
+    model.blocks[0] = torch.nn.Identity()
+    model.blocks[1].attn = torch.nn.Identity()
+    faults = layout_faults(model, "paper")
+    assert faults == [
+        "its blocks are Identity, not pre-norm Block",
+        "its attention is Identity, not timm.layers.Attention",
+    ]
+    assert layout_faults(model, "reference") == []
+
+
+REFUSALS = (
+    "it has no class token",
+    "its patch embedding tells no grid",
+    "its blocks are ",
+    "its attention is ",
+)
+
+
+def test_every_vision_transformer_of_timm_serves_or_is_refused_with_a_reason() -> None:
+    """On the meta device: accepted is what has a class token of its own and a norm for it, if it has any."""
+    accepted = 0
+    for module in ("vision_transformer", "vision_transformer_hybrid", "deit"):
+        for name in timm.list_models(module=module):
+            with torch.device("meta"):
+                model = timm.create_model(name, num_classes=0, depth=1, weight_init="skip")
+            for layout in ("paper", "reference"):
+                reasons = layout_faults(model, layout)
+                assert all(reason.startswith(REFUSALS) for reason in reasons), (name, reasons)
+                assert (model.cls_token is None) == ("it has no class token" in reasons), name
+                accepted += not reasons
+    assert accepted > 200
+
+
+KINDS = [
+    "test_vit",
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "deit3_small_patch16_224",  # LayerScale, position embedding without the class token
+    "vit_base_patch32_clip_224",  # norm_pre, no bias in the patch embedding
+    "vit_small_patch14_reg4_dinov2",
+    "vit_giant_patch14_reg1_tipsv2",  # GluMlp, one register
+    "beit3_base_patch16_224",  # fc_norm, norms of attention and MLP
+    "eva_large_patch14_196",  # fc_norm
+    "vit_intern300m_patch14_448",  # no final norm, dynamic_img_size
+    "vit_base_patch16_radio_v3",  # several class tokens
+    "vit_tiny_r_s16_p8_224",  # a CNN stem
+]
+
+
+@torch.no_grad()
+def randomized(model: torch.nn.Module) -> torch.nn.Module:
+    """LayerScale, norms and biases that do not pass for the identity."""
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_paper_layouts_class_token_is_timms(name: str) -> None:
+    """SA alone is the whole ViT, with the norm that timm gives its class token."""
+    torch.manual_seed(0)
+    side = 28 if "14" in name else 64
+    sizes = {} if name in ("test_vit", "vit_tiny_r_s16_p8_224") else {"embed_dim": 32}
+    model = DualAttentionModel(
+        name, 3, layout="paper", pretrained=False, img_size=side, num_heads=2, depth=2, **sizes
+    )
+    randomized(model).double().eval()
+    images = torch.randn(2, 3, side, side, dtype=torch.float64)
+    vit = model.backbone.model
+    with torch.no_grad():
+        expected = vit.fc_norm(vit.forward_features(images)[:, 0])
+        torch.testing.assert_close(model(images)["sa_features"][:, 0], expected)
+
+
+@pytest.mark.parametrize("layout", ["paper", "reference"])
+def test_registers_are_no_class_token(layout: str) -> None:
+    for name in ("test_vit2", "vit_little_patch16_reg4_gap_256"):
+        with pytest.raises(ValueError, match="it has no class token"):
+            DualAttentionModel(name, 3, layout=layout, pretrained=False)
+
+
+SIZES = [
+    ((250, 125), r"such as \(240, 112\) or \(256, 128\), got \(250, 125\)"),
+    (100, r"such as \(96, 96\) or \(112, 112\), got \(100, 100\)"),
+    ((8, 32), r"such as \(16, 32\) or \(16, 32\), got \(8, 32\)"),
+]
+
+
+@pytest.mark.parametrize("layout", ["paper", "reference"])
+@pytest.mark.parametrize("size, words", SIZES)
+def test_the_patch_must_divide_the_images(layout: str, size: int | tuple[int, int], words: str) -> None:
+    with pytest.raises(ValueError, match=f"img_size must be .* multiples of the patch \\(16, 16\\), {words}"):
+        DualAttentionModel(
+            "test_vit", 3, layout=layout, pretrained=False, img_size=size, dynamic_img_size=True
+        )
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("layout", ["paper", "reference"])
+def test_images_of_another_size(layout: str, train: bool) -> None:
+    """A fixed size is asked for; a dynamic one must be multiples of the patch, and has a grid of its own."""
+    options = {"layout": layout, "pretrained": False, "num_heads": 4, "num_sa_blocks": 1, "in_chans": 1}
+    fixed = DualAttentionModel("test_vit", 3, img_size=64, dynamic_img_size=False, **options).train(train)
+    with pytest.raises(ValueError, match=r"x must be \(B, 1, 64, 64\), .* got shape \(2, 1, 64, 48\)"):
+        fixed(torch.randn(2, 1, 64, 48))
+    with pytest.raises(ValueError, match=r"x must be \(B, 1, 64, 64\), .* got shape \(2, 3, 64, 64\)"):
+        fixed(torch.randn(2, 3, 64, 64))
+    model = DualAttentionModel("test_vit", 3, img_size=64, dynamic_img_size=True, **options).train(train)
+    images = torch.randn(2, 1, 32, 96)
+    assert model(images)["sa_features"].shape[1] == 1 + 2 * 6
+    assert model.backbone.grid_of(images) == (2, 6) and model.backbone.grid_size == (4, 4)
+    with pytest.raises(ValueError, match=r"x must be .*such as \(32, 96\) or \(48, 96\), got \(40, 96\)"):
+        model(torch.randn(2, 1, 40, 96))
+    with pytest.raises(ValueError, match=r"x must be \(B, 1, h, w\), got shape \(2, 3, 32, 96\)"):
+        model(torch.randn(2, 3, 32, 96))
+    with pytest.raises(ValueError, match="set dynamic_img_size alone"):
+        DualAttentionModel("test_vit", 3, img_size=64, dynamic_img_pad=True, **options)

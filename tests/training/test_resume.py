@@ -1,0 +1,492 @@
+"""Runs that are killed, stopped or damaged go on as if nothing had happened."""
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_training import Photos, bits, plain_loader, small_model, small_trainer
+
+from dca_triton.checkpoint import load_checkpoint, save_checkpoint
+from dca_triton.run_folder import RunFolder
+from dca_triton.training import training_loader
+
+
+@pytest.mark.parametrize("kind", ["seeded", "plain"])
+def test_killed_runs_end_with_the_bits_of_an_unbroken_one(kind, tmp_path):
+    """SIGKILL and SIGTERM at random moments, and SIGKILL at each call with which a save touches the disk."""
+    program = Path(__file__).parents[1] / "helpers/killed_runs.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(program), str(tmp_path), kind, "7"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert all(found["same"] for found in report), report
+    kills = {way: sum(r["kills"] for r in report if r["way"] == way) for way in {r["way"] for r in report}}
+    assert kills["SIGKILL"] >= 8 and kills["SIGTERM"] >= 3 and kills["inside a save"] >= 7
+
+
+class Stopped(Exception):
+    pass
+
+
+def epochs_of(folder: Path) -> list[int]:
+    return [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def continued(folder: Path, epochs: int = 3, **options) -> list[bytes]:
+    small_trainer(**options).train(epochs, folder, resume="auto")
+    return bits(load_checkpoint(folder / "checkpoint.pt"))
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A finished run of three epochs."""
+    small_trainer().train(3, tmp_path)
+    return tmp_path
+
+
+def test_an_ended_run_is_left_as_it_is(begun):
+    before = bits(load_checkpoint(begun / "checkpoint.pt"))
+    small_trainer().train(3, begun, resume=Path("auto"))  # what a command line makes of the word
+    lines = (begun / "metrics.jsonl").read_bytes()
+    assert continued(begun) == before
+    assert (begun / "metrics.jsonl").read_bytes() == lines
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "pickled"])
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(begun, damage):
+    newest = begun / "checkpoint.pt"
+    whole = newest.read_bytes()
+    truth = bits(load_checkpoint(newest))
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 4
+    newest.write_bytes(
+        {"truncated": whole[:-9], "flipped": bytes(flipped), "emptied": b"", "pickled": b"cos\nsystem\n."}[
+            damage
+        ]
+    )
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt .*; .*checkpoint\.1\.pt is used instead"):
+        assert continued(begun) == truth
+    assert epochs_of(begun) == [1, 2, 3]
+
+
+def test_all_damaged_is_an_error(begun):
+    for path in begun.glob("checkpoint*.pt"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(
+        ValueError, match=r"no checkpoint to resume from: .*checkpoint\.pt.*checkpoint\.1\.pt"
+    ):
+        small_trainer().train(3, begun, resume="auto")
+
+
+def test_metrics_are_cut_back_to_the_epoch_resumed_from(begun):
+    (begun / "checkpoint.pt").unlink()
+    with (begun / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "half a li')
+    continued(begun, epochs=4)
+    assert epochs_of(begun) == [1, 2, 3, 4]
+
+
+def test_a_path_to_resume_from(begun, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    trainer = small_trainer()
+    trainer.train(3, elsewhere, resume=begun / "checkpoint.1.pt")
+    assert bits(load_checkpoint(elsewhere / "checkpoint.pt")) == bits(
+        load_checkpoint(begun / "checkpoint.pt")
+    )
+    with pytest.raises(FileNotFoundError, match=r"absent\.pt does not exist"):
+        small_trainer().train(3, elsewhere, resume=elsewhere / "absent.pt")
+
+
+def test_other_settings_and_other_checkpoints_are_refused(begun):
+    with pytest.raises(ValueError, match=r"lr must be 0\.001, got 0\.01; seed must be 0, got 1"):
+        small_trainer(lr=0.01, seed=1).train(3, begun, resume="auto")
+    save_checkpoint(begun / "theirs.pt", {"model_state_dict": small_model().state_dict(), "epoch": 3})
+    with pytest.raises(
+        ValueError,
+        match=r"theirs\.pt must be written by .* without .*history, step, .*load_weights takes the weights",
+    ):
+        small_trainer().train(3, begun, resume=begun / "theirs.pt")
+
+
+def test_starting_anew_over_an_earlier_run_is_said(begun):
+    with pytest.warns(UserWarning, match="holds an earlier run.*resume='auto'"):
+        small_trainer().train(1, begun)
+    assert len((begun / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_folder_in_the_place_of_the_newest_checkpoint(begun):
+    truth = bits(load_checkpoint(begun / "checkpoint.pt"))
+    (begun / "checkpoint.pt").unlink()
+    (begun / "checkpoint.pt").mkdir()
+    (begun / "checkpoint.pt" / "theirs").write_text("x")
+    with pytest.warns(
+        UserWarning, match=r"checkpoint\.pt is not a file.*; .*checkpoint\.1\.pt is used instead"
+    ):
+        assert continued(begun) == truth
+    assert (begun / "checkpoint.pt.folder" / "theirs").read_text() == "x"
+
+
+def test_a_new_run_leaves_nothing_of_an_earlier_one(tmp_path):
+    small_trainer(evaluate=lambda: {"top1": 1.0}, keep_last=4).train(3, tmp_path)
+    assert (tmp_path / "best.pt").exists()
+    with pytest.warns(UserWarning, match="holds an earlier run"):
+        small_trainer(seed=1).train(1, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint.1.pt",
+        "checkpoint.pt",
+        "metrics.jsonl",
+    ]
+    assert [load_checkpoint(path)["settings"]["seed"] for path in RunFolder(tmp_path).paths()] == [1, 1]
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_a_new_run_that_is_killed_as_it_begins_is_the_one_that_goes_on(at, begun, monkeypatch):
+    """At each call that touches the disk: then the folder is the old run's or the new one's, never both."""
+    small_trainer(seed=1).train(1, begun / "truth")
+    truth = bits(load_checkpoint(begun / "truth" / "checkpoint.pt"))
+    (begun / "best.pt").write_bytes((begun / "checkpoint.pt").read_bytes())
+    calls = 0
+
+    def deadly(function):
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise Stopped
+            return function(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="holds an earlier run"):
+        for owner, name in ((os, "fsync"), (os, "replace"), (Path, "unlink")):
+            patch.setattr(owner, name, deadly(getattr(owner, name)))
+        with contextlib.suppress(Stopped):
+            small_trainer(seed=1).train(1, begun)
+    try:
+        assert continued(begun, 1, seed=1) == truth
+        assert not (begun / "best.pt").exists() and len(epochs_of(begun)) == 1
+    except ValueError as error:
+        assert "seed must be 0, got 1" in str(error) and at <= 2, "the new run had not begun"
+        assert epochs_of(begun) == [1, 2, 3] and (begun / "best.pt").exists()
+
+
+def test_going_back_to_a_checkpoint_drops_those_after_it(begun, monkeypatch):
+    small_trainer().train(3, begun, resume=begun / "checkpoint.1.pt")
+    assert epochs_of(begun) == [1, 2, 3]
+    trainer = small_trainer()
+    monkeypatch.setattr(trainer.epoch, "train", lambda _: (_ for _ in ()).throw(Stopped))
+    with pytest.raises(Stopped):
+        trainer.train(4, begun, resume=begun / "checkpoint.1.pt")
+    assert [load_checkpoint(path)["epoch"] for path in RunFolder(begun).paths()] == [2]
+    assert epochs_of(begun) == [1, 2]
+
+
+def test_a_run_that_goes_on_in_another_runs_folder_has_it_alone(begun, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    small_trainer(seed=1, evaluate=lambda: {"top1": 1.0}, keep_last=3).train(3, other)
+    with pytest.warns(UserWarning, match="holds an earlier run"):
+        small_trainer().train(3, other, resume=begun / "checkpoint.1.pt")
+    assert [load_checkpoint(path)["settings"]["seed"] for path in RunFolder(other).paths()] == [0, 0]
+    assert not (other / "best.pt").exists()
+
+
+def test_a_checkpoint_that_has_not_got_its_name_is_the_newest(begun):
+    truth = bits(load_checkpoint(begun / "checkpoint.pt"))
+    os.replace(begun / "checkpoint.pt", begun / "checkpoint.new.pt")
+    assert continued(begun) == truth
+    assert [path.name for path in RunFolder(begun).paths()] == ["checkpoint.pt", "checkpoint.1.pt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"num_epochs": 0}, "num_epochs must be an integer >= 1, got 0"),
+        ({"num_epochs": 2.5}, "num_epochs must be an integer >= 1, got 2.5"),
+        ({"save_dir": 3}, "save_dir must be a path, got 3"),
+        ({"resume": True}, "resume must be a path or None, got True"),
+        ({"num_epochs": 2, "resume": "auto"}, "num_epochs must be at least 3, the epochs begun, got 2"),
+        ({"resume": "absent.pt"}, r"absent\.pt does not exist"),
+    ],
+)
+def test_nothing_is_written_before_the_call_is_sound(begun, arguments, sentence, tmp_path_factory):
+    before = {path: path.read_bytes() for path in begun.iterdir()}
+    for folder in (begun, tmp_path_factory.mktemp("x") / "new"):
+        if folder != begun and arguments.get("resume") == "auto":
+            continue
+        with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+            small_trainer().train(**({"num_epochs": 4, "save_dir": folder} | arguments))
+        assert folder == begun or not folder.exists()
+    assert {path: path.read_bytes() for path in begun.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_written(begun, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        small_trainer().train(1, tmp_path / "file")
+    (begun / "metrics.jsonl").unlink()
+    (begun / "metrics.jsonl").mkdir()
+    names = sorted(begun.iterdir())
+    with pytest.raises(OSError, match=r"metrics\.jsonl must be a file, got a folder"):
+        small_trainer().train(4, begun, resume="auto")
+    assert sorted(begun.iterdir()) == names
+
+
+def adam_state(**slots):
+    whole = {"step": torch.tensor(3.0), "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}
+    return {"state": {0: whole | slots}, "param_groups": []}
+
+
+CRAFTED = {
+    "history of other epochs": (
+        {"history": [{"epoch": 2.0}, {"epoch": 1.0}, {"epoch": 3.0}]},
+        "history must",
+    ),
+    "history without epochs": ({"history": [{}, {}, {}]}, "history must hold a line for each"),
+    "short history": ({"history": []}, "history must hold a line for each of the epochs 1 to 3"),
+    "texts in the history": ({"history": [{"epoch": "1"}] * 3}, "history must be a list of dicts of numbers"),
+    "other epoch": ({"epoch": 10**12}, "history must hold a line for each"),
+    "too many steps": ({"step": 4, "sums": {"total_loss": torch.tensor(1.0)}}, "step must be at most"),
+    "sums of no step": (
+        {"sums": {"total_loss": torch.tensor(1.0)}},
+        "sums must hold total_loss if and only if",
+    ),
+    "steps without sums": ({"step": 2}, "sums must hold total_loss if and only if"),
+    "too many skipped": ({"skipped": 2}, "skipped must be at most step, 0, got 2"),
+    "no generator": ({"rng_state": []}, "rng_state must be of 1 processes, got 0"),
+    "two generators": (
+        {"rng_state": [[torch.get_rng_state()] * 3]},
+        "rng_state must be of 2 generators, got 3",
+    ),
+    "wrong generator": ({"rng_state": [[torch.ones(3)] * 2]}, "RNG state"),
+    "best": ({"best": float("nan")}, "best must be a float, got nan"),
+    "settings": ({"settings": []}, "settings must be a dict, got a list"),
+    "few settings": ({"settings": {"lr": 1e-3}}, "settings must hold optimizer, weight_decay"),
+    "model": ({"model_state_dict": [1]}, "model_state_dict of checkpoint must be a dict of tensors"),
+    "loss weights": ({"uncertainty_loss_state_dict": {"log_vars": torch.ones(2)}}, "log_vars must be"),
+    "optimizer": ({"optimizer_state_dict": {"state": {}}}, "must be a dict with state and param_groups"),
+    "optimizer's groups": ({"optimizer_state_dict": {"state": {}, "param_groups": [3]}}, "cannot be resumed"),
+    "optimizer's shapes": ({"optimizer_state_dict": adam_state()}, "must hold a real tensor of shape"),
+    "optimizer's slots": (
+        {"optimizer_state_dict": {"state": {0: {}}, "param_groups": []}},
+        "must hold exp_avg",
+    ),
+    "optimizer's numbers": (
+        {"optimizer_state_dict": {"state": {"a": {}, 10**6: {}}, "param_groups": []}},
+        "must number parameters from 0, got 'a'.*got 1000000",
+    ),
+    "model's arguments": ({"model_arguments": [1]}, r"model must be|cannot be resumed"),
+    "description": ({"description": "text"}, "description must be 'text', got"),
+}
+
+
+@pytest.mark.parametrize("what", CRAFTED)
+def test_crafted_states_end_in_one_sentence(what, crafted_from, tmp_path):
+    change, sentence = CRAFTED[what]
+    save_checkpoint(tmp_path / "crafted.pt", crafted_from | change)
+    with pytest.raises(
+        ValueError, match=rf"crafted\.pt cannot be resumed from: .*{sentence}|{sentence}"
+    ) as error:
+        small_trainer().train(4, tmp_path / "run", resume=tmp_path / "crafted.pt")
+    assert "\n" not in str(error.value) and "crafted.pt" in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def crafted_from(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("crafted")
+    small_trainer().train(3, folder)
+    return load_checkpoint(folder / "checkpoint.pt")
+
+
+def test_batches_that_end_before_the_step_resumed_from(tmp_path, sigterm):
+    def some(number):
+        return (batch for batch in list(plain_loader())[:number])
+
+    class Endless:
+        def __init__(self, number):
+            self.number = number
+
+        def __iter__(self):
+            return some(self.number)
+
+    def augment(images, generator):
+        sigterm()
+        return images
+
+    with pytest.raises(Stopped):
+        small_trainer(Endless(3), augment=augment).train(1, tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 1
+    with pytest.raises(ValueError, match="batches must give the 1 steps that are done, got 0"):
+        small_trainer(Endless(0), augment=augment).train(1, tmp_path, resume="auto")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_loader_with_persistent_workers_resumes_bit_for_bit(workers, tmp_path):
+    def run(folder, epochs):
+        torch.manual_seed(3)
+        options = {"num_workers": workers, "persistent_workers": True}
+        return small_trainer(plain_loader(**options)).train(epochs, folder, resume="auto")
+
+    run(tmp_path / "truth", 3)
+    for epochs in (1, 3):
+        run(tmp_path / "run", epochs)
+    truth, ours = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("truth", "run"))
+    assert bits(truth) == bits(ours)
+
+
+def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path, monkeypatch):
+    small_trainer().train(1, tmp_path)
+    truth = bits(load_checkpoint(tmp_path / "checkpoint.pt"))
+
+    def full(state, file):
+        file.write(b"as much as fits")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            small_trainer().train(2, tmp_path, resume="auto")
+    assert bits(load_checkpoint(tmp_path / "checkpoint.pt")) == truth
+    continued(tmp_path, 2)
+
+
+def test_a_full_disk_shows_before_the_first_epoch(tmp_path, monkeypatch):
+    trainer = small_trainer()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="cannot be written"):
+        trainer.train(1, tmp_path)
+    assert trainer.run.progress.step == 0
+
+
+def test_keep_last_and_best(tmp_path):
+    scores = iter([0.1, 0.9, 0.3, 0.2])
+    trainer = small_trainer(keep_last=3, evaluate=lambda: {"top1": next(scores)}, evaluate_every=1)
+    trainer.train(4, tmp_path)
+    epochs = {path.name: load_checkpoint(path)["epoch"] for path in tmp_path.glob("*.pt")}
+    assert epochs == {"checkpoint.pt": 4, "checkpoint.1.pt": 3, "checkpoint.2.pt": 2, "best.pt": 2}
+    assert [path.name for path in RunFolder(tmp_path).paths()] == [
+        "checkpoint.pt",
+        "checkpoint.1.pt",
+        "checkpoint.2.pt",
+    ]
+
+
+def test_save_every(tmp_path):
+    small_trainer(keep_last=9, save_every=2).train(5, tmp_path)
+    epochs = [load_checkpoint(path)["epoch"] for path in RunFolder(tmp_path).paths()]
+    assert epochs == [5, 4, 2, 0]
+
+
+@pytest.fixture
+def sigterm():
+    """Sends this process SIGTERM, whose handler raises `Stopped`."""
+
+    def stop(*_):
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    yield lambda: os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(presses, tmp_path, capfd):
+    seen = []
+
+    def augment(images, generator):
+        seen.append(1)
+        if len(seen) == 2:
+            for _ in range(presses):
+                os.kill(os.getpid(), signal.SIGINT)
+        return images
+
+    with pytest.raises(KeyboardInterrupt):
+        small_trainer(augment=augment).train(1, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == (2 if presses == 1 else 0)
+    assert "press Ctrl-C again to stop at once" in capfd.readouterr().err
+
+
+def test_ignored_signals_stay_ignored(tmp_path):
+    """As under nohup, or in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        small_trainer(evaluate=lambda: os.kill(os.getpid(), signal.SIGINT) or {"x": 1}).train(1, tmp_path)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("moment", ["first step", "last step", "evaluation"])
+def test_sigterm_saves_and_then_takes_its_usual_effect(tmp_path, sigterm, moment):
+    steps = {"first step": 0, "last step": 2}
+    calls = 0
+
+    def augment(images, generator):
+        nonlocal calls
+        if told and calls == steps.get(moment):
+            sigterm()
+        calls += 1
+        return images + torch.rand(images.shape, generator=generator)
+
+    def evaluate():
+        if told and moment == "evaluation":
+            sigterm()
+        return {"top1": torch.rand(()).item()}
+
+    def run(folder):
+        torch.manual_seed(3)
+        trainer = small_trainer(plain_loader(), augment=augment, evaluate=evaluate, evaluate_every=1)
+        trainer.train(2, folder, resume="auto")
+        return bits(load_checkpoint(folder / "checkpoint.pt"))
+
+    told = False
+    truth = run(tmp_path / "truth")
+    told, calls = True, 0
+    with pytest.raises(Stopped):
+        run(tmp_path / "run")
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert (state["epoch"], state["step"]) == {
+        "first step": (0, 1),
+        "last step": (0, 3),
+        "evaluation": (1, 0),
+    }[moment]
+    told = False
+    assert run(tmp_path / "run") == truth
+    assert epochs_of(tmp_path / "run") == [1, 2]
+
+
+def test_an_epoch_continues_at_its_step(tmp_path):
+    """With 0 or 2 workers: the photos of a resumed epoch are those that the unbroken one had left."""
+
+    class Seen:
+        def __init__(self, loader):
+            self.loader, self.seen = loader, []
+            self.batch_sampler, self.dataset = loader.batch_sampler, loader.dataset
+
+        def __iter__(self):
+            for batch in self.loader:
+                self.seen.append((batch["index"].tolist(), float(batch["image"].sum())))
+                yield batch
+
+    orders = []
+    for workers in (0, 2):
+        batches = Seen(training_loader(Photos(), 8, workers=workers))
+        small_trainer(batches).train(2, tmp_path / str(workers))
+        orders.append(batches.seen)
+        assert batches.seen[0][0] != batches.seen[3][0]  # another order in the second epoch
+    assert orders[0] == orders[1]
+    weights = [bits(load_checkpoint(tmp_path / w / "checkpoint.pt")["model_state_dict"]) for w in ("0", "2")]
+    assert weights[0] == weights[1]
