@@ -2,10 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
-
-import torch
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -27,7 +25,8 @@ def violations(arguments: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[
 
 def shown(value: object) -> str:
     """A value in one line of at most about 200 characters: its repr, or the kind of a tensor."""
-    if isinstance(value, torch.Tensor):
+    torch = sys.modules.get("torch")  # not imported here, since the command line's help has no need of it
+    if torch is not None and isinstance(value, torch.Tensor):
         if value.is_nested or value.layout != torch.strided:
             return f"a tensor of layout {value.layout}"
         dtype = str(value.dtype).removeprefix("torch.")
@@ -78,33 +77,6 @@ def size() -> Rule:
         return all(map(fits, v)) if isinstance(v, tuple) and len(v) == 2 else fits(v)
 
     return both, "an integer >= 1 or a tuple (height, width) of such integers"
-
-
-def tensor(
-    shape: str, dtypes: Collection[torch.dtype] = (), device: torch.device | None = None, **sizes: int
-) -> Rule:
-    """A dense tensor of a shape such as "(B, 3, h, w)".
-
-    A size is a number, or a name for any size of at least 1; equal names are equal sizes. `sizes` fixes named
-    sizes. `dtypes` and `device` are what is allowed, everything by default.
-    """
-    names = [name.strip() for name in shape.strip("()").split(",") if name.strip()]
-
-    def fits(v: Any) -> bool:
-        if not isinstance(v, torch.Tensor) or v.is_nested or v.layout != torch.strided:
-            return False
-        if v.dim() != len(names) or (dtypes and v.dtype not in dtypes):
-            return False
-        known = dict(sizes)
-        for name, size in zip(names, v.shape, strict=True):
-            if size < 1 or size != (int(name) if name.isdigit() else known.setdefault(name, size)):
-                return False
-        return device is None or v.device == device
-
-    kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    words = f"a dense {kinds} tensor {shape}".replace("  ", " ")
-    fixed = "".join(f", {name} = {size}" for name, size in sizes.items())
-    return fits, f"{words} of sizes >= 1{fixed}" + ("" if device is None else f", on {device}")
 
 
 def optional(rule: Rule) -> Rule:

@@ -14,9 +14,9 @@ from dca_triton.arguments import (
     optional,
     raise_faults,
     size,
-    tensor,
     violations,
 )
+from dca_triton.tensor_arguments import tensor
 
 FLOATS = (torch.float32, torch.float64)
 RATE = number(lambda v: 0 <= v < 1, "in [0, 1)")
