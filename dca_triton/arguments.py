@@ -30,7 +30,8 @@ def shown(value: object) -> str:
         if value.is_nested or value.layout != torch.strided:
             return f"a tensor of layout {value.layout}"
         dtype = str(value.dtype).removeprefix("torch.")
-        return f"a {dtype} tensor {tuple(value.shape)} on {value.device}"
+        article = "an" if dtype.startswith("int") else "a"
+        return f"{article} {dtype} tensor {tuple(value.shape)} on {value.device}"
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # Python prints no integer of more than 4300 digits

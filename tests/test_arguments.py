@@ -16,9 +16,7 @@ from dca_triton.arguments import (
     size,
     violations,
 )
-from dca_triton.tensor_arguments import tensor
 
-FLOATS = (torch.float32, torch.float64)
 RATE = number(lambda v: 0 <= v < 1, "in [0, 1)")
 
 
@@ -32,12 +30,6 @@ RATE = number(lambda v: 0 <= v < 1, "in [0, 1)")
         (flag(), [True, False], [0, 1, None]),
         (size(), [1, (2, 3)], [0, (0, 1), (1, 2, 3), [1, 2], True]),
         (optional(integer(1)), [None, 1], [0]),
-        (tensor("(B, K)"), [torch.ones(2, 3), torch.ones(1, 1).bool()], [torch.ones(2), torch.ones(0, 3), 1]),
-        (tensor("(B, 3, n, n)"), [torch.ones(2, 3, 4, 4)], [torch.ones(2, 3, 4, 5), torch.ones(2, 1, 4, 4)]),
-        (tensor("(B,)", FLOATS, B=2), [torch.ones(2)], [torch.ones(3), torch.ones(2).half()]),
-        (tensor("()"), [torch.tensor(1.0)], [torch.ones(1)]),
-        (tensor("(B,)", device=torch.device("cpu")), [torch.ones(2)], [torch.ones(2, device="meta")]),
-        (tensor("(B, K)"), [], [torch.eye(2).to_sparse(), torch.eye(2).to_mkldnn(), [[1.0]], None]),
     ],
 )
 def test_what_a_rule_accepts(rule: Rule, good: list[object], bad: list[object]) -> None:
@@ -54,14 +46,13 @@ def test_what_a_rule_accepts(rule: Rule, good: list[object], bad: list[object]) 
         ("two\nlines", flag(), r"x must be True or False, got 'two\nlines'"),
         (
             torch.ones(2, 3),
-            tensor("(B, K)", (torch.int32, torch.int64), B=4),
-            "x must be a dense int32 or int64 tensor (B, K) of sizes >= 1, B = 4, "
-            "got a float32 tensor (2, 3) on cpu",
+            optional(flag()),
+            "x must be True or False or None, got a float32 tensor (2, 3) on cpu",
         ),
         (
             torch.eye(2).to_sparse(),
-            optional(tensor("(B, K)")),
-            "x must be a dense tensor (B, K) of sizes >= 1 or None, got a tensor of layout torch.sparse_coo",
+            flag(),
+            "x must be True or False, got a tensor of layout torch.sparse_coo",
         ),
     ],
 )

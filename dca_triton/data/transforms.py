@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
 from ..arguments import number, raise_faults, violations
-from ..tensor_arguments import tensor_faults
+from ..tensor_arguments import tensor_violations
 
 PerChannel = Sequence[float]
 
@@ -93,7 +93,7 @@ def whole_batch_affine(
         ValueError: Other shapes, dtypes or ranges, every reason at once.
     """
     raise_faults(
-        tensor_faults("images", images, "floating-point", "B", "C", "h", "w")
+        tensor_violations({"images": images}, {"images": "floating-point (B, C, h, w)"})
         + violations({"scale": scale}, {"scale": number(lambda v: 0 <= v < 1, "a number in [0, 1)")})
     )
     batch, _, height, width = images.shape

@@ -17,10 +17,10 @@ from ..data.records import Batch
 from ..files import atomic_write
 from ..model import DualAttentionModel
 from ..progress import progress as progress_bar
-from ..tensor_arguments import tensor_faults
+from ..tensor_arguments import tensor_violations
 
 SUFFIXES = (".npz", ".safetensors")
-TENSORS = ("features", "labels", "cameras")
+TENSOR_RULES = {"features": "floating-point (S, C)", "labels": "integer (S,)", "cameras": "integer (S,)"}
 
 
 class Embeddings(NamedTuple):
@@ -67,7 +67,7 @@ def embed(
         cameras.append(torch.as_tensor(batch.get("camera", torch.full_like(labels[-1], -1))).long())
         paths += map(str, batch.get("path", [""] * len(labels[-1])))
     if not labels:
-        raise ValueError("batches must hold at least one batch, got none")
+        raise_faults(["batches must hold at least one batch, got none"])
     found = Embeddings(torch.cat(features), torch.cat(labels), torch.cat(cameras), tuple(paths))
     if output is not None:
         save_embeddings(found, output)
@@ -86,7 +86,7 @@ def save_embeddings(embeddings: Embeddings, path: str | os.PathLike[str]) -> Non
         OSError: The file cannot be written.
     """
     path = _writable(path)
-    tensors = {name: getattr(embeddings, name).contiguous() for name in TENSORS}
+    tensors = {name: getattr(embeddings, name).contiguous() for name in TENSOR_RULES}
     with atomic_write(path) as file:
         if path.suffix == ".npz":
             arrays = {name: value.numpy() for name, value in tensors.items()}
@@ -110,7 +110,7 @@ def load_embeddings(path: str | os.PathLike[str]) -> Embeddings:
         raise FileNotFoundError(f"path must be a {' or '.join(SUFFIXES)} file that exists, got {str(path)!r}")
     try:
         found = _read(path)
-        raise_faults(_faults(found))
+        raise_faults(_violations(found))
         return found
     except Exception as error:  # damaged bytes make the readers raise nearly anything
         line = (str(error).splitlines() or [""])[0]
@@ -123,19 +123,16 @@ def load_embeddings(path: str | os.PathLike[str]) -> Embeddings:
 def _read(path: Path) -> Embeddings:
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
-            features, labels, cameras = map(file.get_tensor, TENSORS)
+            features, labels, cameras = map(file.get_tensor, TENSOR_RULES)
             return Embeddings(features, labels, cameras, tuple(json.loads(file.metadata()["paths"])))
     # Opened here, for numpy leaves some damaged files open.
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        features, labels, cameras = (torch.from_numpy(arrays[name]) for name in TENSORS)
+        features, labels, cameras = (torch.from_numpy(arrays[name]) for name in TENSOR_RULES)
         return Embeddings(features, labels, cameras, tuple(arrays["paths"].tolist()))
 
 
-def _faults(found: Embeddings) -> list[str]:
-    faults = tensor_faults("features", found.features, "floating-point", "S", "C")
-    photos = "S" if faults else len(found.features)
-    faults += tensor_faults("labels", found.labels, "integer", photos)
-    faults += tensor_faults("cameras", found.cameras, "integer", photos)
+def _violations(found: Embeddings) -> list[str]:
+    faults = tensor_violations(found._asdict(), TENSOR_RULES)
     if not all(isinstance(text, str) for text in found.paths) or len(found.paths) != len(found.labels):
         faults.append(f"paths must be one text for each of the photos, got {len(found.paths)} values")
     return faults

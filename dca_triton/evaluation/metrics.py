@@ -11,14 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..arguments import choice, integer, raise_faults, violations
-from ..tensor_arguments import describe, row_faults, tensor_faults
+from ..arguments import Rule, choice, integer, raise_faults, violations
+from ..tensor_arguments import row_violations, tensor_violations
 from .distances import Distances, squared_distances
 
 CMC_RANKS = (1, 5, 10)
 JUNK_ID = -1
 UNKNOWN = -1  # a camera, or a photo's number
+RANKS: Rule = (lambda ks: min(ks, default=0) >= 1, "one or more integers >= 1")
 VALUE_RULES = {"metric": choice("euclidean", "cosine"), "chunk_size": integer(1)}
+SIDES = {"query": "Q", "gallery": "G"}
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,15 @@ def topk_accuracy(probabilities: Tensor, labels: Tensor, ks: Sequence[int] = (1,
     Raises:
         ValueError: Other shapes, dtypes or ranges, NaN, or S or K is 0; every reason at once.
     """
-    faults = tensor_faults("probabilities", probabilities, "floating-point", "S", "K")
+    arguments = {"probabilities": probabilities, "labels": labels}
+    faults = tensor_violations(
+        arguments, {"probabilities": "floating-point (S, K)", "labels": "integer (S,)"}
+    )
     if not faults:
-        faults += row_faults("probabilities", "free of NaN", probabilities.isnan().any(1), "NaN")
-        samples, classes = probabilities.shape
-        wrong = tensor_faults("labels", labels, "integer", samples)
-        faults += wrong or row_faults("labels", f"in 0..{classes - 1}", (labels < 0) | (labels >= classes))
-    if min(ks, default=0) < 1:
-        faults.append(f"ks must be one or more integers >= 1, got {tuple(ks)}")
-    raise_faults(faults)
+        classes = probabilities.shape[1]
+        faults += row_violations("probabilities", "free of NaN", probabilities.isnan().any(1), "NaN")
+        faults += row_violations("labels", f"in 0..{classes - 1}", (labels < 0) | (labels >= classes))
+    raise_faults(faults + violations({"ks": ks}, {"ks": RANKS}))
 
     own = probabilities.gather(1, labels.long()[:, None])
     better = (probabilities >= own).sum(1) - 1
@@ -119,7 +121,7 @@ def reid_metrics(
         query["photos"], gallery["photos"] = query_photos, gallery_photos
     elif query_photos is not None or gallery_photos is not None:
         faults.append("query_photos and gallery_photos must be given together, got one of them")
-    raise_faults(faults + _side_faults(query, gallery, metric))
+    raise_faults(faults + _side_violations({"query": query, "gallery": gallery}, metric))
 
     known = gallery_ids != JUNK_ID
     gallery = {name: tensor[known] for name, tensor in gallery.items()}
@@ -187,27 +189,18 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _side_faults(query: dict[str, Tensor], gallery: dict[str, Tensor], metric: str) -> list[str]:
-    faults: list[str] = []
-    for side, tensors in (("query", query), ("gallery", gallery)):
-        name, features = f"{side}_features", tensors["features"]
-        rows: int | str = "S"
-        if wrong := tensor_faults(name, features, "floating-point", "S", "C"):
-            faults += wrong
-        else:
-            rows = len(features)
-            faults += row_faults(name, "finite as float32", ~features.float().isfinite().all(1))
+def _side_violations(sides: dict[str, dict[str, Tensor]], metric: str) -> list[str]:
+    tensors = {f"{side}_{name}": x for side, named in sides.items() for name, x in named.items()}
+    rules = {
+        f"{side}_{name}": f"floating-point ({size}, C)" if name == "features" else f"integer ({size},)"
+        for side, size in SIDES.items()
+        for name in sides[side]
+    }
+    faults = tensor_violations(tensors, rules, same_device=True)
+    for name in ("query_features", "gallery_features"):
+        if not tensor_violations(tensors, {name: "floating-point (S, C)"}):
+            features = tensors[name].float()
+            faults += row_violations(name, "finite as float32", ~features.isfinite().all(1))
             if metric == "cosine":
-                faults += row_faults(name, "nonzero for cosine", (features.float() == 0).all(1), "zeros")
-        for other in ("ids", "cameras", "photos"):
-            if other in tensors:
-                faults += tensor_faults(f"{side}_{other}", tensors[other], "integer", rows)
-    if faults:
-        return faults
-    if query["features"].shape[1] != gallery["features"].shape[1]:
-        shapes = " and ".join(describe(side["features"]) for side in (query, gallery))
-        faults.append(f"query_features and gallery_features must have the same width C, got {shapes}")
-    devices = {str(tensor.device) for side in (query, gallery) for tensor in side.values()}
-    if len(devices) > 1:
-        faults.append(f"all tensors must be on one device, got {' and '.join(sorted(devices))}")
+                faults += row_violations(name, "nonzero for cosine", (features == 0).all(1), "zeros")
     return faults

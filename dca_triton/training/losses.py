@@ -11,12 +11,14 @@ from pytorch_metric_learning.miners import BatchHardMiner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import choice, number, raise_faults, violations
+from ..arguments import Rule, choice, number, optional, raise_faults, violations
 from ..ops.checks import check_range
+from ..tensor_arguments import tensor_violations
 
 BRANCHES = ("sa", "glca", "pwca")
 TaskType = Literal["fgvc", "reid"]
 
+NUM_TASKS: Rule = (lambda n: type(n) is int and 1 <= n <= len(BRANCHES), "1, 2 or 3")
 ARGUMENT_RULES = {
     "task_type": choice(*get_args(TaskType)),
     "label_smoothing": number(lambda v: 0 <= v <= 1, "in [0, 1]"),
@@ -48,16 +50,12 @@ class UncertaintyWeightedLoss(nn.Module):
 
     def __init__(self, num_tasks: int = 3, init_log_vars: Sequence[float] | Tensor | None = None) -> None:
         super().__init__()
-        faults = []
-        if type(num_tasks) is not int or not 1 <= num_tasks <= len(BRANCHES):
-            faults.append(f"num_tasks must be 1, 2 or 3, got {num_tasks!r}")
-        initial = [0.0] * len(BRANCHES) if init_log_vars is None else _numbers(init_log_vars)
-        count = num_tasks if not faults else "num_tasks"
-        if init_log_vars is not None and (initial is None or (not faults and len(initial) != num_tasks)):
-            faults.append(f"init_log_vars must be {count} finite numbers or None, got {init_log_vars!r}")
-        raise_faults(faults)
-        assert initial is not None
-        self.log_vars = nn.Parameter(torch.tensor(initial[:num_tasks]))
+        arguments = {"num_tasks": num_tasks, "init_log_vars": init_log_vars}
+        faults = violations(arguments, {"num_tasks": NUM_TASKS})
+        numbers = _finite_numbers(None if faults else num_tasks)
+        raise_faults(faults + violations(arguments, {"init_log_vars": optional(numbers)}))
+        initial = [0.0] * num_tasks if init_log_vars is None else [float(w) for w in init_log_vars]
+        self.log_vars = nn.Parameter(torch.tensor(initial, dtype=torch.float32))
 
     def forward(self, losses: Mapping[str, Tensor]) -> WeightedLosses:
         """Weight any non-empty subset of the branches' losses; an absent branch adds nothing.
@@ -73,7 +71,7 @@ class UncertaintyWeightedLoss(nn.Module):
         Raises:
             ValueError: Unknown names, a branch named twice, losses that are not scalars, or no loss at all.
         """
-        raise_faults(self._faults(losses))
+        raise_faults(self._violations(losses))
         log_vars = {name: self.log_vars[BRANCHES.index(_branch_of(name))] for name in losses}
         weighted = {name: 0.5 * (torch.exp(-w) * losses[name] + w) for name, w in log_vars.items()}
         weights = {}
@@ -91,23 +89,20 @@ class UncertaintyWeightedLoss(nn.Module):
             current[f"{branch}_loss_log_var"] = w
         return current
 
-    def _faults(self, losses: Mapping[str, Tensor]) -> list[str]:
+    def _violations(self, losses: Mapping[str, Tensor]) -> list[str]:
         known = BRANCHES[: len(self.log_vars)]
         if not losses:
             return [f"losses must hold at least one of {', '.join(known)}, got none"]
         faults = []
         branches = [_branch_of(name) for name in losses]
-        for (name, loss), branch in zip(losses.items(), branches, strict=True):
+        for name, branch in zip(losses, branches, strict=True):
             if branch not in known:
-                faults.append(
-                    f"names in losses must be of {', '.join(known)}, with or without '_loss', got {name!r}"
-                )
+                rule = f"{', '.join(known)}, with or without '_loss'"
+                faults.append(f"names in losses must be of {rule}, got {name!r}")
             if branches.count(branch) > 1:
                 faults.append(f"losses must name {branch!r} once, got it with and without '_loss'")
-            if not isinstance(loss, Tensor) or loss.dim() != 0:
-                got = tuple(loss.shape) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-                faults.append(f"losses[{name!r}] must be a scalar tensor, shape (), got {got}")
-        return faults
+        scalars = {f"losses[{name!r}]": loss for name, loss in losses.items()}
+        return faults + tensor_violations(scalars, dict.fromkeys(scalars, "floating-point ()"))
 
 
 class BranchLoss(nn.Module):
@@ -150,7 +145,7 @@ class BranchLoss(nn.Module):
                 asserted without a wait).
         """
         present = [i for i in BRANCHES if i != "pwca" or "pwca_logits" in outputs]
-        raise_faults(self._faults(outputs, labels, present))
+        raise_faults(self._violations(outputs, labels, present))
         check_range("labels", labels, 0, outputs["sa_logits"].shape[1])
         return {branch: self._branch(outputs, labels, branch) for branch in present}
 
@@ -163,38 +158,33 @@ class BranchLoss(nn.Module):
         cls = cls.to(torch.promote_types(cls.dtype, torch.float32))  # half-precision distances overflow
         return loss + self.triplet(cls, labels, self.miner(cls, labels))
 
-    def _faults(self, outputs: Mapping[str, Tensor], labels: Tensor, present: list[str]) -> list[str]:
-        kinds = {"logits": "(B, K)"} | ({"features": "(B, N, C)"} if self.task_type == "reid" else {})
-        shapes = {f"{branch}_{kind}": shape for branch in present for kind, shape in kinds.items()}
-        if missing := [name for name in shapes if name not in outputs]:
+    def _violations(self, outputs: Mapping[str, Tensor], labels: Tensor, present: list[str]) -> list[str]:
+        rules = {}
+        for branch in present:
+            rules[f"{branch}_logits"] = "floating-point (B, K)"
+            if self.task_type == "reid":  # GLCA's tokens may be fewer
+                rules[f"{branch}_features"] = f"floating-point (B, N_{branch}, C)"
+        if missing := [name for name in rules if name not in outputs]:
             return [f"outputs must hold {', '.join(missing)} for {self.task_type!r}, got {sorted(outputs)}"]
-        faults = []
-        if labels.dim() != 1 or not labels.numel() or labels.dtype != torch.int64:
-            faults.append(f"labels must be (B,) int64 with B >= 1, got {tuple(labels.shape)} {labels.dtype}")
-        K = outputs["sa_logits"].shape[-1:]
-        for name, shape in shapes.items():
-            tensor = outputs[name]
-            wrong = tensor.dim() != shape.count(",") + 1 or tensor.shape[:1] != labels.shape[:1]
-            if wrong or 0 in tensor.shape or ("logits" in name and tensor.shape[-1:] != K):
-                faults.append(
-                    f"outputs[{name!r}] must be {shape} without a size 0, with the B of labels, "
-                    f"{tuple(labels.shape)}, and the K of sa_logits, got {tuple(tensor.shape)}"
-                )
-            if tensor.device != labels.device:
-                faults.append(
-                    f"outputs[{name!r}] must be on the device of labels, {labels.device}, got {tensor.device}"
-                )
-        return faults
+        tensors = {"labels": labels, **{f"outputs[{name!r}]": outputs[name] for name in rules}}
+        named = {f"outputs[{name!r}]": rule for name, rule in rules.items()}
+        return tensor_violations(tensors, {"labels": "int64 (B,)", **named}, same_device=True)
 
 
 def _branch_of(name: str) -> str:
     return str(name).removesuffix("_loss")
 
 
-def _numbers(values: object) -> list[float] | None:
-    """A sequence or 1-D tensor of finite numbers as floats, or None."""
-    try:
-        tensor = torch.as_tensor(values, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return tensor.tolist() if tensor.dim() == 1 and bool(tensor.isfinite().all()) else None
+def _finite_numbers(count: int | None) -> Rule:
+    """A sequence or 1-D tensor of `count` finite numbers; any number of them if None."""
+
+    def holds(values: object) -> bool:
+        try:
+            tensor = torch.as_tensor(values, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError):
+            return False
+        if tensor.dim() != 1 or not bool(tensor.isfinite().all()):
+            return False
+        return count is None or len(tensor) == count
+
+    return holds, f"{'num_tasks' if count is None else count} finite numbers"

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..arguments import choice, number, raise_faults, violations
+from ..tensor_arguments import tensor_violations
 
 Strategy = Literal["random", "hard_negative", "mixed"]
 
@@ -65,36 +66,22 @@ class PairSampler:
         return torch.where(take_hard, hard, partner)
 
     def _check(self, labels: Tensor, features: Tensor | None, generator: torch.Generator | None) -> None:
-        faults: list[str] = []
-        if not isinstance(labels, Tensor):
-            faults.append(f"labels must be a tensor, got a {type(labels).__name__}")
-        if not isinstance(features, Tensor | None):
-            faults.append(f"features must be a tensor or None, got a {type(features).__name__}")
-        raise_faults(faults)
-        if labels.dim() != 1 or not labels.numel() or labels.is_floating_point():
-            faults.append(
-                f"labels must be (B,) integers with B >= 1, got {tuple(labels.shape)} {labels.dtype}"
-            )
-        if features is None:
-            if self.strategy != "random":
-                faults.append(f"features must be (B, C) for strategy {self.strategy!r}, got None")
-        elif features.dim() != 2 or len(features) != labels.numel() or not features.is_floating_point():
-            faults.append(
-                f"features must be (B, C) floating point with B = {labels.numel()} as in labels, "
-                f"got {tuple(features.shape)} {features.dtype}"
-            )
-        elif features.device != labels.device:
-            faults.append(f"features must be on the device of labels, {labels.device}, got {features.device}")
-        if generator is not None and generator.device.type != labels.device.type:
-            faults.append(
-                f"generator must be on the device of labels, {labels.device}, got {generator.device}"
-            )
+        rules = {"labels": "integer (B,)"}
+        if features is not None:
+            rules["features"] = "floating-point (B, C)"
+        faults = tensor_violations({"labels": labels, "features": features}, rules, same_device=True)
+        if features is None and self.strategy != "random":
+            faults.append(f"features must be given for strategy {self.strategy!r}, got None")
+        if isinstance(labels, Tensor) and generator is not None:
+            device, got = labels.device, generator.device
+            if got.type != device.type:
+                faults.append(f"generator must be on the device of labels, {device}, got {got}")
         raise_faults(faults)
 
 
 def _hard_negative(labels: Tensor, features: Tensor, otherwise: Tensor) -> Tensor:
     same = labels[:, None] == labels  # [B, B]
-    # In half precision norms overflow and near neighbours tie.
+    # In half precision norms overflow and near neighbors tie.
     with torch.autocast(labels.device.type, enabled=False):
         unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
         similarity = (unit @ unit.T).masked_fill(same, -torch.inf)  # [B, B]

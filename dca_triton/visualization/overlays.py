@@ -1,5 +1,6 @@
 """What rollout and the local attention look at, drawn over the photo."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..arguments import Rule, integer, raise_faults, violations
 from ..files import atomic_write
-from ..tensor_arguments import describe, row_faults, tensor_faults
+from ..tensor_arguments import row_violations, tensor_violations
 from .text import drawable
 
 DPI = 120
@@ -35,6 +36,11 @@ VALUE_RULES: dict[str, Rule] = {
     "titles": (lambda v: len(v) > 0, "at least one text"),
     "num_prefix": integer(1),
     "grid": (_is_grid, "a tuple of two integers >= 1"),
+}
+TENSOR_RULES = {
+    "images": "floating-point (S, 3, h, w)",
+    "rows": "floating-point (S, N)",
+    "selected": "int64 or int32 (S, 1 + R)",
 }
 
 
@@ -63,7 +69,7 @@ def rollout_overlays(
         ValueError: Shapes, dtypes or values that do not fit, every reason at once.
         OSError: `path` cannot be written.
     """
-    _check_overlays(images, rows, selected, grid, num_prefix, titles)
+    _check_overlays(locals())
     heads = ("photo", "rollout", f"local patches: {selected.shape[1] - 1}")
     figure, axes = contact_sheet(len(images), heads, (images.shape[2], images.shape[3]))
     for line, photo, row, tokens, title in zip(axes, images, rows, selected, titles, strict=True):
@@ -150,7 +156,8 @@ def heat_map(row: Tensor, grid: tuple[int, int], size: tuple[int, int], num_pref
     Raises:
         ValueError: N is not num_prefix plus the number of patches.
     """
-    raise_faults(tensor_faults("row", row, "floating-point", num_prefix + grid[0] * grid[1]))
+    sizes = {"N": num_prefix + grid[0] * grid[1]}
+    raise_faults(tensor_violations({"row": row}, {"row": "floating-point (N,)"}, sizes))
     patches = row[num_prefix:].float().reshape(1, 1, *grid)
     patches = patches - patches.min()
     # Divided only when there is a contrast; rollout values are tiny, so no epsilon is safe.
@@ -171,28 +178,19 @@ def patch_boxes(selected: Tensor, grid: tuple[int, int], size: tuple[int, int], 
     )
 
 
-def _check_overlays(
-    images: Tensor,
-    rows: Tensor,
-    selected: Tensor,
-    grid: tuple[int, int],
-    num_prefix: int,
-    titles: Sequence[str],
-) -> None:
-    arguments = {"titles": titles, "num_prefix": num_prefix, "grid": grid}
+def _check_overlays(arguments: dict[str, Any]) -> None:
     faults = violations(arguments, VALUE_RULES)
-    count, tokens = len(titles), "N" if faults else num_prefix + grid[0] * grid[1]
-    faults += tensor_faults("images", images, "floating-point", count, 3, "h", "w") or row_faults(
-        "images", "in 0..1", ~((images >= 0) & (images <= 1)).flatten(1).all(1)
+    sizes = {}
+    if not faults:
+        tokens = arguments["num_prefix"] + math.prod(arguments["grid"])
+        sizes = {"S": len(arguments["titles"]), "N": tokens}
+    raise_faults(faults + tensor_violations(arguments, TENSOR_RULES, sizes))
+    images, rows, selected = (arguments[name] for name in TENSOR_RULES)
+    outside = ((selected < 0) | (selected >= tokens)).any(1)
+    raise_faults(
+        [
+            *row_violations("images", "in 0..1", ~((images >= 0) & (images <= 1)).flatten(1).all(1)),
+            *row_violations("rows", "finite", ~rows.isfinite().all(1), "inf or NaN"),
+            *row_violations("selected", f"in 0..{tokens - 1}", outside),
+        ]
     )
-    faults += tensor_faults("rows", rows, "floating-point", count, tokens) or row_faults(
-        "rows", "finite", ~rows.isfinite().all(1), "inf or NaN"
-    )
-    if wrong := tensor_faults("selected", selected, "integer", count, "1 + R"):
-        faults += wrong
-    elif selected.dtype not in (torch.int64, torch.int32):
-        faults.append(f"selected must be int64 or int32, got {describe(selected)}")
-    elif isinstance(tokens, int):
-        outside = ((selected < 0) | (selected >= tokens)).any(1)
-        faults += row_faults("selected", f"in 0..{tokens - 1}", outside)
-    raise_faults(faults)

@@ -149,5 +149,7 @@ def test_affine_follows_its_generator_and_keeps_dtype():
 def test_affine_all_reasons_at_once():
     with pytest.raises(ValueError) as caught:
         whole_batch_affine(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.Generator(), scale=1.0)
-    assert "images must be floating-point (B, C, h, w), got uint8 (3, 8, 8)" in str(caught.value)
+    assert "images must be a dense floating-point tensor (B, C, h, w) with sizes >= 1, got a uint8" in str(
+        caught.value
+    )
     assert "scale must be a number in [0, 1), got 1.0" in str(caught.value)

@@ -147,9 +147,18 @@ def test_a_failed_write_leaves_the_older_file(
 @pytest.mark.parametrize(
     ("changed", "fault"),
     [
-        ({"labels": LABELS[:3]}, "labels must be integer (5,), got int64 (3,)"),
-        ({"cameras": torch.zeros(5)}, "cameras must be integer (5,), got float32 (5,)"),
-        ({"features": torch.zeros(5)}, "features must be floating-point (S, C), got float32 (5,)"),
+        (
+            {"labels": LABELS[:3]},
+            "labels must be a dense integer tensor (S,) with S = 5, got an int64 tensor (3,) on cpu",
+        ),
+        (
+            {"cameras": torch.zeros(5)},
+            "cameras must be a dense integer tensor (S,) with S = 5, got a float32 tensor (5,) on cpu",
+        ),
+        (
+            {"features": torch.zeros(5)},
+            "features must be a dense floating-point tensor (S, C) with sizes >= 1, got a float32",
+        ),
         ({"paths": ("a",)}, "paths must be one text for each of the photos, got 1 values"),
     ],
 )

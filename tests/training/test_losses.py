@@ -126,9 +126,12 @@ def test_any_subset_in_any_order(
         ({}, "losses must hold at least one of sa, glca, pwca, got none"),
         (scalars(cls_loss=1.0), "names in losses must be of sa, glca, pwca, .* got 'cls_loss'"),
         (scalars(sa=1.0, sa_loss=1.0), "^losses must name 'sa' once, got it with and without '_loss'$"),
-        ({"sa": torch.ones(1)}, r"losses\['sa'\] must be a scalar tensor, .* got \(1,\)"),
-        ({"sa": 1.0}, r"losses\['sa'\] must be a scalar tensor, .* got a float"),
-        ({"x": torch.ones(2)}, r"got 'x'; losses\['x'\] must be .* got \(2,\)"),
+        (
+            {"sa": torch.ones(1)},
+            r"losses\['sa'\] must be a dense .* tensor \(\), got a float32 tensor \(1,\)",
+        ),
+        ({"sa": 1.0}, r"losses\['sa'\] must be a dense floating-point tensor \(\), got 1.0"),
+        ({"x": torch.ones(2)}, r"got 'x'; losses\['x'\] must be .* got a float32 tensor \(2,\)"),
         ({5: torch.ones(())}, r"names in losses must be .* got 5"),
     ],
 )
@@ -221,15 +224,21 @@ def test_labels_out_of_range(label: int) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"glca_logits": torch.zeros(3, 4)}, r"outputs\['glca_logits'\] must be \(B, K\) .* got \(3, 4\)"),
+        (
+            {"glca_logits": torch.zeros(3, 4)},
+            r"outputs\['glca_logits'\] must be .* \(B, K\) with B = 2, K = 4, got .* \(3, 4\)",
+        ),
         (
             {"pwca_logits": torch.zeros(2, 5)},
-            r"outputs\['pwca_logits'\] must be .* the K of sa_logits, got \(2, 5\)",
+            r"outputs\['pwca_logits'\] must be .* with B = 2, K = 4, got a float32 tensor \(2, 5\)",
         ),
-        ({"sa_features": torch.zeros(2, 4)}, r"outputs\['sa_features'\] must be \(B, N, C\) .* got \(2, 4\)"),
+        (
+            {"sa_features": torch.zeros(2, 4)},
+            r"outputs\['sa_features'\] must be .* \(B, N_sa, C\) with B = 2, .* got .* \(2, 4\)",
+        ),
         (
             {"sa_features": torch.zeros(2, 0, 4)},
-            r"outputs\['sa_features'\] must be .* without a size 0.* got \(2, 0, 4\)",
+            r"outputs\['sa_features'\] must be .* sizes >= 1, got a float32 tensor \(2, 0, 4\)",
         ),
         (
             {"sa_logits": torch.zeros(2, 4, device="meta")},
@@ -248,7 +257,9 @@ def test_missing_outputs_and_wrong_labels() -> None:
     with pytest.raises(ValueError, match="outputs must hold glca_logits, pwca_features for 'reid', got"):
         BranchLoss("reid")(outputs, torch.tensor([0, 1]))
     for labels in (torch.tensor([0.0, 1.0]), torch.tensor([[0, 1]]), torch.tensor(0)):
-        with pytest.raises(ValueError, match=r"labels must be \(B,\) int64 with B >= 1, got"):
+        with pytest.raises(
+            ValueError, match=r"labels must be a dense int64 tensor \(B,\) with sizes >= 1, got a"
+        ):
             BranchLoss()(branch_outputs(2, 4), labels)
 
 

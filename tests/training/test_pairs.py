@@ -101,24 +101,32 @@ def test_large_half_precision_features_and_autocast() -> None:
 @pytest.mark.parametrize(
     ("labels", "features", "sentence"),
     [
-        (torch.arange(3), None, r"features must be \(B, C\) for strategy 'mixed', got None"),
-        (torch.arange(3), torch.ones(2, 4), r"features must be .* with B = 3 as in labels, got \(2, 4\)"),
-        (torch.arange(3), torch.ones(3), r"features must be .* got \(3,\)"),
+        (torch.arange(3), None, "features must be given for strategy 'mixed', got None"),
+        (
+            torch.arange(3),
+            torch.ones(2, 4),
+            r"features must be .* with B = 3, sizes >= 1, got a float32 tensor \(2, 4\)",
+        ),
+        (torch.arange(3), torch.ones(3), r"features must be .* \(B, C\) .* got a float32 tensor \(3,\)"),
         (
             torch.arange(3),
             torch.ones(3, 4, dtype=torch.int64),
-            r"features must be .*B, C.* floating point with .* torch.int64",
+            r"features must be .* floating-point tensor \(B, C\) with .* got an int64 tensor",
         ),
         (
             torch.arange(3),
             torch.ones(3, 4, device="meta"),
             "features must be on the device of labels, cpu, got meta",
         ),
-        (torch.ones(3), torch.ones(3, 4), r"labels must be \(B,\) integers .* got \(3,\) torch.float32"),
+        (
+            torch.ones(3),
+            torch.ones(3, 4),
+            r"labels must be a dense integer tensor \(B,\) .* got a float32 tensor \(3,\)",
+        ),
         (
             torch.ones(0, dtype=torch.int64),
             None,
-            r"labels must be .* got \(0,\) .*; features must be .* got None",
+            r"labels must be .* sizes >= 1, got an int64 tensor \(0,\) .*; features must be .* got None",
         ),
     ],
 )
@@ -130,7 +138,7 @@ def test_wrong_arguments(labels: Tensor, features: Tensor | None, sentence: str)
 def test_what_is_no_tensor() -> None:
     with pytest.raises(
         ValueError,
-        match="labels must be a tensor, got a list; features must be a tensor or None, got a tuple",
+        match=r"labels must be .* got \[0, 1\]; features must be .* got \(\(1.0,\), \(2.0,\)\)",
     ):
         PairSampler()([0, 1], ((1.0,), (2.0,)))  # type: ignore[arg-type]
 

@@ -146,7 +146,7 @@ def test_heat_is_largest_on_its_patch(patch: int, size: tuple[int, int]) -> None
 
 
 def test_heat_needs_one_value_per_token() -> None:
-    with pytest.raises(ValueError, match=r"row must be floating-point \(17,\), got float32 \(16,\)"):
+    with pytest.raises(ValueError, match=r"row must be .* \(N,\) with N = 17, got a float32 tensor \(16,\)"):
         heat_map(torch.zeros(16), GRID, SIZE, PREFIX)
 
 
@@ -172,22 +172,29 @@ def test_boxes_leave_prefix_tokens_out() -> None:
     [
         (
             {"images": torch.rand(2, 1, 24, 50)},
-            "images must be floating-point (2, 3, h, w), got float32 (2, 1, 24, 50)",
+            "images must be a dense floating-point tensor (S, 3, h, w) with S = 2, sizes >= 1, "
+            "got a float32 tensor (2, 1, 24, 50)",
         ),
         (
             {"images": torch.full((2, 3, 4, 4), 2.0)},
             "images must be in 0..1, got other values in 2 of 2 rows (0, 1)",
         ),
-        ({"rows": torch.rand(2, 16)}, "rows must be floating-point (2, 17), got float32 (2, 16)"),
+        (
+            {"rows": torch.rand(2, 16)},
+            "rows must be a dense floating-point tensor (S, N) with S = 2, N = 17, got a float32",
+        ),
         (
             {"rows": torch.full((2, 17), torch.nan)},
             "rows must be finite, got inf or NaN in 2 of 2 rows (0, 1)",
         ),
         (
             {"selected": torch.zeros(3, 2, dtype=torch.int64)},
-            "selected must be integer (2, 1 + R), got int64 (3, 2)",
+            "(S, 1 + R) with S = 2, sizes >= 1, got an int64 tensor (3, 2)",
         ),
-        ({"selected": torch.zeros(2, 2)}, "selected must be integer (2, 1 + R), got float32 (2, 2)"),
+        (
+            {"selected": torch.zeros(2, 2)},
+            "selected must be a dense int64 or int32 tensor (S, 1 + R) with S = 2, sizes >= 1, got a float32",
+        ),
         (
             {"selected": torch.tensor([[0], [17]])},
             "selected must be in 0..16, got other values in 1 of 2 rows (1)",
@@ -195,13 +202,16 @@ def test_boxes_leave_prefix_tokens_out() -> None:
         ({"num_prefix": 0}, "num_prefix must be an integer >= 1, got 0"),
         (
             {"selected": torch.zeros(2, 2, dtype=torch.int16)},
-            "selected must be int64 or int32, got int16 (2, 2)",
+            "selected must be a dense int64 or int32 tensor (S, 1 + R) with S = 2, sizes >= 1, got an int16",
         ),
         ({"grid": (3, 0)}, "grid must be a tuple of two integers >= 1, got (3, 0)"),
-        ({"grid": 3, "rows": None}, "got 3; rows must be floating-point (2, N), got a NoneType"),
         (
-            {"titles": []},
-            "titles must be at least one text, got []; images must be floating-point (0, 3, h, w)",
+            {"grid": 3, "rows": None},
+            "got 3; rows must be a dense floating-point tensor (S, N) with S = 2, sizes >= 1, got None",
+        ),
+        (
+            {"titles": [], "images": torch.rand(2, 1, 24, 50)},
+            "titles must be at least one text, got []; images must be a dense floating-point tensor (S, 3",
         ),
     ],
 )
