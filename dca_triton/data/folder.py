@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import re
+import warnings
 from collections.abc import Callable
 from os.path import expanduser, isdir
 from pathlib import Path
@@ -25,11 +26,12 @@ def folder(root: Path, training: bool = True) -> Listing:
     """Categorization from train/ and test/, re-identification from train/, query/ and gallery/.
 
     Identities that query and gallery share have the same folder name in both. The camera of a photo is the
-    number after "_c" in its name (Market-1501's custom), in all names of query and gallery or in none.
+    number after "_c" in its name (Market-1501's custom), in all names of query and gallery or in none. A
+    warning says so if evaluation then leaves out a match.
     Without cameras a query matches every other photo of its identity. A photo that lies in query and in
-    gallery, byte for byte, is no match for itself: the copies get a camera number of their own, because
-    evaluation leaves out matches by the same camera. All other cameras are -1, unknown. Without `training`
-    the classes are those of test/.
+    gallery, byte for byte, is no match for itself: the copies share a number below -1 in place of a camera,
+    because evaluation leaves out matches by the same number. All other cameras are -1, unknown. Without
+    `training` the classes are those of test/.
     """
     layout = Layout(
         "folder",
@@ -60,14 +62,37 @@ def _identities(layout: Layout, trees: dict[str, Tree]) -> dict[str, list[ImageR
     seen = {name: number for number, name in enumerate(sorted({*trees["query"], *trees["gallery"]}))}
     cameras = {path: _named_camera(path) for path in _photos(trees["query"]) + _photos(trees["gallery"])}
     unnamed = [path for path, camera in cameras.items() if camera == UNKNOWN]
-    if len(unnamed) == len(cameras):
+    named = [path for path, camera in cameras.items() if camera != UNKNOWN]
+    if named and unnamed:
+        raise ValueError(
+            f'dataset {layout.name}: {layout.root} must have "_c" and a number, which stands for the camera, '
+            f"in all names of query and gallery or in none, got it in {len(named)} of {len(cameras)}: in "
+            f"{named[0].relative_to(layout.root)}, not in {unnamed[0].relative_to(layout.root)}"
+        )
+    if unnamed:
         cameras = _copies(trees["query"], trees["gallery"])
-    elif unnamed:
-        file = str(unnamed[0].relative_to(layout.root))
-        raise layout.damaged(file, "its name has no camera, but the names of others have one")
     cameras |= {path: _named_camera(path) for path in _photos(trees.get("train", {}))}
     label = {"train": training, "query": seen, "gallery": seen}
-    return {part: _records(tree, label[part], cameras) for part, tree in trees.items()}
+    parts = {part: _records(tree, label[part], cameras) for part, tree in trees.items()}
+    if named:
+        _warn_of_cameras(layout, parts["query"], parts["gallery"])
+    return parts
+
+
+def _warn_of_cameras(layout: Layout, query: list[ImageRecord], gallery: list[ImageRecord]) -> None:
+    """Say what was read from the names if it decides on the scores."""
+    asked = {(record.label, record.camera) for record in query}
+    left_out = [record for record in gallery if (record.label, record.camera) in asked]
+    if left_out:
+        cameras = len({record.camera for record in query + gallery})
+        first = left_out[0]
+        warnings.warn(
+            f'dataset {layout.name}: {layout.root}: the number after "_c" in the names of query and gallery '
+            f"is read as the camera ({cameras} in all; {first.path.relative_to(layout.root)} is of camera "
+            f"{first.camera}). A query's own camera is left out of its ranking, which affects "
+            f"{len(left_out)} of {len(gallery)} gallery photos",
+            stacklevel=2,
+        )
 
 
 def _records(tree: Tree, label: dict[str, int], cameras: dict[Path, int]) -> list[ImageRecord]:
@@ -88,9 +113,9 @@ def _named_camera(path: Path) -> int:
 
 
 def _copies(query: Tree, gallery: Tree) -> dict[Path, int]:
-    """A number for the photos of an identity that lie in both parts, the same for the same bytes."""
+    """A number below -1 for the photos of an identity that lie in both parts, the same for the same bytes."""
     number: dict[Path, int] = {}
-    count = itertools.count()
+    count = itertools.count(UNKNOWN - 1, -1)  # not cameras, which are 0 and more
     for name in sorted(query.keys() & gallery.keys()):
         sizes = {path: path.stat().st_size for path in query[name] + gallery[name]}
         common = {sizes[path] for path in query[name]} & {sizes[path] for path in gallery[name]}

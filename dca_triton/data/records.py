@@ -23,7 +23,8 @@ class ImageRecord:
     """Where a photo lies and what it shows.
 
     `label` is the class 0..K-1 in training, validation and test parts, and the identity's own number in
-    query and gallery; -1 if it is unknown. `camera` is -1 if it is unknown.
+    query and gallery; -1 if it is unknown. `camera` is -1 if it is unknown. A number below -1 is not a
+    camera: evaluation leaves out matches of the same number, and copies of one photo share one.
     """
 
     path: Path

@@ -10,7 +10,20 @@ SUFFIXES = (
     *(".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
-SYSTEM_NAMES = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")
+SYSTEM_NAMES = (
+    *("$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),  # Windows
+    *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
+    *("lost+found", "lost.dir"),  # Linux, Android
+    *(
+        "@eadir",
+        "@tmp",
+        "#recycle",
+        "#snapshot",
+        "@recycle",
+        "@recently-snapshot",
+        "~snapshot",
+    ),  # file servers
+)
 
 
 def is_system(name: str) -> bool:

@@ -3,9 +3,10 @@
 from .distances import k_reciprocal_rerank, squared_distances
 from .embeddings import Embeddings, embed, load_embeddings, save_embeddings
 from .metrics import ReidMetrics, reid_metrics, topk_accuracy
-from .scores import Metric, evaluate_fgvc, evaluate_reid, score_embeddings, score_table
+from .scores import SCORES, Metric, evaluate_fgvc, evaluate_reid, score_embeddings, score_table
 
 __all__ = [
+    "SCORES",
     "Embeddings",
     "Metric",
     "ReidMetrics",

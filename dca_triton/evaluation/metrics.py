@@ -90,7 +90,7 @@ def reid_metrics(
     Gallery photos of the query's id are right answers, except those of its own camera: these are left out,
     and so is all junk (id -1). The others are wrong; so an id that no query has, such as Market-1501's
     distractors 0000, is never right. AP is the mean of the precisions at the right photos, not interpolated.
-    Camera -1 is unknown: it is no query's own camera.
+    Camera -1 is unknown: it is no query's own camera. A number below -1 leaves out its own like a camera's.
 
     Ties never favor the model: of two photos at one distance the wrong one is ranked first. Without ties it
     is the usual protocol. Two photos with the same features always tie (see `squared_distances`), and neither
@@ -138,8 +138,11 @@ def reid_metrics(
 
     answered = [r for r in ranks if r]
     if not answered:
-        cameras = bool((query_cameras != UNKNOWN).any())
-        match = "a gallery photo of the same id" + (" from another camera" if cameras else "")
+        match = "a gallery photo of the same id"
+        if (query_cameras > UNKNOWN).any():
+            match += " from another camera"
+        elif "photos" in query or (query_cameras < UNKNOWN).any():
+            match += " other than the query or its copies"
         raise ValueError(f"query_ids must have a match ({match}), got {len(ranks)} queries without one")
     return ReidMetrics(
         mAP=_mean([_mean([right / rank for right, rank in enumerate(r, start=1)]) for r in answered]),

@@ -17,8 +17,14 @@ from .embeddings import Embeddings, embed
 from .metrics import reid_metrics, topk_accuracy
 
 Metric = Literal["euclidean", "cosine"]
+Task = Literal["fgvc", "reid"]
 PREDICTIONS = {"sa": "SA", "glca": "GLCA", "sum": "SA + GLCA"}
 RETRIEVAL = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
+SCORES: Mapping[Task, tuple[str, ...]] = {
+    "fgvc": tuple(f"{name}_top{k}" for name in PREDICTIONS for k in (1, 5)),
+    "reid": tuple(RETRIEVAL),
+}
+"""The scores of each task, in 0..1, higher is better: what `best_by` may name. Other entries are counts."""
 
 
 @torch.no_grad()
@@ -33,7 +39,7 @@ def evaluate_fgvc(
         progress: Show a progress bar.
 
     Returns:
-        {sa,glca,sum}_top1 and _top5, each in 0..1.
+        {sa,glca,sum}_top1 and _top5 (`SCORES["fgvc"]`), each in 0..1.
 
     Raises:
         ValueError: There is no batch, or a label is not one of the model's classes.
@@ -104,8 +110,8 @@ def score_embeddings(
         progress: Show progress bars.
 
     Returns:
-        mAP, rank1, rank5, rank10 and mINP in 0..1, means over the queries that have a match in the gallery:
-        "matched_queries" of all "queries".
+        The scores mAP, rank1, rank5, rank10 and mINP (`SCORES["reid"]`), floats in 0..1, means over the
+        queries that have a match in the gallery; and two counts, integers: "matched_queries" of "queries".
 
     Raises:
         ValueError: As `dca_triton.evaluation.reid_metrics`.
@@ -145,7 +151,7 @@ def score_table(scores: Mapping[str, float], part: str = "") -> str:
         ValueError: Entries of both functions are missing.
     """
     if "mAP" in scores:
-        columns, names = [*RETRIEVAL.values()], {"": [*RETRIEVAL]}
+        columns, names = [*RETRIEVAL.values()], {"": [*SCORES["reid"]]}
     else:
         columns = ["top-1", "top-5"]
         names = {text: [f"{name}_top1", f"{name}_top5"] for name, text in PREDICTIONS.items()}

@@ -50,8 +50,8 @@ def test_names_are_no_identity(tree):
     cameras = {
         str(r.path.relative_to(root)): r.camera for r in (*splits.query.records, *splits.gallery.records)
     }
-    assert cameras["query/bob/1.jpg"] == cameras["gallery/bob/copy.jpg"] >= 0
-    assert cameras["query/eve/1.jpg"] == cameras["gallery/eve/1.jpg"] >= 0
+    assert cameras["query/bob/1.jpg"] == cameras["gallery/bob/copy.jpg"] < -1  # not a camera
+    assert cameras["query/eve/1.jpg"] == cameras["gallery/eve/1.jpg"] < -1
     assert cameras["query/eve/1.jpg"] != cameras["query/bob/1.jpg"]
     assert {
         cameras[name] for name in ("gallery/bob/1.jpg", "gallery/bob/2.jpg", "gallery/distractor/9.jpg")
@@ -65,6 +65,18 @@ def test_a_camera_number_is_taken_whole(tree):
 
 def test_folders_of_the_system_are_no_classes(tree):
     texts = {
+        **{
+            f"{part}/{name}/1.jpg": "x"
+            for part in ("train", "test")
+            for name in (
+                "$RECYCLE.BIN",
+                "System Volume Information",
+                "lost+found",
+                "@eaDir",
+                "#recycle",
+                "LOST.DIR",
+            )
+        },
         "train/.ipynb_checkpoints/1-checkpoint.jpg": "x",
         "train/__MACOSX/owl/._1.jpg": "x",
         "train/owl/._1.jpg": "x",
@@ -121,8 +133,36 @@ def test_cameras_in_names(tree):
     assert splits.query.cameras.tolist() == [3]
     assert splits.gallery.cameras.tolist() == [12]
     tree("people", "gallery/b/plain.jpg")
-    with pytest.raises(ValueError, match=r"gallery/b/plain\.jpg is damaged \(its name has no camera"):
+    with pytest.raises(
+        ValueError, match=r"got it in 2 of 3: in query/b/7_c3\.jpg, not in gallery/b/plain\.jpg"
+    ):
         load_dataset("folder", root)
+
+
+@pytest.mark.parametrize("part", ["query", "gallery"])
+def test_the_one_name_that_looks_like_a_camera_is_named(tree, part):
+    root = tree("cars", "train/a/x.jpg", *(f"{p}/b/{n}.jpg" for p in ("query", "gallery") for n in range(3)))
+    tree("cars", f"{part}/b/citroen_c4.jpg")
+    with pytest.raises(ValueError, match=rf"in 1 of 7: in {part}/b/citroen_c4\.jpg, not in query/b/0\.jpg"):
+        load_dataset("folder", root)
+
+
+def test_cameras_of_names_are_announced_if_they_decide(tree):
+    photos = [
+        f"{part}/{name}/pic_c{n}.jpg" for part in ("query", "gallery") for name in "ab" for n in (1, 2, 3, 4)
+    ]
+    root = tree("people", "train/a/x.jpg", *photos, "gallery/b/pic_c7.jpg")
+    message = (
+        r'after "_c" .* read as the camera \(5 in all; gallery/a/pic_c1\.jpg is of camera 1\)\. '
+        r".*affects 8 of 9 gallery photos"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        splits = load_dataset("folder", root, training=False)
+    assert len(caught) == 1
+    assert splits.query.cameras.tolist() == [1, 2, 3, 4] * 2
+    for photo in (root / "gallery").rglob("pic_c[1-4].jpg"):
+        photo.rename(photo.with_name(photo.name.replace("_c", "_c1")))  # no camera of any query
+    load_dataset("folder", root)  # and nothing to say
 
 
 def test_reid_without_a_gallery(tree):

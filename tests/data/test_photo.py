@@ -70,7 +70,7 @@ def test_damaged_exif_is_no_orientation(tmp_path: Path) -> None:
 def tiff(
     path: Path, values: np.ndarray, sample_format: int, white: int = 1, bits: int = 0, extra: int = 0
 ) -> Path:
-    """A TIFF of one strip; PIL cannot write these kinds. Photometric interpretation 0: zero is white."""
+    """A TIFF of one strip; PIL cannot write these kinds. `white` 0: zero is white, 2: RGB."""
     height, width = values.shape
     order = ">" if values.dtype.byteorder == ">" else "<"
     body = values.tobytes()
@@ -86,7 +86,12 @@ def tiff(
         (262, white),
         (273, 8 + 2 + 120 + 4),
     ]
-    tags += [(277, 1 + extra), (278, height), (279, len(body)), (338 if extra else 339, sample_format)]
+    tags += [
+        (277, 1 + extra),
+        (278, height),
+        (279, len(body)),
+        (338 if extra and white < 2 else 339, sample_format),
+    ]
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
     path.write_bytes(head + entries + bytes(4) + body)
@@ -137,18 +142,122 @@ def test_every_kind_of_gray_tiff(
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        (np.float32([[-0.1, 1]]), r"must lie in 0\.\.1 or 0\.\.255, got -0\.1\.\.1"),
-        (np.float32([[0, 1.02]]), r"got 0\.\.1\.02"),
+        (np.float32([[-0.125, 1]]), r"must lie in 0\.\.1 and reach 1/16, or .* 128, got -0\.125\.\.1"),
         (np.float32([[np.nan, 1]]), r"got nan\.\.nan"),
         (np.float32([[0, np.inf]]), r"got 0\.\.inf"),
         (np.float32([[0, 65535]]), r"got 0\.\.65535"),
-        (np.int32([[-1, 5]]), r"gray values must not be negative, got -1\.\.5"),
+        (np.int32([[-1, 255]]), r"32-bit gray values must lie in 0\.\.255 and reach 128, .*, got -1\.\.255"),
     ],
 )
 def test_gray_without_a_meaning(values: np.ndarray, reason: str, tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "x.tif")
     with pytest.raises(ValueError, match=rf"image .*x\.tif cannot be read \(.*{reason}"):
         read_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("top", [1, 2, 100, 127, 256, 300, 4095, 5000, 32767, 65536, 70000, 10**6, 2**30 - 1])
+def test_integers_of_no_known_range_do_not_turn_black(top: int, tmp_path: Path) -> None:
+    values = np.linspace(0, top, 24).astype(np.int32).reshape(4, 6)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    for path in (tmp_path / "x.tif", tiff(tmp_path / "y.tif", values.astype("<u4"), 1)):
+        with pytest.raises(ValueError, match=rf"32-bit gray values must lie in .*, got 0\.\.{top}\)"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("top", [0.01, 1.0001, 1.02, 1.9, 2, 3, 10, 20, 100, 127.5, 255.5, 4095])
+def test_floats_of_no_known_range_do_not_turn_black(top: float, tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, top, 24, dtype=np.float32).reshape(4, 6)).save(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match=r"floating-point values must lie in 0\.\.1 and reach 1/16, or lie"):
+        read_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("values", [np.int32([[0, 128]]), np.float32([[0, 128]]), np.float32([[0, 0.0625]])])
+def test_the_darkest_photos_of_a_known_range(values: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    assert gray(tmp_path / "x.tif").tolist() == [[0, 16 if values.max() < 1 else 128]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+@pytest.mark.parametrize("top", [1, 255, 300, 1023, 4095])
+def test_sixteen_bits_that_are_nearly_unused(top: int, suffix: str, tmp_path: Path) -> None:
+    """A mask, 8, 10 or 12 bits in a file of 16: no darker than what a photo of 16 bits may be."""
+    values = np.linspace(0, top, 24).astype(np.uint16).reshape(4, 6)
+    Image.fromarray(values).save(tmp_path / f"x.{suffix}")
+    message = rf"gray values must lie in 0\.\.65535, .* reach 1/16 of it, got 0\.\.{top}\)"
+    with pytest.raises(ValueError, match=message):
+        read_image(tmp_path / f"x.{suffix}")
+    Image.fromarray(values + np.uint16(4096)).save(tmp_path / f"x.{suffix}")
+    assert gray(tmp_path / f"x.{suffix}").max() >= 16
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        (np.int32([[0, 150, 300]]), 0, 300),
+        (np.int32([[-50, 0, 50]]), -50, 50),
+        (np.float32([[0, 1, 2]]), 0, 2),
+        (np.float32([[0.5, 1, 1.5]]), 0.5, 1.5),
+        (np.uint16([[0, 2048, 4096]]), 0, 4096),
+    ],
+)
+def test_a_tiff_that_states_its_range(values: np.ndarray, low: float, high: float, tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    Image.fromarray(values).save(path, tiffinfo={340: low, 341: high})
+    assert gray(path).tolist() == [[0, 128, 255]]
+    Image.fromarray(values).save(path, tiffinfo={340: low, 341: high * 0.9})
+    with pytest.raises(ValueError, match=r"the range that the file states, and reach 1/16 of it, got"):
+        read_image(path)
+    Image.fromarray(values).save(path, tiffinfo={340: low, 341: high * 100})  # nearly unused
+    with pytest.raises(ValueError, match=r"the range that the file states, and reach 1/16 of it, got"):
+        read_image(path)
+    for wrong in (low, low - 1, float("nan"), float("inf")):
+        Image.fromarray(values).save(path, tiffinfo={340: low, 341: wrong})
+        with pytest.raises(ValueError, match="SMaxSampleValue must be above SMinSampleValue, got"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("top", [300, 1023, 4095, 65535])
+def test_the_largest_value_of_a_pgm_or_ppm_is_white(top: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.pgm"
+    for kind, channels in (("P5", 1), ("P6", 3)):
+        for share in (1.0, 0.3):
+            values = np.full((2, 3 * channels), round(top * share), ">u2")
+            path.write_bytes(f"{kind} 3 2 {top}\n".encode() + values.tobytes())
+            assert abs(gray(path) - 255 * share).max() <= 1
+        path.write_bytes(f"{kind} 3 2 {top}\n".encode() + (values // 8).astype(">u2").tobytes())
+        with pytest.raises(ValueError, match="reach 1/16"):
+            read_image(path)
+
+
+def test_colors_of_sixteen_bits_that_are_nearly_unused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for top, dark in ((255, True), (4095, True), (8192, False), (65535, False)):
+        rgb = rng.integers(0, top + 1, (16, 16, 3), dtype=np.uint16)
+        rgb[0, 0] = top
+        rgba = np.concatenate([rgb, np.full_like(rgb[..., :1], 65535)], axis=2)
+        for path in (
+            png(tmp_path / "rgb.png", rgb, 2),
+            png(tmp_path / "rgba.png", rgba, 6),
+            png(tmp_path / "la.png", rgba[..., 2:], 4),
+            tiff(tmp_path / "rgb.tif", rgb.reshape(16, 48).astype("<u2"), 1, white=2, extra=2),
+        ):
+            if dark:
+                with pytest.raises(ValueError, match="colors of more than 8 bits must reach 1/16 of white"):
+                    read_image(path)
+            else:
+                assert pixels(path).max() == top >> 8
+    logo = np.zeros((2, 2, 4), np.uint16)
+    logo[0, 0, 3] = 65535  # black on a transparent ground
+    assert gray(png(tmp_path / "logo.png", logo, 6)).tolist() == [[0, 255], [255, 255]]
+    Image.fromarray(np.uint8([[0, 1], [1, 0]])).save(tmp_path / "mask.png")  # 8 bits are shown as they are
+    assert gray(tmp_path / "mask.png").max() == 1
+
+
+def test_signed_bytes(tmp_path: Path) -> None:
+    values = np.linspace(0, 127, 24).astype(np.int8).reshape(4, 6)
+    assert (gray(tiff(tmp_path / "x.tif", values, 2)) == np.rint(values * (255 / 127))).all()
+    with pytest.raises(ValueError, match=r"must lie in 0\.\.127, .*, got -100\.\.27"):
+        read_image(tiff(tmp_path / "x.tif", values - np.int8(100), 2))
 
 
 def png(path: Path, values: np.ndarray, color: int, transparent: bytes = b"") -> Path:
@@ -189,9 +298,9 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
 
 
 def test_a_single_transparent_color(tmp_path: Path) -> None:
-    eight, sixteen = np.array([[10, 20]], np.uint8), np.array([[1000, 2570]], np.uint16)
+    eight, sixteen = np.array([[10, 20]], np.uint8), np.array([[1000, 25700]], np.uint16)
     assert gray(png(tmp_path / "x.png", eight, 0, struct.pack(">H", 10))).tolist() == [[255, 20]]
-    assert gray(png(tmp_path / "x.png", sixteen, 0, struct.pack(">H", 1000))).tolist() == [[255, 10]]
+    assert gray(png(tmp_path / "x.png", sixteen, 0, struct.pack(">H", 1000))).tolist() == [[255, 100]]
     rgb = np.array([[[10, 20, 30], [10, 20, 31]]], np.uint8)
     found = pixels(png(tmp_path / "x.png", rgb, 2, struct.pack(">HHH", 10, 20, 30)))
     assert found.tolist() == [[[255, 255, 255], [10, 20, 31]]]

@@ -35,6 +35,11 @@ def test_system_files_are_passed_over_and_others_counted(tree):
         "Thumbs.db",
         "p/desktop.ini",
         "@eaDir/d.jpg",
+        "p/$Recycle.Bin/S-1-5/e.jpg",
+        "System Volume Information/f.jpg",
+        "lost+found/#1/g.jpg",
+        "Network Trash Folder/h.jpg",
+        "#snapshot/i.jpg",
     )
     others = ("p/x.heic", "p/y.heic", "readme.txt", "LICENSE")
     root = tree("messy", "p/a.jpg", texts={name: "" for name in (*texts, *others)})

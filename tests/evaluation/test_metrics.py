@@ -11,6 +11,7 @@ from torch import Tensor
 from dca_triton.evaluation import ReidMetrics, reid_metrics, topk_accuracy
 
 Photos = tuple[Tensor, Tensor, Tensor]  # features, ids, cameras
+SIDES = [f"{side}_{name}" for side in ("query", "gallery") for name in ("features", "ids", "cameras")]
 
 
 def slow_metrics(query: Photos, gallery: Photos) -> dict[str, float] | None:
@@ -202,6 +203,14 @@ def test_an_unknown_camera_leaves_nothing_out_and_a_photo_never_meets_itself() -
         ValueError, match=r"match \(a gallery photo of the same id\), got 1 queries without one"
     ):
         reid_metrics(*(t[:1] for t in side), *(t[2:] for t in side))
+    alone = tuple(t[:1] for t in side)
+    for copies in ({"query_cameras": unknown[:1] - 1, "gallery_cameras": unknown[:1] - 1}, {}):
+        sides = dict(zip(SIDES, (*alone, *alone), strict=True)) | copies
+        numbered = {} if copies else {"query_photos": numbers[:1], "gallery_photos": numbers[:1]}
+        with pytest.raises(
+            ValueError, match=r"match \(a gallery photo of the same id other than the query or its"
+        ):
+            reid_metrics(**sides, **numbered)
     with pytest.raises(ValueError, match="query_photos and gallery_photos must be given together"):
         reid_metrics(*side, *side, query_photos=numbers)
     with pytest.raises(

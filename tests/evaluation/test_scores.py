@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel
 from dca_triton.evaluation import (
+    SCORES,
     Embeddings,
     embed,
     evaluate_fgvc,
@@ -58,6 +59,7 @@ def test_fgvc_by_hand() -> None:
         "glca_top5": 0.75,
         "sum_top5": 0.75,
     }
+    assert {*scores} == {*SCORES["fgvc"]}
 
 
 def test_fgvc_without_a_batch() -> None:
@@ -108,6 +110,7 @@ def test_reid_scores_embeddings_of_both_sides() -> None:
     sides = [embed(model, part, progress=False) for part in (query, gallery)]
     assert scores == score_embeddings(*sides, "euclidean", progress=False)
     assert 0 < scores["mAP"] < 1
+    assert {name for name, value in scores.items() if isinstance(value, float)} == {*SCORES["reid"]}
     with pytest.raises(ValueError, match="query_ids must have a match"):
         evaluate_reid(model, query, query, progress=False)
 

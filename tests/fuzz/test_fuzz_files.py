@@ -222,7 +222,7 @@ def photo(kind: str, mode: str = "RGB", **options: object) -> bytes:
     exif = Image.Exif()
     exif[274] = 6
     buffer = io.BytesIO()
-    color = (200, 10, 30) if mode == "RGB" else 0
+    color = {"RGB": (200, 10, 30), "I;16": 40_000, "I": 200, "F": 0.5}.get(mode, 0)
     Image.new(mode, (13, 7), color).save(buffer, kind, exif=exif, **options)
     return buffer.getvalue()
 
