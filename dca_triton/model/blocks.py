@@ -4,21 +4,19 @@ Blocks and attentions are timm's own classes with another forward, so weights an
 are called, never run from outside: hooks, adapters, wrappers and replaced forwards take effect.
 """
 
-import functools
-import warnings
 from typing import NamedTuple
 
 import torch
 from timm.layers import Attention as TimmAttention
-from timm.layers import DropPath
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
-from .. import ops
-from ..ops import Backend, Partners, local_attention, pair_attention, torch_backend
+from ..ops import Backend, Partners, local_attention, pair_attention
 from ..ops.torch_backend import take_rows
+from .attention_dropout import dropout_rate, dropped_attention
+from .plain import is_plain
+from .stochastic_depth import add_residual, kept_rows
 
 
 class BlockTrace(NamedTuple):
@@ -85,7 +83,11 @@ class Attention(TimmAttention):
             out = local_attention(q, k, v, rows, scale, backend=self.backend)
         else:
             q = q if rows is None else take_rows(q, rows)
-            out, lse = attend(q, k, v, partner_k, partner_v, pairs, dropout, scale, self.backend)
+            arguments = (q, k, v, partner_k, partner_v, pairs, scale)
+            if dropout:
+                out, lse = dropped_attention(*arguments, dropout, backend=self.backend)
+            else:
+                out, lse = pair_attention(*arguments, backend=self.backend)
             if trace is not None:
                 trace.record(q, k, lse)
         return self.proj_drop(self.proj(self.norm(out.flatten(2))))
@@ -123,6 +125,8 @@ class Block(TimmBlock):
         pairs: Tensor | Partners | None = None,
         rows: Tensor | None = None,
         trace: Trace | None = None,
+        *,
+        within_checkpoint: bool = False,
     ) -> Tensor:
         """Tokens x (B, N, C) -> (B, N, C), or (B, R, C) with `rows`. Without more it is timm's own block.
 
@@ -133,29 +137,10 @@ class Block(TimmBlock):
             rows: Compute only these queries (B, R), int64 in [0, N).
             trace: Receives queries, keys and log-sum-exp. Without it, stochastic depth computes no attention
                 of the images that it drops.
+            within_checkpoint: The call is that of `grad_checkpointing` itself.
         """
-        if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            return self._update(x, partner_x, pairs, rows, trace)
-        if trace is None:
-            return checkpoint(self._update, x, partner_x, pairs, rows, None, use_reentrant=False)
-        x, left = checkpoint(self._update_and_trace, x, partner_x, pairs, rows, use_reentrant=False)
-        trace.record(*left)
-        return x
-
-    def _update_and_trace(
-        self, x: Tensor, partner_x: Tensor | None, pairs: Tensor | Partners | None, rows: Tensor | None
-    ) -> tuple[Tensor, BlockTrace]:
-        trace = Trace()
-        return self._update(x, partner_x, pairs, rows, trace), trace.take()[0]
-
-    def _update(
-        self,
-        x: Tensor,
-        partner_x: Tensor | None,
-        pairs: Tensor | Partners | None,
-        rows: Tensor | None,
-        trace: Trace | None,
-    ) -> Tensor:
+        if self.grad_checkpointing and not within_checkpoint and torch.is_grad_enabled():
+            return self._checkpointed(x, partner_x, pairs, rows, trace)
         kept = None if trace is not None else kept_rows(self.drop_path1, x)
         partner_x = None if partner_x is None else self.norm1(partner_x)
         attended = self.attn(self.norm1(x), partner_x, pairs, rows, kept, trace)
@@ -165,90 +150,29 @@ class Block(TimmBlock):
         chosen = x if kept is None else x[kept]
         return add_residual(x, self.drop_path2, kept, self.ls2(self.mlp(self.norm2(chosen))))
 
+    def _checkpointed(
+        self,
+        x: Tensor,
+        partner_x: Tensor | None,
+        pairs: Tensor | Partners | None,
+        rows: Tensor | None,
+        trace: Trace | None,
+    ) -> Tensor:
+        """`forward`, computed again in the backward pass."""
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    partner_k: Tensor | None,
-    partner_v: Tensor | None,
-    pairs: Tensor | Partners | None,
-    dropout: float,
-    scale: float,
-    backend: Backend,
-) -> tuple[Tensor, Tensor]:
-    """`pair_attention`; with dropout on the probabilities it runs on PyTorch, and says so."""
-    if not dropout:
-        return pair_attention(q, k, v, partner_k, partner_v, pairs, scale, backend=backend)
-    message = "drop_rate > 0 drops attention probabilities in training, which only the torch backend does"
-    if backend == "triton":
-        raise RuntimeError(f"backend='triton' cannot run here: {message}; set drop_rate=0 or backend='auto'")
-    if backend == "auto" and torch.cuda.is_available() and not torch.compiler.is_compiling():
-        _warn_once(message)
-    attention = ops.Attention(q, k, v, partner_k, partner_v, pairs, scale=scale)
-    return torch_backend.pair_attention(attention, dropout)
+        def run(
+            x: Tensor, partner_x: Tensor | None, pairs: Tensor | Partners | None, rows: Tensor | None
+        ) -> tuple[Tensor, list[BlockTrace]]:
+            own = Trace()
+            traces = None if trace is None else own
+            x = Block.forward(self, x, partner_x, pairs, rows, traces, within_checkpoint=True)
+            return x, own.take()
 
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
-
-
-def dropout_rate(drop: nn.Module) -> float:
-    """The share of attention probabilities that `drop` drops now; they are never formed for it to be called.
-
-    Raises TypeError for a module of another kind.
-    """
-    if not isinstance(drop, nn.Dropout | nn.Identity):
-        raise TypeError(f"attn_drop must be nn.Dropout or nn.Identity, got {type(drop).__name__}")
-    return drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
-
-
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling `module` is `kind.forward` on its weights and nothing else.
-
-    It is not with a subclass (adapters, parametrizations, FSDP), a replaced forward (offloading), any hook
-    (pruning, old spectral norm), or a weight that is a subclass of Tensor (quantization, sharding).
-    """
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return (
-        type(module) is kind
-        and "forward" not in module.__dict__
-        and module._compiled_call_impl is None
-        and not any(len(those) for those in hooks)
-        and not torch_module._has_any_global_hook()
-        and all(p is None or type(p) in (nn.Parameter, Tensor) for p in module._parameters.values())
-    )
-
-
-def kept_rows(path: nn.Module, x: Tensor) -> Tensor | None:
-    """The images of x (B, ...) that stochastic depth may keep, in order; None for all.
-
-    Stochastic depth (Huang et al., ECCV 2016) does not compute what it drops, as in DINOv2: int(p B) images
-    are dropped for certain, so that their branch need not be computed; `add_residual` drops so many of the
-    others that each image is dropped with probability p.
-    """
-    if not is_plain(path, DropPath) or not path.training or not path.scale_by_keep:
-        return None
-    B = x.shape[0]
-    skipped = int(path.drop_prob * B)  # type: ignore[operator]
-    return torch.randperm(B, device=x.device)[skipped:].sort().values if skipped else None
-
-
-def add_residual(x: Tensor, path: nn.Module, rows: Tensor | None, branch: Tensor) -> Tensor:
-    """x (B, ...) plus a branch computed for the images `rows` (K,) alone: in expectation, for all of them."""
-    if rows is None:
-        return x + path(branch)
-    assert isinstance(path, DropPath)
-    keep, B, K = 1 - path.drop_prob, x.shape[0], rows.shape[0]
-    kept = torch.rand(K, device=x.device) * K < keep * B  # K / B are kept with probability keep B / K
-    scale = kept.to(x.dtype).view(K, *[1] * (x.dim() - 1)) / keep
-    return x.index_add(0, rows, (branch * scale).to(x.dtype))
+        # A checkpoint that is compiled may change nothing outside, so what it traces is one of its outputs.
+        x, traced = checkpoint(run, x, partner_x, pairs, rows, use_reentrant=False)
+        if trace is not None:
+            trace.record(*traced[0])
+        return x
 
 
 def first_row(x: Tensor) -> Tensor:

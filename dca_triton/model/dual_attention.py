@@ -9,9 +9,10 @@ from ..ops import Backend
 from ..reference import select_local
 from .attention_maps import attention_maps
 from .backbone import Backbone, TimmModule
-from .blocks import Attention, BlockTrace, Trace, init_linears
+from .blocks import Attention, BlockTrace, Trace
 from .checks import check_arguments, check_heads, check_inputs
 from .glca import GlobalLocalAttention
+from .heads import branch_head
 from .hub import HubMixin
 from .layouts import (
     Streams,
@@ -93,7 +94,9 @@ class DualAttentionModel(nn.Module, HubMixin):
                 self.backbone.embed_dim, num_heads, num_sa_blocks, num_glca_blocks, drop_rate, drop_path_rate
             )
         self.embed_dim = self.backbone.embed_dim
-        self.sa_head, self.glca_head, self.pwca_head = (self._head() for _ in range(3))
+        self.sa_head, self.glca_head, self.pwca_head = (
+            branch_head(self.embed_dim, num_classes, task_type) for _ in range(3)
+        )
         self.backend = backend
 
     @property
@@ -108,13 +111,11 @@ class DualAttentionModel(nn.Module, HubMixin):
             if isinstance(module, Attention | GlobalLocalAttention):
                 module.backend = backend
 
-    def _head(self) -> nn.Module:
-        dim = self.embed_dim
-        head: nn.Module = nn.Linear(dim, self.num_classes)
-        if self.task_type == "reid":
-            head = nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.ReLU(), head)
-        init_linears(head)
-        return head
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The classes of the blocks: Accelerate makes each block one unit of FSDP or of a device map."""
+        own = getattr(self.backbone.model, "blocks", [])
+        return sorted({type(block).__name__ for block in (*own, *self._sa_blocks, *self.glca_blocks)})
 
     def forward(
         self,
@@ -129,6 +130,8 @@ class DualAttentionModel(nn.Module, HubMixin):
         Args:
             x: Images (B, 3, h, w), floating point.
             x_pair: The distractor of each image, shaped as x. Used in training only, as in the reference.
+                A training step without pairs gives `pwca_head` no gradient; freeze it by
+                `model.pwca_head.requires_grad_(False)` before DistributedDataParallel, which waits for it.
             partner_index: Instead of `x_pair`, the row of x that is each image's distractor (B,), -1 = none;
                 nothing of it is computed again. Used in training only.
             class_tokens_only: Features hold the class token alone (B, 1, C); the last block then computes
@@ -183,13 +186,9 @@ class DualAttentionModel(nn.Module, HubMixin):
 
         Arguments are those of `forward`, which checks them; pairs count in evaluation too.
         """
-        needs_rollout = not class_tokens_only or len(self.glca_blocks) > 1
-        trace = Trace() if needs_rollout else None
-        if self.layout == "paper":
-            return paper_streams(self.backbone, x, x_pair, partner_index, not needs_rollout, trace)
-        return reference_streams(
-            self.backbone, self.sa_blocks, x, x_pair, partner_index, not needs_rollout, trace
-        )
+        class_row_only = class_tokens_only and len(self.glca_blocks) == 1
+        streams_of = paper_streams if self.layout == "paper" else reference_streams
+        return streams_of(self.backbone, self._sa_blocks, x, x_pair, partner_index, class_row_only)
 
     def local_branch(self, tokens: Tensor, selected: Tensor | None, trace: Trace | None = None) -> Tensor:
         """GLCA on `Streams.local` for the selected rows (B, 1 + R); None: for the class token alone."""
@@ -244,10 +243,9 @@ class DualAttentionModel(nn.Module, HubMixin):
             ValueError: As `forward`.
         """
         check_inputs(self.backbone, x)
-        streams = self.sa_and_pwca(x)
+        streams, local = self.sa_and_pwca(x), Trace()
         row = rollout_of(streams.sa_traces, self.attention_scale, self.backend)
         selected = select_local(row, self.backbone.num_prefix_tokens, self.top_k_ratio)
-        local = Trace()
         self.local_branch(streams.local, selected, local)
         return attention_maps(streams.sa_traces, local.take(), selected)
 

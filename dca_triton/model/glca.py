@@ -3,9 +3,10 @@
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from ..ops import Backend, local_attention
+from ..ops import Backend, local_attention, pair_attention
 from ..ops.torch_backend import take_rows
-from .blocks import Trace, attend, dropout_rate
+from .attention_dropout import dropout_rate, dropped_attention
+from .blocks import Trace
 
 
 class GlobalLocalAttention(nn.Module):
@@ -36,7 +37,10 @@ class GlobalLocalAttention(nn.Module):
         if trace is None and not dropout:
             out = local_attention(q, k, v, scale=scale, backend=self.backend)
         else:
-            out, lse = attend(q, k, v, None, None, None, dropout, scale, self.backend)
+            if dropout:
+                out, lse = dropped_attention(q, k, v, None, None, None, scale, dropout, backend=self.backend)
+            else:
+                out, lse = pair_attention(q, k, v, scale=scale, backend=self.backend)
             if trace is not None:
                 trace.record(q, k, lse)
         y = out.flatten(2)

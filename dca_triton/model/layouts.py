@@ -76,10 +76,9 @@ def reference_streams(
     x_pair: Tensor | None,
     partner_index: Tensor | None,
     class_row_only: bool,
-    trace: Trace | None,
 ) -> Streams:
     """SA and PWCA on a whole ViT's output f; a distractor's tokens stay f of the pair in every block."""
-    B = x.shape[0]
+    B, trace = x.shape[0], None if class_row_only else Trace()
     if x_pair is None:
         f = pair_f = backbone(x)
     else:
@@ -114,17 +113,17 @@ def reference_local(
 
 def paper_streams(
     backbone: Backbone,
+    sa_blocks: Iterable[nn.Module],
     x: Tensor,
     x_pair: Tensor | None,
     partner_index: Tensor | None,
     class_row_only: bool,
-    trace: Trace | None,
 ) -> Streams:
     """The backbone's blocks carry SA and PWCA; a distractor is its partner's PWCA stream at that depth."""
-    B = x.shape[0]
+    B, trace = x.shape[0], None if class_row_only else Trace()
     tokens, index = _paper_rows(backbone, x, x_pair, partner_index)
     pairs: Partners | None = None if index is None else pair_up(index, tokens.shape[0])
-    *blocks, last = backbone.model.blocks
+    *blocks, last = sa_blocks
     for block in blocks:
         tokens = block(tokens, pairs=pairs, trace=trace)
     pwca = None

@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import PartialState
@@ -28,28 +28,38 @@ from dca_triton.training.sharding import whole
 
 def together(work: Callable[[int], object], processes: int = 2, **environment: str) -> list:
     """What `work(rank)` returns in each process of a fresh group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/processes"  # a port that is free now may be another's by then
+        return _forked(partial(_joined, work, meeting, processes, environment), processes)
+
+
+def _joined(
+    work: Callable[[int], object], meeting: str, processes: int, environment: dict[str, str], rank: int
+) -> object:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(processes),
+        LOCAL_WORLD_SIZE=str(processes),
+        **environment,
+    )
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+    result = work(rank)
+    torch.distributed.destroy_process_group()
+    return result
+
+
+def _forked(work: Callable[[int], object], processes: int) -> list:
+    """What `work(rank)` returns, each rank in a process of its own."""
     pipes, numbers = [], []
     for rank in range(processes):
         receive, send = os.pipe()
         number = os.fork()
         if not number:
             try:
-                os.environ.update(
-                    RANK=str(rank),
-                    LOCAL_RANK=str(rank),
-                    WORLD_SIZE=str(processes),
-                    LOCAL_WORLD_SIZE=str(processes),
-                    MASTER_ADDR="127.0.0.1",
-                    MASTER_PORT=str(port),
-                    **environment,
-                )
                 result = work(rank)
                 with open(send, "w") as file:
                     json.dump(result, file)
-                torch.distributed.destroy_process_group()
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()

@@ -1,4 +1,4 @@
-"""Two processes: FSDP2 with a unit per block gives DDP's gradients; DDP without pairs trains."""
+"""Two processes: FSDP2 with a unit per block gives DDP's gradients and trains like it; DDP without pairs."""
 
 import json
 import os
@@ -8,28 +8,44 @@ from pathlib import Path
 
 import pytest
 
+LAYOUTS = pytest.mark.parametrize("layout", ["paper", "reference"])
+
 
 @pytest.fixture(scope="module")
-def found() -> dict:
-    program = Path(__file__).parent / "sharded_blocks.py"
+def found() -> list[dict]:
+    """What each of the two processes found."""
+    program = Path(__file__).parents[1] / "helpers/sharded_blocks.py"
     done = subprocess.run(
         [sys.executable, "-W", "error", str(program)],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("layout", ["paper", "reference"])
+@LAYOUTS
 @pytest.mark.parametrize("rows", ["all", "class"])
-def test_a_unit_per_block_gives_the_gradients_of_ddp(found: dict, layout: str, rows: str) -> None:
-    for each in found[f"{layout}, {rows}"]:
-        assert each["sharded"] > 0 and each["error"] < 1e-9, each
+def test_a_unit_per_block_gives_the_gradients_of_ddp(found: list[dict], layout: str, rows: str) -> None:
+    for each in found:
+        gradients = each[f"{layout}, {rows}"]
+        assert gradients["sharded"] > 0 and gradients["error"] < 1e-9, gradients
 
 
-@pytest.mark.parametrize("layout", ["paper", "reference"])
-def test_ddp_without_pairs_trains_with_a_frozen_pwca_head(found: dict, layout: str) -> None:
-    assert found[f"{layout}, no pairs"] == [True, True]
+@LAYOUTS
+def test_the_trainer_shards_each_block_and_trains_like_ddp(found: list[dict], layout: str) -> None:
+    """By Accelerate's TRANSFORMER_BASED_WRAP, with an average of the weights and gradient checkpointing."""
+    blocks = {"paper": 2 + 1, "reference": 2 + 2 + 1}  # of the backbone, SA, GLCA
+    for each in found:
+        trainer = each[f"{layout}, trainer"]
+        assert trainer["units"] == blocks[layout] + 1, "and the rest of the model"
+        assert max(trainer["errors"].values()) < 1e-6 < 1e-4 < trainer["moved"], trainer["errors"]
+        for ours, expected in zip(*trainer["histories"], strict=True):
+            assert ours == pytest.approx(expected, rel=1e-5)
+
+
+@LAYOUTS
+def test_ddp_without_pairs_trains_with_a_frozen_pwca_head(found: list[dict], layout: str) -> None:
+    assert all(each[f"{layout}, no pairs"] for each in found)

@@ -7,8 +7,9 @@ from timm.layers import DropPath
 from torch import nn
 
 from dca_triton.model import blocks
-from dca_triton.model.blocks import Attention, Block, add_residual, attend, kept_rows
-from dca_triton.ops import pair_up
+from dca_triton.model.blocks import Attention, Block
+from dca_triton.model.stochastic_depth import add_residual, kept_rows
+from dca_triton.ops import pair_attention, pair_up
 
 B, N, C = 8, 5, 32
 X = torch.randn(B, N, C, generator=torch.Generator().manual_seed(0))
@@ -60,7 +61,7 @@ def test_the_images_kept_by_a_block_are_computed_as_all_are(index, monkeypatch):
     y = X.clone().requires_grad_()
     kept = torch.zeros(B, 1, 1).index_fill(0, rows, 1 / 0.75)
     q, k, v = block.attn.project(block.norm1(y))
-    attended, _ = attend(q, k, v, None, None, index, 0.0, 4.0**-1, "torch")
+    attended, _ = pair_attention(q, k, v, partner_index=index, scale=4.0**-1)
     expected = y + kept * block.attn.proj(attended.flatten(2))
     expected = expected + kept * block.mlp(block.norm2(expected))
     torch.testing.assert_close(out, expected)
