@@ -1,7 +1,7 @@
-"""Pictures from a trained folder: `python examples/pictures.py [FOLDER PHOTO...]`.
+"""Pictures from a trained model: `python examples/pictures.py [RUN PHOTO...]`.
 
-FOLDER is the output of `dca-triton train`. Without arguments, a tiny model is trained in a temporary
-folder first. It writes `sheet.html`, which explains every photo, and `curves.png`, the run's metrics.
+RUN is the folder that `dca-triton train` wrote. Without arguments, a tiny model is trained in a temporary
+folder first. The script writes `sheet.html`, which explains every photo, and `curves.png`, the run's metrics.
 """
 
 import json
@@ -36,7 +36,7 @@ def train(folder: Path) -> list[Path]:
 def main(folder: Path, photos: list[Path]) -> None:
     files = f"[{', '.join(map(str, photos))}]"
     sheet = ["--photos", files, "--file", str(folder / "sheet.html")]
-    dca_triton(["visualize", "--config", str(folder / "config.yaml"), *sheet])
+    dca_triton(["visualize", "--run", str(folder), *sheet])
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     training_curves([json.loads(line) for line in lines], folder / "curves.png")
     print(f"{folder}: sheet.html, curves.png")
