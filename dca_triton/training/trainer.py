@@ -41,7 +41,8 @@ class DualAttentionTrainer:
     """Trains SA, GLCA and PWCA together with learned loss weights, in one process or in many.
 
     Under `torchrun` or `accelerate launch` each process trains on its own batches (`training_loader` divides
-    them), and the gradient is that of the joint batch.
+    them), and the gradient is that of the joint batch. Accelerate's FSDP2 shards the model as
+    one unit, or each block by its auto_wrap_policy TRANSFORMER_BASED_WRAP.
 
     Args:
         model: Moved to the GPU of this process, or to the CPU if there is none.
