@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,6 +92,18 @@ def test_settings_name_no_other_host() -> None:
     assert site["hooks"] == ["docs/offline.py"]
     own = [*site.get("extra_css", []), *site.get("extra_javascript", [])]
     assert all((DOCS / file).is_file() for file in own)
+
+
+def test_api_pages_hold_what_exists_and_every_public_name() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md")]
+    listed = [name for text in texts for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)]
+    documented = [resolve_name(name) for name in listed]
+    assert len(documented) == len(set(listed)) > 40
+    for face in ("dca_triton", "dca_triton.model", "dca_triton.training", "dca_triton.visualization"):
+        public = resolve_name(face).__all__
+        assert [
+            name for name in public if not any(resolve_name(f"{face}:{name}") is x for x in documented)
+        ] == []
 
 
 def test_nav_holds_every_page_once_under_its_title() -> None:
