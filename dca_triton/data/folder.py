@@ -22,12 +22,12 @@ Tree = dict[str, list[Path]]
 
 
 def folder(root: Path, training: bool = True) -> Listing:
-    """Categorization from train/ and test/, re-identification from train/, query/ and gallery/.
+    """Read train/ and test/ for categorization, or train/, query/ and gallery/ for re-identification.
 
     Identities that query and gallery share have the same folder name in both. The camera of a photo is the
-    number after "_c" in its name (Market-1501's custom), in all names of query and gallery or in none.
+    number after "_c" in its name (as in Market-1501), in all names of query and gallery or in none.
     Without cameras a query matches every other photo of its identity. A photo that lies in query and in
-    gallery, byte for byte, is no match for itself: the copies get a camera number of their own, because
+    gallery, byte for byte, does not match itself: the copies share a camera number of their own, because
     evaluation leaves out matches by the same camera. All other cameras are -1, unknown. Without `training`
     the classes are those of test/.
     """
@@ -88,7 +88,7 @@ def _named_camera(path: Path) -> int:
 
 
 def _copies(query: Tree, gallery: Tree) -> dict[Path, int]:
-    """A number for the photos of an identity that lie in both parts, the same for the same bytes."""
+    """Number the photos of an identity that are in both parts, equal for equal bytes."""
     number: dict[Path, int] = {}
     count = itertools.count()
     for name in sorted(query.keys() & gallery.keys()):
@@ -107,7 +107,7 @@ def _digest(path: Path) -> bytes:
 
 
 def photos_in(folder: str | Path, transform: Callable[[Image.Image], Any] | None = None) -> ImageDataset:
-    """All photos below a folder, at any depth, without labels: for embeddings and pictures.
+    """Return all photos below a folder, at any depth, without labels: for embeddings and pictures.
 
     Photos come in the order of their paths. Their label and their camera are -1. Other files are ignored and
     counted in one warning.
@@ -118,7 +118,7 @@ def photos_in(folder: str | Path, transform: Callable[[Image.Image], Any] | None
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It holds no photo, or links that lead to a folder that contains them.
+        ValueError: The folder holds no photo, or a link to a folder that contains the link.
     """
     root = Path(expanduser(folder))
     if not isdir(root):

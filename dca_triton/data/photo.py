@@ -1,4 +1,4 @@
-"""From a photo's file to the RGB pixels that a viewer shows, without trusting the file."""
+"""Decode an untrusted photo file to the RGB pixels that a viewer shows."""
 
 import threading
 from pathlib import Path
@@ -26,8 +26,8 @@ PIL_SETTINGS = threading.Lock()
 def read_image(path: Path) -> Image.Image:
     """Decode a photo to RGB, as a viewer shows it.
 
-    - Formats: JPEG, PNG, WebP, BMP, GIF, PPM (PBM, PGM, PFM) and TIFF, by content and not by name. Of several
-      frames or pages the first is taken.
+    - Formats: JPEG, PNG, WebP, BMP, GIF, PPM (PBM, PGM, PFM) and TIFF, by content and not by name. The first
+      of several frames or pages is used.
     - EXIF orientation is applied. Unreadable EXIF data counts as none.
     - Transparent pixels are blended with white.
     - Gray of 12 or 16 bits is scaled by its full range, 32-bit integers by the smallest range that holds the
@@ -49,7 +49,7 @@ def read_image(path: Path) -> Image.Image:
         return _with_own_settings(path)
     except UnidentifiedImageError as error:
         raise ValueError(f"image {path} cannot be read (it is not one of {', '.join(FORMATS)})") from error
-    except Exception as error:  # PIL's decoders raise nearly every built-in error on damaged files
+    except Exception as error:  # PIL's decoders raise nearly any error for damaged files
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"image {path} cannot be read ({kind}{reason})") from error
@@ -102,7 +102,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Gray values of more than 8 bits as a picture of mode L."""
+    """Scale gray values of more than 8 bits to an image of mode L."""
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     values = np.asarray(image)
     if image.mode == "I" and tags and tags.get(ExifTags.Base.SampleFormat, (1,))[0] == 1:
@@ -117,7 +117,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def _white(image: Image.Image, values: np.ndarray) -> int:
-    """The value that stands for white."""
+    """Return the value that represents white."""
     low, high = values.min(), values.max()
     bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))[0]
     if image.mode == "F":
