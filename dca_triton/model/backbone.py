@@ -106,7 +106,7 @@ def _create(
         raise_faults(
             [
                 f"backbone_name must be a timm model that layout={layout!r} can use, "
-                f"got {name!r}: {' and '.join(reasons)}"
+                f"got {name!r}: {'; '.join(reasons)}"
             ]
         )
     raise_faults(size_faults("img_size", tuple(model.patch_embed.img_size), _patch(model)))

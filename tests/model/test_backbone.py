@@ -57,7 +57,7 @@ def test_tokens_before_the_blocks_are_the_backbones_own(name: str) -> None:
 
 
 def test_a_backbone_without_a_grid_is_refused() -> None:
-    with pytest.raises(ValueError, match="its patch embedding tells no grid"):
+    with pytest.raises(ValueError, match="its patch embedding has no grid_size"):
         Backbone("xcit_nano_12_p16_224", "reference", False, 64)
 
 
@@ -76,7 +76,7 @@ def test_every_reason_against_a_backbone() -> None:
 
 REFUSALS = (
     "it has no class token",
-    "its patch embedding tells no grid",
+    "its patch embedding has no grid_size",
     "its blocks are ",
     "its attention is ",
 )
