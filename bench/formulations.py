@@ -100,8 +100,8 @@ class CompiledMaps(Maps):
 class OwnWay(Maps):
     """`Maps` as users would speed it up, with scaled_dot_product_attention.
 
-    Keys and values of the partner are concatenated. The rollout gets a map of its own, averaged over heads
-    and without gradient.
+    Keys and values of the partner are concatenated. The rollout uses its own map, averaged over
+    heads and without gradient.
     """
 
     def block(self, block: TimmModule, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +175,7 @@ def merged(out: Tensor) -> Tensor:
 
 
 def rest(block: TimmModule, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a block after attention (B, H, M, D): projection, residual, MLP, residual."""
+    """Everything after attention (B, H, M, D) in a block: projection, residual, MLP, residual."""
     x = x + block.attn.proj(merged(attended))
     return x + block.mlp(block.norm2(x))
 

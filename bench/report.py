@@ -176,8 +176,8 @@ def _figure(results: Results, name: str) -> Figure:
         memory.plot(lengths, [e["extra_info"]["peak_bytes"] / 2**20 for e in own], **style)
     ticks = sorted({entry["params"]["N"] for entry in entries})
     peaks = results["peaks"]
-    tera.axhline(peaks[f"matmul {entries[0]['params']['dtype']}"] / 1e12, color="grey", linestyle="--")
-    giga.axhline(peaks["copy"] / 1e9, color="grey", linestyle="--")
+    tera.axhline(peaks[f"matmul {entries[0]['params']['dtype']}"] / 1e12, color="gray", linestyle="--")
+    giga.axhline(peaks["copy"] / 1e9, color="gray", linestyle="--")
     for axes, label in ((time, "ms"), (tera, "TFLOP/s"), (giga, "GB/s"), (memory, "MiB above inputs")):
         axes.set(xlabel="N, tokens", ylabel=label, xscale="log", yscale="log")
         axes.set_xticks(ticks, map(str, ticks))

@@ -117,7 +117,7 @@ def device_name(device: torch.device) -> str:
     """Return the device's name in a form that can be a file name."""
     if device.type == "cuda":
         return launch_table.gpu_of(torch.device("cuda", torch.cuda.current_device())).name
-    return launch_table.sanitised(f"{cpu_name()} {torch.get_num_threads()} threads")
+    return launch_table.sanitized(f"{cpu_name()} {torch.get_num_threads()} threads")
 
 
 def cpu_name() -> str:

@@ -24,8 +24,8 @@ def violations(arguments: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[
 
 
 def shown(value: object) -> str:
-    """A value in one line of at most about 200 characters: its repr, or the kind of a tensor."""
-    torch = sys.modules.get("torch")  # not imported here, since the command line's help has no need of it
+    """Return the repr of a value, or the kind of a tensor, in one line of about 200 characters at most."""
+    torch = sys.modules.get("torch")  # not imported here, because the command line's help does not need it
     if torch is not None and isinstance(value, torch.Tensor):
         if value.is_nested or value.layout != torch.strided:
             return f"a tensor of layout {value.layout}"
@@ -34,7 +34,7 @@ def shown(value: object) -> str:
         return f"{article} {dtype} tensor {tuple(value.shape)} on {value.device}"
     try:
         text = " ".join(repr(value).split())
-    except ValueError:  # Python prints no integer of more than 4300 digits
+    except ValueError:  # Python does not print integers of more than 4300 digits
         text = f"a huge {type(value).__name__}"
     return text if len(text) <= 200 else text[:200] + "..."
 
@@ -48,7 +48,7 @@ def integer(least: int) -> Rule:
 
 
 def number(fits: Callable[[float], bool], words: str) -> Rule:
-    """A finite number that `fits`; an integer too large for a float is none."""
+    """A finite number that `fits`; integers too large for a float are refused."""
 
     def holds(v: Any) -> bool:
         if not isinstance(v, int | float) or isinstance(v, bool):

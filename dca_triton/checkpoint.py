@@ -27,10 +27,10 @@ WEIGHT_KEYS = ("model_state_dict", "state_dict", "model", "ema_state_dict")  # i
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BufferedRandom]:
-    """A binary file that takes the place of `path` when the block ends, and never if it fails.
+    """Open a binary file that replaces `path` when the block ends, and never if it fails.
 
     The bytes reach the disk under another name in the same folder first, so a reader finds the old file or
-    the new one, never a part. One writer per path; a later writer overwrites what a killed one left.
+    the new one, never a part. Use one writer per path; a later one overwrites what a killed one left.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -63,7 +63,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
             torch.save(state, file)
             _sign(file)
             file.seek(0)
-            # Found now and not on the day that the checkpoint is needed: e.g. a NumPy scalar in the history.
+            # Fail now, not on the day that the checkpoint is needed, e.g. for a NumPy scalar in the history.
             if refused := get_unsafe_globals_in_checkpoint(file):
                 raise_faults([f"state must hold tensors and plain Python values, got {_some(refused)}"])
             file.seek(0, os.SEEK_END)
@@ -100,9 +100,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"checkpoint {path} {wrong}; it must be a .pt, .pth or .safetensors file")
     try:
         state = _read(path)
-    except Exception as error:  # damaged bytes make the readers raise nearly anything
-        if wanted := re.search(r"GLOBAL (\S+)", str(error)):
-            reason = f"needs {wanted[1]}, which could execute code"
+    except Exception as error:  # damaged bytes make the readers raise nearly any error
+        if blocked := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"needs {blocked[1]}, which could execute code"
         else:
             reason = f"cannot be read ({_line(error)})"
         raise ValueError(
@@ -118,7 +118,7 @@ def load_weights(
     checkpoint: Mapping[str, Any] | str | os.PathLike[str],
     transfer: bool = False,
 ) -> dict[str, Any]:
-    """Load a model's weights, all or none; with `transfer` all that fit.
+    """Load all of a model's weights or none; with `transfer`, load those that fit.
 
     Args:
         model: Takes the weights, in its own dtypes and on its own devices. It may be wrapped by
@@ -137,26 +137,26 @@ def load_weights(
     Raises:
         FileNotFoundError: As `load_checkpoint`.
         ValueError: As `load_checkpoint`; or names that are missing, unexpected or of another shape, with
-            `transfer` only if no weight of the backbone fits. The model is then as it was.
+            `transfer` only if no weight of the backbone fits. The model is then unchanged.
     """
     name = "checkpoint"
     if not isinstance(checkpoint, Mapping):
         name, checkpoint = f"checkpoint {checkpoint}", load_checkpoint(checkpoint)
     weights, rest = _weights_in(checkpoint, name)
     own = _without_prefixes(model.state_dict())
-    given = _without_prefixes(weights)
+    loaded = _without_prefixes(weights)
     report: dict[str, Any] = {}
     if transfer:
-        given, report = transferable(model, own, given, rest.get("model_arguments"), name)
-    elif faults := _mismatches(own, given, len(weights) - len(given)):
-        raise ValueError(f"{name} does not fit the model: {'; '.join(faults)}")
+        loaded, report = transferable(model, own, loaded, rest.get("model_arguments"), name)
+    elif faults := _mismatches(own, loaded, len(weights) - len(loaded)):
+        raise ValueError(f"{name} does not fit the model: {', '.join(faults)}")
     names = dict(zip(own, model.state_dict(), strict=True))
-    model.load_state_dict({names[key]: value for key, value in given.items()}, strict=not transfer)
+    model.load_state_dict({names[key]: value for key, value in loaded.items()}, strict=not transfer)
     return rest | report
 
 
 def _weights_in(checkpoint: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """The state dict that a checkpoint holds, and what it holds in addition."""
+    """Split a checkpoint into its state dict and all that it holds in addition."""
     for key in WEIGHT_KEYS:
         if key in checkpoint and (key == WEIGHT_KEYS[0] or not isinstance(checkpoint[key], Tensor)):
             rest, weights = dict(checkpoint), checkpoint[key]
@@ -168,7 +168,7 @@ def _weights_in(checkpoint: Mapping[str, Any], name: str) -> tuple[Mapping[str, 
 
 
 def _without_prefixes(weights: Mapping[Any, Any]) -> dict[str, Any]:
-    """The same under the names that the bare model gives; fewer if two names are the same then."""
+    """Rename the weights as in the bare model; if two names become the same, only one is kept."""
     names = [str(key).replace("_orig_mod.", "") for key in weights]
     while names and all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]
@@ -186,7 +186,7 @@ def _mismatches(own: Mapping[str, Tensor], weights: Mapping[str, Any], repeated:
         "unexpected": [key for key in weights if key not in own],
         "of another shape": shapes,
     }
-    faults = [f"{len(found)} {kind} ({_some(found)})" for kind, found in kinds.items() if found]
+    faults = [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
     return faults + [f"{repeated} named twice, with and without a prefix"] * bool(repeated)
 
 
@@ -195,7 +195,7 @@ def _some(names: list[str]) -> str:
 
 
 def _line(error: Exception) -> str:
-    # Before this mark stands torch's advice to load the file unsafely.
+    # The text before this mark is torch's advice to load the file unsafely.
     lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
     return ": ".join([type(error).__name__, *lines[:1]])
 

@@ -1,14 +1,14 @@
-"""What a model's numbers mean: its task, classes, size and normalization, kept beside its weights."""
+"""What a model's numbers mean: its task, classes, size and normalization, stored with its weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from .arguments import Rule, choice, integer, raise_faults, violations
 
 
-def _list_of(fits: Any, length: int | None = None) -> Any:
+def _list_of(fits: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
     return lambda v: (
         isinstance(v, list | tuple) and len(v) == (length or max(1, len(v))) and all(map(fits, v))
     )
@@ -45,17 +45,17 @@ class Description:
         task: "fgvc" or "reid".
         classes: Names of the labels 0..K-1.
         size: Height and width in pixels.
-        mean: Of the normalization, per channel, of values in [0, 1].
-        std: Like mean.
+        mean: Mean of each channel, for normalization, of values in [0, 1].
+        std: Standard deviation of each channel, likewise.
         dataset: Name of the training dataset.
         resize: Side in pixels before the random crop (fgvc).
         batch_size: Photos in a batch of each process.
         photos: Photos of one identity in a batch (reid).
         holdout: Photos of each class kept for validation (fgvc).
-        seed: Of the batches' order and of the validation photos.
+        seed: Seeds the order of the batches and the choice of validation photos.
 
     Raises:
-        ValueError: Values of other types or ranges, every one of them.
+        ValueError: Values of other types or ranges, all of them at once.
     """
 
     task: Literal["fgvc", "reid"]
@@ -72,7 +72,7 @@ class Description:
 
     def __post_init__(self) -> None:
         raise_faults(violations(vars(self), VALUE_RULES))
-        for name in ("classes", "size", "mean", "std"):  # JSON knows no tuples
+        for name in ("classes", "size", "mean", "std"):  # JSON has no tuples
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @classmethod

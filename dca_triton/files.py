@@ -9,7 +9,7 @@ from typing import IO, Any, Literal
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
-    """Open a file that takes the place of `path` when the block ends, and disappears if the block raises.
+    """Open a file that replaces `path` when the block ends, and disappears if the block raises.
 
     Until then an older file at `path` stays as it is. The bytes reach the disk before the file gets its name,
     so a power cut leaves the old file or the new one. A link at `path` is kept: the file it leads to is
@@ -20,8 +20,8 @@ def atomic_write(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "wb") 
         mode: "w" for text in UTF-8, "wb" for bytes.
 
     Raises:
-        OSError: The file cannot be written, which any OSError of the block is taken for; the message names
-            `path`. Also if `path` is a folder, a device or a pipe.
+        OSError: `path` is a folder, a device or a pipe, or the block raised an OSError; the message names
+            `path`.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():

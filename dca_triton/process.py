@@ -1,9 +1,9 @@
-"""This process among those of a launch."""
+"""The rank and device of this process."""
 
 import torch
 from accelerate import PartialState
 
 
 def this_process() -> PartialState:
-    """The process with its rank and its device: a GPU of its own if there is one, else the CPU."""
+    """Return the process with its rank and its device: its own GPU if there is one, else the CPU."""
     return PartialState(cpu=not torch.accelerator.is_available())

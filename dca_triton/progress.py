@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal and in a notebook, elsewhere a line every half minute."""
+"""Progress on stderr: a bar on a terminal or in a notebook, otherwise a line every half minute."""
 
 import sys
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ class ProgressLines(tqdm):
         return True
 
     def clear(self, *_: Any, **__: Any) -> None:
-        """Written lines stay."""
+        """Do nothing: written lines stay."""
 
     def close(self) -> None:
         if not self.disable and self.leave and self.n > self.last_print_n:
@@ -43,14 +43,14 @@ def progress(
     leave: bool = True,
     disable: bool = False,
 ) -> tqdm:
-    """Show how far a loop is; every progress bar of the package is made here.
+    """Show the progress of a loop; every progress bar of the package is made here.
 
     Args:
-        iterable: Counted as it is iterated; None is counted by the result's `update`.
-        desc: What is done, in a word or two.
-        total: How many there will be; by default the length of `iterable` if it has one.
-        unit: What is counted.
-        initial: How many were done before.
+        iterable: Counted as it is iterated; if None, call the result's `update`.
+        desc: A word or two about the loop.
+        total: The number of items; by default the length of `iterable` if it has one.
+        unit: The name of an item.
+        initial: The number of items that were done before.
         leave: Keep the bar, or write a last line, at the end.
         disable: Show nothing.
     """

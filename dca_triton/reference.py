@@ -64,7 +64,7 @@ def rollout(
     discard_ratio: float = 0.0,
     add_residual: bool = True,
 ) -> Tensor:
-    """Attention rollout Ŝ = S̄_L ⋯ S̄_1, S̄ = 0.5 S + 0.5 I rows re-normalised (DCAL, eq. 2; Abnar & Zuidema).
+    """Attention rollout Ŝ = S̄_L ⋯ S̄_1, S̄ = 0.5 S + 0.5 I rows renormalized (DCAL, eq. 2; Abnar & Zuidema).
 
     attentions: (B, H, N, N) of each layer, first to last. head_fusion: "mean", "max" or "min" over the heads.
     discard_ratio: the fraction in [0, 1) of the smallest fused weights of an image that are set to zero,

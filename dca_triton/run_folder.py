@@ -1,4 +1,4 @@
-"""All that a run writes: its newest checkpoints, the best one, and its metrics."""
+"""The files of a run: its newest checkpoints, the best one, and its metrics."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .arguments import raise_faults
 from .checkpoint import load_checkpoint, replacing, save_checkpoint, sync_folder
 
 State = dict[str, Any]
@@ -15,10 +16,10 @@ NEWEST, BEST, FIRST, FRESH = "checkpoint.pt", "best.pt", "checkpoint.first.pt", 
 
 
 class RunFolder:
-    """checkpoint.pt, the newest; checkpoint.1.pt, checkpoint.2.pt, ... before it; best.pt; metrics.jsonl.
+    """The folder of a run: checkpoint.pt, the older checkpoint.1.pt, ..., best.pt and metrics.jsonl.
 
-    Whatever kills a run, its newest complete checkpoint is whole. checkpoint.new.pt is a newer one, left by a
-    kill before it was renamed. checkpoint.first.pt is the first one of a run, left by a kill before the
+    Whatever kills a run, its newest complete checkpoint stays whole. checkpoint.new.pt is a newer one, left
+    by a kill before it was renamed. checkpoint.first.pt is the first one of a run, left by a kill before the
     checkpoints of an earlier run were removed.
 
     Args:
@@ -35,21 +36,21 @@ class RunFolder:
         self.writer: Any = None
 
     def find(self, resume: str | os.PathLike[str] | None) -> tuple[Path, State] | None:
-        """The checkpoint to go on from: a file, the newest sound one for "auto", or none.
+        """Return the checkpoint to resume from: a file, the newest sound one for "auto", or none.
 
-        Warns of a damaged checkpoint that "auto" passes over, and of a run that None is about to replace.
+        Warns about a damaged checkpoint that "auto" skips, and about a run that None is about to replace.
 
         Raises:
             FileNotFoundError: `resume` is not a file.
-            ValueError: The file is damaged, or for "auto" every one that is there.
+            ValueError: The file is damaged, or, with "auto", all checkpoints are.
         """
         if resume is not None and Path(resume) == Path("auto"):
             return self._newest_sound()
         found = None if resume is None else (Path(resume), load_checkpoint(resume))
         if self.paths() and (found is None or found[0].resolve().parent != self.path.resolve()):
             warnings.warn(
-                f"{self.path} holds an earlier run, whose checkpoints are removed; resume='auto' would go on "
-                "with it",
+                f"{self.path} holds an earlier run, whose checkpoints are removed; resume='auto' would "
+                "continue it",
                 stacklevel=4,
             )
         return found
@@ -66,11 +67,11 @@ class RunFolder:
                 warnings.warn(f"{fault}; {path} is used instead", stacklevel=5)
             return path, state
         if faults:
-            raise ValueError(f"no checkpoint to resume from: {'; '.join(faults)}")
+            raise_faults([f"{self.path} must hold a checkpoint to resume from, got damaged ones", *faults])
         return None
 
     def paths(self) -> list[Path]:
-        """All checkpoints but the best, from the newest to the oldest, damaged ones included."""
+        """All checkpoints except the best, from newest to oldest, including damaged ones."""
         if not self.path.is_dir():
             return []
         matches = {path: re.fullmatch(r"checkpoint\.(\d+)\.pt", path.name) for path in self.path.iterdir()}
@@ -79,7 +80,7 @@ class RunFolder:
         return [path for path in latest if path.exists()] + [aged[age] for age in sorted(aged)]
 
     def go_on(self, path: Path | None, state: State) -> None:
-        """Make the state that a run begins with the newest checkpoint of the folder.
+        """Save the state that a run starts from as the newest checkpoint of the folder.
 
         Args:
             path: The file that the state was read from, or None for a new run. Unless it is the newest here,
@@ -88,7 +89,7 @@ class RunFolder:
             state: What the file holds.
 
         Raises:
-            OSError: The folder cannot be written; it is as it was.
+            OSError: The folder cannot be written; it is unchanged.
         """
         if self._metrics.is_dir():
             raise IsADirectoryError(f"{self._metrics} must be a file, got a folder")
@@ -132,7 +133,7 @@ class RunFolder:
         save_checkpoint(self.path / BEST, state)
 
     def begin_metrics(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Write metrics.jsonl, a line for each epoch of `history`; later lines of a killed run go.
+        """Write metrics.jsonl, one line per epoch of `history`, without later lines of a killed run.
 
         Raises:
             OSError: It cannot be written; the older file is whole.

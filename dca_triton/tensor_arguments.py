@@ -1,4 +1,4 @@
-"""Rules for tensors, as tables: name -> "dtype (shape)", and sentences about rows whose values do not fit."""
+"""Rules for tensors, as tables: name -> "dtype (shape)", and sentences about rows with wrong values."""
 
 from collections.abc import Mapping
 from typing import Any

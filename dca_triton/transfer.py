@@ -1,4 +1,4 @@
-"""Which weights of a checkpoint serve a model of other classes or another image size."""
+"""Select the weights of a checkpoint that fit a model with other classes or another image size."""
 
 import math
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ def transferable(
     arguments: Any,
     name: str,
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """The weights that fit, position embeddings resampled, and the names of all others.
+    """Return the weights that fit, with resampled position embeddings, and the names of all others.
 
     Args:
         model: The model that takes them.
         own: Its state dict, without the prefixes of wrappers.
         weights: The checkpoint's state dict, likewise.
         arguments: The constructor's arguments of the checkpoint's model, if it holds them.
-        name: Of the checkpoint, for the error.
+        name: Name of the checkpoint, for the error.
 
     Returns:
         The weights, and the lists "fresh", "resampled" and "ignored".
@@ -59,7 +59,7 @@ def transferable(
 
 
 def shape_of(value: Any) -> tuple[int, ...] | str:
-    """The shape of a dense real tensor; of anything else what it is, since copying it would fail half-way."""
+    """The shape of a dense real tensor, or a description of anything else, which could not be copied."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     if value.is_meta or value.is_complex() or value.layout != torch.strided:
@@ -70,7 +70,7 @@ def shape_of(value: Any) -> tuple[int, ...] | str:
 def _resampled(
     modules: Mapping[str, nn.Module], key: str, own: Tensor, weights: Mapping[str, Any], arguments: Any
 ) -> Tensor | None:
-    """A position embedding (1, N, C) resampled to the model's grid; None if it fits as it is or cannot."""
+    """A position embedding (1, N, C) resampled to the model's grid; None if there is nothing to resample."""
     value, owner = weights[key], _owner(modules, key)
     grid = getattr(getattr(owner, "patch_embed", None), "grid_size", None)
     shape = shape_of(value)
@@ -88,7 +88,7 @@ def _resampled(
 
 
 def _owner(modules: Mapping[str, nn.Module], key: str) -> nn.Module | None:
-    """The module that has the weight, also behind a wrapper's "module."."""
+    """The module that has the weight, also with a wrapper's prefix "module."."""
     path = key.rpartition(".")[0]
     return modules.get(path, modules.get(f"module.{path}"))
 

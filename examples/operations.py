@@ -1,4 +1,4 @@
-"""The three operations alone: one layer of PWCA, rollout over three layers, and one layer of GLCA.
+"""The three operations on their own: one layer of PWCA, rollout over three layers, and one layer of GLCA.
 
 Run it with `python examples/operations.py`. It uses a GPU if PyTorch finds one.
 """

@@ -24,7 +24,7 @@ def main(steps: int = 30) -> float:
 
     for step in range(steps):
         images, labels = batch()
-        # The heads read class tokens alone, so the last blocks need not compute the other rows.
+        # The heads read class tokens only, so the last blocks need not compute the other rows.
         outputs = model(images, partner_index=pairs(labels), class_tokens_only=True)
         losses = {name: cross_entropy(outputs[f"{name}_logits"], labels) for name in ("sa", "glca", "pwca")}
         total = weighting(losses)["total_loss"]

@@ -1,1 +1,1 @@
-"""Raw Triton kernels, one file per op. Nothing here knows modules, models or the command line."""
+"""Raw Triton kernels, one file per op, independent of modules, models and the command line."""

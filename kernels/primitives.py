@@ -1,4 +1,4 @@
-"""The pieces of the attention kernels: where a tile lies, and how it is read and written.
+"""Building blocks of the attention kernels: locate, read and write tiles.
 
 Names: p_ pointer, s_ stride, b_ block (tile), o_ offsets, m_ mask, i_ index. A head of an image is a matrix
 of n rows of D elements: rows are s_r elements apart, the elements of a row are adjacent. DP is D rounded up
@@ -28,7 +28,7 @@ def row_ptr(p, i_r, s_r):
 
 @triton.jit
 def num_sources(p_partner, i_b):
-    """The partner of image i_b, and how many images its queries attend to: itself alone, or both."""
+    """The partner of image i_b, and the number of images that its queries attend to: 1 or 2."""
     partner, sources = i_b, 1
     if p_partner is not None:
         partner = tl.load(p_partner + i_b).to(tl.int32)

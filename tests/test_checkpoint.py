@@ -253,7 +253,7 @@ def test_leftover_of_a_killed_writer(tmp_path):
 
 
 def test_a_signature_that_is_cut_off(tmp_path):
-    """The rest is a whole archive: only the announced length of the comment shows what is missing."""
+    """The remaining bytes are a whole archive: only the stored length of the comment reveals the cut."""
     file = tmp_path / "a.pt"
     save_checkpoint(file, {"w": torch.ones(9)})
     whole = file.read_bytes()

@@ -1,4 +1,4 @@
-"""A file is written whole or not at all, and nothing else is left behind."""
+"""A file is written whole or not at all, and no other file is left behind."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def test_the_file_appears_when_the_block_ends(tmp_path: Path) -> None:
         assert path.read_text() == "old"
     assert path.read_bytes() == '["ä"]'.encode()
     with atomic_write(path) as file:
-        Path(file.name).write_bytes(b"by its name")  # as writers do that take no file
+        Path(file.name).write_bytes(b"by its name")  # as writers that take a path do
     assert path.read_bytes() == b"by its name"
     assert os.listdir(tmp_path) == [path.name]
 

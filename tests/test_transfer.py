@@ -1,4 +1,4 @@
-"""Weights of other classes, sizes and layouts: what fits is loaded, all else is named."""
+"""Weights of other classes, sizes and layouts: matching weights are loaded, and all others are reported."""
 
 import pytest
 import torch
@@ -74,8 +74,8 @@ def test_positions_are_resampled(old, new, known):
     found = transferred(source, model, **more)
     assert found["resampled"] == [POSITIONS] and found["fresh"] == []
     grids = [[side // 8 for side in ((s, s) if isinstance(s, int) else s)] for s in (old, new)]
-    wanted = resample_abs_pos_embed(source.state_dict()[POSITIONS], grids[1], grids[0], num_prefix_tokens=1)
-    assert torch.equal(model.state_dict()[POSITIONS], wanted)
+    expected = resample_abs_pos_embed(source.state_dict()[POSITIONS], grids[1], grids[0], num_prefix_tokens=1)
+    assert torch.equal(model.state_dict()[POSITIONS], expected)
     assert model.eval()(torch.zeros(1, 3, *(8 * side for side in grids[1])))["sa_logits"].isfinite().all()
 
 

@@ -66,8 +66,9 @@ def spills_by_necessity(job: Job) -> bool:
 
 
 def violations(job: Job, result: Assessment | Exception) -> list[str]:
-    """Return what is wrong with a configuration: it fails to compile, spills, exceeds the chip, or does not
-    use matrix instructions."""
+    """Return the faults of a configuration.
+
+    It fails to compile, spills, exceeds the chip, or does not use matrix instructions."""
     if isinstance(result, Exception):
         return [f"{name_of(job)}: {job.config} does not compile: {result!r}"]
     code, limit = result.code, CHIPS[job.arch].smem_program

@@ -91,10 +91,10 @@ def aircraft(root: Path, training: bool = True) -> Listing:
 
 
 def _matlab(layout: Layout, file: str, name: str) -> np.ndarray[Any, Any]:
-    """One variable of a MATLAB file, 1-D."""
-    from scipy.io import loadmat  # takes long to import
+    """Read one variable of a MATLAB file as a 1-D array."""
+    from scipy.io import loadmat  # slow to import
 
     try:
         return np.atleast_1d(loadmat(io.BytesIO(layout.content(file)), squeeze_me=True)[name])
-    except Exception as error:  # scipy lets every kind of error through
+    except Exception as error:  # scipy raises nearly any error
         raise layout.damaged(file, f"{type(error).__name__}: {error}") from error

@@ -23,7 +23,7 @@ Tree = dict[str, list[Path]]
 
 
 def folder(root: Path, training: bool = True) -> Listing:
-    """Categorization from train/ and test/, re-identification from train/, query/ and gallery/.
+    """Read train/ and test/ for categorization, or train/, query/ and gallery/ for re-identification.
 
     Identities that query and gallery share have the same folder name in both. The camera of a photo is the
     number after "_c" in its name (Market-1501's custom), in all names of query and gallery or in none. A
@@ -132,7 +132,7 @@ def _digest(path: Path) -> bytes:
 
 
 def photos_in(folder: str | Path, transform: Callable[[Image.Image], Any] | None = None) -> ImageDataset:
-    """All photos below a folder, at any depth, without labels: for embeddings and pictures.
+    """Return all photos below a folder, at any depth, without labels: for embeddings and pictures.
 
     Photos come in the order of their paths. Their label and their camera are -1. Other files are ignored and
     counted in one warning.
@@ -143,7 +143,7 @@ def photos_in(folder: str | Path, transform: Callable[[Image.Image], Any] | None
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It holds no photo, or links that lead to a folder that contains them.
+        ValueError: The folder holds no photo, or a link to a folder that contains the link.
     """
     root = Path(expanduser(folder))
     if not isdir(root):

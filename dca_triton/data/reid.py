@@ -67,7 +67,7 @@ def veri776(root: Path, training: bool = True) -> Listing:
     """VeRi-776 (Liu et al., 2016): 576 vehicles to train, 1,678 queries, 11,579 gallery photos.
 
     Identities and cameras are read from the names of the photos that name_*.txt list; train_label.xml must
-    agree with them, and photos that it leaves out are reported by a warning.
+    agree with them. A warning reports photos that it leaves out.
     """
     layout = Layout(
         "veri776",
@@ -109,8 +109,8 @@ def _compare_with_veri_labels(layout: Layout, photos: list[ImageRecord]) -> None
 def _veri_labels(layout: Layout) -> dict[str, tuple[int, int]]:
     """Identity and camera of each photo in train_label.xml.
 
-    The file declares gb2312, which the parser refuses, and there are copies in other encodings. All that is
-    needed is ASCII in each of them, so anything else is replaced.
+    The file declares gb2312, which the parser refuses, and there are copies in other encodings. The needed
+    text is ASCII in each of them, so all other bytes are replaced.
     """
     file = "train_label.xml"
     text = layout.content(file).decode("ascii", errors="replace")

@@ -23,8 +23,8 @@ class IdentitySampler(Sampler[list[int]]):
         labels: (number of photos,) integers, the identities.
         p: Identities of a batch, at least 1.
         k: Photos of each identity, at least 1.
-        seed: Of the order.
-        rank: Of this process, in 0..world_size-1.
+        seed: Seeds the order.
+        rank: Rank of this process, in 0..world_size-1.
         world_size: Number of processes, at least 1.
 
     Raises:

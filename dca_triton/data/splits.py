@@ -29,7 +29,7 @@ READERS = {
     "veri776": veri776,
     "folder": folder,
 }
-INSTALLED = {"orl-fgvc": orl_fgvc, "orl-reid": orl_reid}  # by pip, so that they need no root
+INSTALLED = {"orl-fgvc": orl_fgvc, "orl-reid": orl_reid}  # installed by pip, so they need no root
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Splits:
     """The parts of a dataset: train, test and, on demand, validation (fgvc); train, query and gallery (reid).
 
     `classes` names the training labels 0..K-1; query and gallery labels are identity numbers. `train` is
-    None where only the parts of evaluation were read.
+    None if only the parts of evaluation were read.
     """
 
     task: Literal["fgvc", "reid"]
@@ -49,7 +49,7 @@ class Splits:
     gallery: ImageDataset | None = None
 
     def with_classes(self, names: Sequence[str]) -> "Splits":
-        """The same photos with labels that are positions in `names`, such as the classes of a checkpoint.
+        """Return the photos with labels that are positions in `names`, e.g. the classes of a checkpoint.
 
         A label means something only together with the names it was trained with. `names` may hold classes
         that this dataset lacks. In re-identification only training labels change: query and gallery labels
@@ -106,15 +106,15 @@ def load_dataset(
     Args:
         name: cub, cars, aircraft, folder, orl-fgvc (fgvc); market1501, dukemtmc, msmt17, veri776, folder,
             orl-reid (reid).
-        root: The dataset's own folder, to which its archive unpacks, under any name; absent for orl-*. Links
+        root: The folder of the unpacked archive, under any name; None for orl-*. Links
             in it are followed wherever they lead, but no list may name a path outside of it.
-        train_transform: Of training photos; see `ImageDataset`.
-        test_transform: Of all other parts.
+        train_transform: Transform of training photos; see `ImageDataset`.
+        test_transform: Transform of all other parts.
         holdout: Photos of each class, drawn by `seed`, that go from train to validation (fgvc only).
-        seed: Of what is held out.
-        on_corrupt: Of training (see `ImageDataset`). Every other part stops at an unreadable photo, because
-            figures over fewer photos are not comparable.
-        training: False reads the parts of evaluation alone: the training photos may be absent, and the
+        seed: Seeds the choice of validation photos.
+        on_corrupt: For training photos (see `ImageDataset`). Every other part stops at an unreadable photo,
+            because figures over fewer photos are not comparable.
+        training: False reads the parts of evaluation only: the training photos may be absent, and the
             classes of a folder are those of its test part.
 
     Raises:
@@ -122,7 +122,7 @@ def load_dataset(
         ValueError: Files are damaged, or arguments do not fit.
     """
     listing = _read(name, root, training or bool(holdout))
-    # macOS writes the names of files decomposed (NFD), nearly all else composed (NFC).
+    # macOS writes file names decomposed (NFD), nearly all other systems composed (NFC).
     classes = tuple(normalize("NFC", text) for text in listing.classes)
     if len(set(classes)) < len(classes):
         twice = [text for text, count in Counter(classes).items() if count > 1]
@@ -148,7 +148,7 @@ def load_dataset(
 def hold_out(
     records: Sequence[ImageRecord], per_class: int, seed: int
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """Split records into (kept, held): `per_class` of every class are held, the same ones for the same seed.
+    """Split records into (kept, held): hold out `per_class` records of every class, chosen by seed.
 
     Raises:
         ValueError: per_class is negative or would leave a class without a photo.

@@ -76,7 +76,7 @@ def whole_batch_affine(
     shift: float = 0.1,
     flip: bool = True,
 ) -> Tensor:
-    """Rotate, scale, shift and flip every image of a batch by amounts of its own, in one resampling.
+    """Rotate, scale, shift and flip each image of a batch by its own amounts, in one resampling.
 
     The result has the shape and dtype of `images`. Outside an image its border repeats. The same state of
     `generator` gives the same result.

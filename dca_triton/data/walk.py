@@ -1,4 +1,4 @@
-"""Which files of a folder are photos: one rule for every dataset."""
+"""Find the photos in a folder, by one rule for every dataset."""
 
 import os
 import warnings
@@ -27,12 +27,12 @@ SYSTEM_NAMES = (
 
 
 def is_system(name: str) -> bool:
-    """True for hidden names (.ipynb_checkpoints, ._x.jpg) and for what operating systems leave in folders."""
+    """True for hidden names (.ipynb_checkpoints, ._x.jpg) and for files of operating systems."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders right in a folder, by name, without those of the system.
+    """Return the direct subfolders of a folder, by name, without those of the system.
 
     Raises:
         ValueError: One is a link to a folder that contains it.
@@ -45,13 +45,13 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def photo_files(folder: Path, nested: bool = True) -> tuple[list[Path], list[Path]]:
-    """Return the photos in a folder by path, and the other files, which the caller is to report.
+    """Return the photos in a folder by path, and the other files, which the caller must report.
 
     A photo is a file that ends in one of `SUFFIXES`, in any case. System files are in neither list. Links are
     followed wherever they lead; a folder that several links lead to is read once.
 
     Args:
-        folder: Exists.
+        folder: An existing folder.
         nested: Read its subfolders as well; otherwise their names are in the second list.
 
     Raises:
@@ -96,7 +96,7 @@ def _refuse_round(folder: Path) -> None:
 
 
 def warn_of_others(others: Sequence[Path], where: str) -> None:
-    """Warn once of files that are not read: how many, and of which kinds."""
+    """Warn once about files that are not read, with their number and kinds."""
     if others:
         kinds = Counter(path.suffix.lower() or path.name for path in others).most_common(5)
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Distances to rank a gallery by, in blocks of queries: Euclidean ones and k-reciprocal re-ranking.
+"""Distances for ranking a gallery, in blocks of queries: Euclidean, or k-reciprocal re-ranking.
 
 `dca_triton.evaluation.reid_metrics` takes either.
 """
@@ -25,7 +25,7 @@ VALUE_RULES = {
 def squared_distances(
     query: Tensor, gallery: Tensor, chunk_size: int, progress: bool = False
 ) -> Iterator[Tensor]:
-    """Squared Euclidean distances, the same to the bit however the work is split.
+    """Squared Euclidean distances, bit-identical for any split of the work.
 
     A matrix product sums in an order that depends on its shape, so the distances of a query to two copies of
     one photo would differ in their last digit, and ties would be lost. Here every feature is first rounded to
@@ -126,12 +126,12 @@ class _Sparse(NamedTuple):
 
     @classmethod
     def of(cls, rows: int, row: Tensor, column: Tensor, value: Tensor) -> "_Sparse":
-        """Of entries in ascending order of `row`."""
+        """Build from entries in ascending order of `row`."""
         length = torch.bincount(row, minlength=rows)
         return cls(length.cumsum(0) - length, length, column, value)
 
     def entries(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All entries of the given rows (n,), in their order: place in `rows` (0..n-1), column, value."""
+        """Return all entries of `rows` (n,), in order: position in `rows` (0..n-1), column, value."""
         length = self.length[rows]
         owner = torch.arange(len(rows), device=rows.device).repeat_interleave(length)
         first = self.start[rows] - (length.cumsum(0) - length)
@@ -167,14 +167,14 @@ def _reranked(
 
 
 def _reciprocal(nearest: Tensor, chunk_size: int) -> Tensor:
-    """(S, k) bool: whether photo i is among the k nearest of its neighbor nearest[i, a]."""
+    """(S, k) bool: True if photo i is among the k nearest of its neighbor nearest[i, a]."""
     photo = torch.arange(len(nearest), device=nearest.device)
     chunks = zip(nearest.split(chunk_size), photo.split(chunk_size), strict=True)
     return torch.cat([(nearest[n] == i[:, None, None]).any(-1) for n, i in chunks])
 
 
 def _encoding(photos: Tensor, nearest: Tensor, furthest: Tensor, half: int, chunk_size: int) -> _Sparse:
-    """V (S, S) of eq. 7: which photos are in R*(i), and with what weight."""
+    """V (S, S) of eq. 7: the weight of each photo in R*(i)."""
     mutual, near = _reciprocal(nearest, chunk_size), nearest[:, : half + 1]
     near_mutual = _reciprocal(near, chunk_size)
     parts = []
@@ -208,7 +208,7 @@ def _averaged(encoding: _Sparse, nearest: Tensor, chunk_size: int) -> _Sparse:
 def _shared_weight(encoding: _Sparse, queries: int, chunk_size: int) -> Iterator[Tensor]:
     """Blocks (<= chunk_size, G) of sum_j min(V_ij, V_gj), i a query and g a photo of the gallery behind them.
 
-    By an inverted index: V_ij meets the gallery's entries of column j only, the others would add 0.
+    This uses an inverted index: V_ij meets the gallery's entries of column j only; others would add 0.
     """
     size = len(encoding.length)
     photo, column, value = encoding.entries(torch.arange(queries, size, device=encoding.column.device))

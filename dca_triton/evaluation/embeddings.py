@@ -41,10 +41,10 @@ def embed(
     output: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Embeddings:
-    """Embed every photo: SA and GLCA class tokens side by side (S, 2C) for reid, SA's alone (S, C) for fgvc.
+    """Embed every photo: SA and GLCA class tokens side by side (S, 2C) for reid, SA's only (S, C) for fgvc.
 
     Args:
-        model: Left in evaluation mode; embeds on the device that it is on.
+        model: Left in evaluation mode; runs on its device.
         batches: Dicts of "image" (B, 3, h, w), "label" (B,) and optionally "camera" (B,) and "path", B texts.
         output: A .npz or .safetensors file to write as well, see `save_embeddings`.
         progress: Show a progress bar.
@@ -112,7 +112,7 @@ def load_embeddings(path: str | os.PathLike[str]) -> Embeddings:
         found = _read(path)
         raise_faults(_violations(found))
         return found
-    except Exception as error:  # damaged bytes make the readers raise nearly anything
+    except Exception as error:  # damaged bytes make the readers raise nearly any error
         line = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"embeddings {path} cannot be read ({type(error).__name__}: {line}); "
@@ -125,7 +125,7 @@ def _read(path: Path) -> Embeddings:
         with safe_open(path, framework="pt") as file:
             features, labels, cameras = map(file.get_tensor, TENSOR_RULES)
             return Embeddings(features, labels, cameras, tuple(json.loads(file.metadata()["paths"])))
-    # Opened here, for numpy leaves some damaged files open.
+    # Opened here, because numpy leaves some damaged files open.
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         features, labels, cameras = (torch.from_numpy(arrays[name]) for name in TENSOR_RULES)
         return Embeddings(features, labels, cameras, tuple(arrays["paths"].tolist()))

@@ -1,6 +1,6 @@
 """Measures of a trained model: top-k accuracy, and the retrieval scores of re-identification.
 
-Pure functions of tensors; nothing here knows a model or a dataset.
+Pure functions of tensors, independent of models and datasets.
 """
 
 import math
@@ -39,7 +39,7 @@ class ReidMetrics:
 
     @property
     def matched_queries(self) -> int:
-        """How many queries the means are taken over."""
+        """The number of queries that the means are taken over."""
         return self.queries - self.queries_without_match
 
 
@@ -105,10 +105,10 @@ def reid_metrics(
         gallery_cameras: (G,) integers.
         metric: cosine divides each feature by its length first.
         chunk_size: Queries ranked at once. Each takes about 40 G bytes; the features take 8 C (Q + G) more.
-        distances: What to rank by, for example `dca_triton.evaluation.k_reciprocal_rerank`.
+        distances: Distances to rank by, for example `dca_triton.evaluation.k_reciprocal_rerank`.
         query_photos: (Q,) integers that number the photos, -1 for unknown. A query never meets the gallery
             photo of its own number. Needed only if query and gallery share photos whose cameras are unknown.
-        gallery_photos: (G,) integers; given if `query_photos` is.
+        gallery_photos: (G,) integers; required with `query_photos`.
 
     Raises:
         ValueError: Other shapes, dtypes, devices or options, features that are not finite, an empty side;
@@ -154,14 +154,14 @@ def reid_metrics(
 
 
 def _same(query: Tensor, gallery: Tensor) -> Tensor:
-    """(q, G) bool: the same camera or photo, and a known one."""
+    """(q, G) bool: True for the same known camera or photo."""
     return (query[:, None] == gallery) & (gallery != UNKNOWN)
 
 
 def _ranks_of_right(distances: Tensor, right: Tensor, wrong: Tensor) -> list[list[int]]:
     """Ascending ranks, from 1, of each query's right photos among its right and wrong ones; all are (q, G).
 
-    The gallery is never sorted, only the few right distances are; each wrong photo is then counted before the
+    Only the few right distances are sorted, never the gallery. Each wrong photo is then counted before the
     first right one that is not nearer than it.
     """
     counts = right.sum(1)
@@ -181,7 +181,7 @@ def _ranks_of_right(distances: Tensor, right: Tensor, wrong: Tensor) -> list[lis
 
 
 def _unit_rows(x: Tensor) -> Tensor:
-    # In chunks, for a float64 copy of the whole would double the memory.
+    # In chunks, because a float64 copy of the whole would double the memory.
     return torch.cat(
         [(r / r.norm(dim=1, keepdim=True)).float() for r in map(torch.Tensor.double, x.split(4096))]
     )

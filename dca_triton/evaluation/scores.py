@@ -69,7 +69,7 @@ def evaluate_reid(
     rerank: bool = False,
     progress: bool = True,
 ) -> dict[str, float]:
-    """The scores of `score_embeddings` for query and gallery as `embed` sees them.
+    """Embed query and gallery with `embed`, and return the scores of `score_embeddings`.
 
     Args:
         model: Left in evaluation mode.
@@ -98,11 +98,11 @@ def score_embeddings(
 ) -> dict[str, float]:
     """Rank the gallery for each query.
 
-    Photos of the query's own camera are left out, and so is the query itself where the gallery has a photo of
-    the same path. Camera -1 is unknown: it leaves nothing out.
+    Photos of the query's own camera are left out, and so is a gallery photo with the path of the query.
+    Camera -1 is unknown and leaves nothing out.
 
     Args:
-        query: As `embed` or `load_embeddings` gives them.
+        query: The result of `embed` or `load_embeddings`.
         gallery: Like the queries.
         metric: "cosine" divides each feature by its length first.
         rerank: Rank by k-reciprocal neighbors (Zhong et al., CVPR 2017; k1 = 20, k2 = 6, weight 0.3), which
@@ -135,13 +135,13 @@ def score_embeddings(
 
 
 def _photo_numbers(*sides: Sequence[str]) -> list[Tensor]:
-    """The same number for the same path, -1 for an unknown one."""
+    """Return equal numbers for equal paths, -1 for unknown ones."""
     number = {path: place for place, path in enumerate(dict.fromkeys(chain(*sides)))} | {"": -1}
     return [torch.tensor([number[path] for path in paths]) for paths in sides]
 
 
 def score_table(scores: Mapping[str, float], part: str = "") -> str:
-    """The scores of `evaluate_fgvc` or `evaluate_reid` as a table of percentages, to be printed.
+    """Format the scores of `evaluate_fgvc` or `evaluate_reid` as a table of percentages.
 
     Args:
         scores: More entries, such as losses, are left out.

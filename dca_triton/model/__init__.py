@@ -1,4 +1,4 @@
-"""The dual cross-attention model, a look inside it, and its export."""
+"""The dual cross-attention model, its inspection and its export."""
 
 from .dual_attention import DualAttentionModel
 from .export import export_onnx, export_program

@@ -1,4 +1,4 @@
-"""Attention maps from the traces of a forward pass: the one place that forms N x N matrices."""
+"""Attention maps from the traces of a forward pass: the only place that forms N x N matrices."""
 
 from collections.abc import Sequence
 from typing import Any

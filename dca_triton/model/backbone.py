@@ -1,4 +1,4 @@
-"""timm vision transformers as backbones: created, checked, and with errors that say what to do."""
+"""Create and check timm vision transformers as backbones; errors say what to do."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..arguments import raise_faults
 from .blocks import Attention, Block
 
-TimmModule = Any  # a module of timm's, whose attributes nn.Module's type does not know
+TimmModule = Any  # a module of timm, whose attributes nn.Module's type does not declare
 
 
 class Backbone(nn.Module):
@@ -28,9 +28,9 @@ class Backbone(nn.Module):
         **kwargs: Passed to `timm.create_model`.
 
     Raises:
-        ValueError: No timm model, one that the layout cannot use, or an image size that the patch does not
-            divide, with every reason.
-        RuntimeError: The pretrained weights cannot be loaded, with the way to give a local file.
+        ValueError: `name` is not a timm model, the layout cannot use it, or the patch does not divide the
+            image size; the message gives every reason.
+        RuntimeError: Pretrained weights could not be loaded; the message shows how to pass a local file.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The tokens that enter the SA blocks: images (B, 3, h, w) -> (B, N, C).
 
-        In layout="reference" these are the whole ViT's, final norm included; in layout="paper" patch and
-        position embedding alone, because the SA blocks are the ViT's own.
+        With layout="reference" these are the output of the whole ViT with its final norm. With layout="paper"
+        they are the output of the patch and position embedding, because the SA blocks are the ViT's own.
         """
         return self.model(images)
 
@@ -67,14 +67,15 @@ class Backbone(nn.Module):
         return height // rows, width // columns
 
     def image_faults(self, name: str, images: Tensor) -> list[str]:
-        """What does not fit of images (B, channels, h, w): the channels, the height or the width."""
+        """Return faults of images (B, channels, h, w): the number of channels, the height or the width."""
         embed: TimmModule = self.model.patch_embed
         _, channels, *size = images.shape
         fixed = getattr(embed, "strict_img_size", True)
-        allowed = f"(B, {self.in_chans}, {embed.img_size[0]}, {embed.img_size[1]})"
         faults = [] if fixed else size_faults(name, tuple(size), _patch(self.model))
         if channels != self.in_chans or (fixed and tuple(size) != tuple(embed.img_size)):
-            rule = f"{allowed}, the backbone's size" if fixed else f"(B, {self.in_chans}, h, w)"
+            height, width = embed.img_size if fixed else ("h", "w")
+            shape = f"(B, {self.in_chans}, {height}, {width})"
+            rule = f"{shape}, the backbone's size" if fixed else shape
             faults.append(f"{name} must be {rule}, got shape {tuple(images.shape)}")
         return faults
 
@@ -92,13 +93,13 @@ def _create(
     options = {"num_classes": 0, "img_size": img_size, **kwargs}
     model: TimmModule
     try:
-        if layout == "paper":  # blocks of the model's own kind are seen before ours take their place
+        if layout == "paper":  # check the model's own blocks before they are replaced
             with torch.device("meta"):
                 model = timm.create_model(name, **options | {"checkpoint_path": None})
         else:
             model = timm.create_model(name, **options)
         reasons = layout_faults(model, layout)
-    except Exception as error:  # timm's constructors raise nearly anything at arguments that do not fit
+    except Exception as error:  # timm's constructors raise nearly any error for wrong arguments
         with torch.device("meta"):
             reasons = [str(error) or type(error).__name__, *layout_faults(timm.create_model(name), layout)]
     if reasons:
@@ -118,9 +119,9 @@ def _create(
     except Exception as error:
         raise RuntimeError(
             f"pretrained weights of {name!r} could not be loaded "
-            f"({type(error).__name__}: {_first_line(error)}); give a local file by "
+            f"({type(error).__name__}: {_first_line(error)}); pass a local file with "
             "pretrained_cfg_overlay=dict(file='weights.safetensors') "
-            "or start from scratch by pretrained=False"
+            "or start from scratch with pretrained=False"
         ) from error
 
 
@@ -129,19 +130,19 @@ def _first_line(error: Exception) -> str:
 
 
 def _patch(model: TimmModule) -> tuple[int, int]:
-    """Height and width in pixels of what becomes one token, a CNN stem's stride included."""
+    """Height and width in pixels of one token, including the stride of a CNN stem."""
     embed = model.patch_embed
     height, width = embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else embed.patch_size
     return height, width
 
 
 def _channels(model: TimmModule) -> int:
-    """Channels of an image: what the patch embedding's first convolution takes."""
+    """The number of image channels that the patch embedding's first convolution takes."""
     return next(m.in_channels for m in model.patch_embed.modules() if isinstance(m, nn.Conv2d))
 
 
 def size_faults(name: str, size: tuple[int, ...], patch: tuple[int, int]) -> list[str]:
-    """One sentence if the patch does not divide the size (height, width), with the nearest that it does."""
+    """Return a sentence with the nearest sizes if the patch does not divide the size (height, width)."""
     if not any(s % p for s, p in zip(size, patch, strict=True)):
         return []
     smaller, larger = (
@@ -161,7 +162,7 @@ def layout_faults(model: TimmModule, layout: str) -> list[str]:
         faults.append("it has no class token")
     embed = getattr(model, "patch_embed", None)
     if not hasattr(embed, "grid_size"):
-        faults.append("its patch embedding tells no grid")
+        faults.append("its patch embedding has no grid_size")
     if getattr(embed, "dynamic_img_pad", False):
         faults.append("dynamic_img_pad adds pixels to the images; set dynamic_img_size alone")
     if type(model).__name__ == "NaFlexVit":

@@ -1,4 +1,4 @@
-"""What a model asks of its arguments and of its inputs."""
+"""Checks of a model's arguments and inputs."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ..arguments import choice, flag, integer, number, raise_faults, size, viola
 from ..ops import checks
 from .backbone import Backbone
 
-ALLOWED = {
+VALUE_RULES = {
     "backbone_name": (lambda v: isinstance(v, str), "a timm model's name"),
     "num_classes": integer(1),
     "task_type": choice("fgvc", "reid"),
@@ -27,8 +27,8 @@ ALLOWED = {
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Raise ValueError naming every argument of a model outside its range."""
-    faults = violations(arguments, ALLOWED)
+    """Raise ValueError for every argument of a model that is outside its range."""
+    faults = violations(arguments, VALUE_RULES)
     if arguments["layout"] == "paper" and arguments["num_glca_blocks"] != 1:
         faults.append(f"num_glca_blocks must be 1 with layout='paper', got {arguments['num_glca_blocks']!r}")
     raise_faults(faults)
@@ -43,7 +43,7 @@ def check_heads(num_heads: int, width: int) -> None:
 def check_inputs(
     backbone: Backbone, x: Tensor, x_pair: Tensor | None = None, partner_index: Tensor | None = None
 ) -> None:
-    """Raise ValueError naming everything that does not fit of the inputs of `DualAttentionModel.forward`."""
+    """Raise ValueError for every input of `DualAttentionModel.forward` that does not fit."""
     checks.check_tensors({"x": x}, x_pair=x_pair, partner_index=partner_index)
     faults = []
     for name, images in (("x", x), ("x_pair", x_pair)):

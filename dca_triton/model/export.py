@@ -10,19 +10,19 @@ from .dual_attention import DualAttentionModel
 def export_program(
     model: DualAttentionModel, class_tokens_only: bool = False
 ) -> torch.export.ExportedProgram:
-    """The evaluation of a model on images (B, 3, h, w), for any B and the size of the model's backbone.
+    """Export the evaluation of a model on images (B, 3, h, w), for any B and the backbone's image size.
 
     Args:
-        model: Left in evaluation mode. Its graph holds PyTorch operations alone, no Triton kernel, and its
-            rollout cache is no part of it.
+        model: Left in evaluation mode. The graph holds PyTorch operations only: no Triton kernel and no
+            rollout cache.
         class_tokens_only: As in `DualAttentionModel.forward`; the graph then has no rollout.
 
     Returns:
-        A program whose `.module()(images, class_tokens_only=...)`, given the same value, returns the dict
-        that the model does.
+        A program whose `.module()(images, class_tokens_only=...)`, called with the same value, returns the
+        same dict as the model.
 
     Raises:
-        ValueError: backend="triton", which no other runtime has.
+        ValueError: The model has backend="triton", which other runtimes do not have.
     """
     if model.backend == "triton":
         raise ValueError("backend must be 'auto' or 'torch' for an export, got 'triton'")

@@ -1,4 +1,4 @@
-"""What a model sees in its images: rollout, selected patches, predictions, attention on distractors."""
+"""Inspect a model: rollout, selected patches, predictions, attention on distractors."""
 
 from typing import NamedTuple
 
@@ -26,9 +26,10 @@ class Explanation(NamedTuple):
 
 @torch.no_grad()
 def explain(model: DualAttentionModel, images: Tensor) -> Explanation:
-    """Exact rollout (DCAL, eq. 2), local selection and predictions of images (B, 3, h, w), floating point.
+    """Return exact rollout (DCAL, eq. 2), local selection and predictions of images (B, 3, h, w).
 
-    The model is left in evaluation mode. Raises ValueError for images that do not fit.
+    The images are floating point. The model is left in evaluation mode. Raises ValueError for images that do
+    not fit.
     """
     check_inputs(model.backbone, images)
     model.eval()
@@ -45,11 +46,11 @@ def explain(model: DualAttentionModel, images: Tensor) -> Explanation:
 
 @torch.no_grad()
 def distractor_share(model: DualAttentionModel, images: Tensor, distractors: Tensor) -> Tensor:
-    """How much of each token's attention falls on the distractor, in every PWCA block: (B, L, N) in 0..1.
+    """Return each token's share of attention on the distractor, in every PWCA block: (B, L, N) in 0..1.
 
-    The share of the softmax's mass on the partner's keys, 1 - exp(lse_own - lse_pair), exact from the
-    log-sum-exp over the own keys and that over both; mean over the heads. 0.5 is a token that does not tell
-    the two images apart. The model is left in evaluation mode.
+    The share is the softmax's mass on the partner's keys, 1 - exp(lse_own - lse_pair), averaged over the
+    heads. It is exact. A token that attends equally to both images has 0.5. The model is left in evaluation
+    mode.
 
     Args:
         model: On the device of the images.

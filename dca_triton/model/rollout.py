@@ -25,20 +25,20 @@ def rollout_of(traces: Sequence[BlockTrace], scale: float, backend: Backend) -> 
 
 
 class RolloutCache:
-    """Rollout rows of images seen before; the least recently used row leaves first.
+    """Cache of rollout rows of earlier images; the least recently used row is removed first.
 
     A row is a function of the queries, keys and log-sum-exps of its layers and of the scale, so these are the
     key of its entry: a 128-bit hash of their bytes, with the shapes, dtypes, device, backend and PyTorch
-    settings that decide the bits of a row. Nothing stands in for the weights, so no change of a model can
-    return an old row. The hash is seeded at random, once per cache, and two different keys collide with a
-    probability of about 2^-120.
+    settings that decide the bits of a row. The key does not depend on weights directly, so no change of a
+    model can return an old row. The hash is seeded at random, once per cache, and two different keys collide
+    with a probability of about 2^-120.
 
     A hit returns the bits of the first computation. An image misses if another batch size changed the last
     bit of its queries or keys. An entry holds a row of 4 N bytes and a key of 16 bytes. Several threads may
     share a cache. A copy or a pickle of a cache is an empty cache.
 
     Args:
-        entries: The most rows that are kept, at least 1.
+        entries: Maximum number of rows to keep, at least 1.
 
     Raises:
         ValueError: `entries` is not an integer >= 1.
@@ -76,10 +76,11 @@ class RolloutCache:
             }
 
     def lookup(self, traces: Sequence[BlockTrace], scale: float, backend: Backend) -> Tensor:
-        """The rows (B, N) of `rollout_of`; only those of images that miss are computed.
+        """Return the rows (B, N) of `rollout_of`; compute only those of images that miss.
 
         Where bytes cannot be read (tracing, fake or meta tensors, tensor subclasses, `torch.func` transforms,
-        CUDA graph capture) it is `rollout_of`, and the cache is not used. On a GPU it waits for the GPU once.
+        CUDA graph capture) this calls `rollout_of` and does not use the cache. On a GPU it waits for the GPU
+        once.
         """
         if not _readable(traces):
             return rollout_of(traces, scale, backend)
@@ -97,7 +98,8 @@ class RolloutCache:
             index = torch.tensor(missing, device=traces[0].q.device)
             traces = [BlockTrace(*(part[index] for part in trace)) for trace in traces]
         rows = rollout_of(traces, scale, backend)
-        fresh = {keys[i]: row.clone() for i, row in zip(missing, rows, strict=True)}  # no views of the batch
+        # A view of a row would keep the whole batch.
+        fresh = {keys[i]: row.clone() for i, row in zip(missing, rows, strict=True)}
         with self._lock:
             for key, row in fresh.items():
                 self._rows.setdefault(key, row)
@@ -119,7 +121,7 @@ class RolloutCache:
         return [state.digest() for state in hashes]
 
     def _host_parts(self, parts: Iterable[Tensor], device: torch.device) -> Iterable[Tensor]:
-        """What the CPU hashes: the traces themselves, or a short hash of them that another device made."""
+        """Return what the CPU hashes: the traces, or a short hash of them that another device computed."""
         return parts if device.type == "cpu" else [condense(parts, self._multipliers_on(device)).cpu()]
 
     def _multipliers_on(self, device: torch.device) -> Tensor:
@@ -132,10 +134,10 @@ class RolloutCache:
 
 
 def condense(parts: Iterable[Tensor], multipliers: Tensor) -> Tensor:
-    """A multilinear hash of the bytes of each image, by PyTorch operations on its own device.
+    """Hash the bytes of each image with a multilinear hash, in PyTorch operations on its own device.
 
-    Each chunk of words w gives four numbers, the upper half of Σ m·w mod 2^64 for random multipliers m; those
-    of all chunks are hashed once more in the same way. Two different images of the same shape agree with
+    Each chunk of words w gives four numbers, the upper half of Σ m·w mod 2^64 for random multipliers m; the
+    numbers of all chunks are hashed again in the same way. Two different images of the same shape agree with
     probability at most 2^-123 (Lemire & Kaser, "Strongly universal string hashing is fast", 2014).
 
     Args:
@@ -160,7 +162,7 @@ def _multilinear(flat: Tensor, multipliers: Tensor) -> Tensor:
 
 
 def _readable(traces: Sequence[BlockTrace]) -> bool:
-    """Whether the traces are plain tensors with bytes, and nothing records or transforms what happens."""
+    """True if the traces are plain tensors with bytes and no tracing or transform is active."""
     plain = all(type(part) is Tensor and part.device.type != "meta" for trace in traces for part in trace)
     traced = (
         torch.jit.is_tracing()
@@ -172,7 +174,7 @@ def _readable(traces: Sequence[BlockTrace]) -> bool:
 
 
 def _float32_precision(device: torch.device) -> str:
-    """How PyTorch multiplies float32 matrices on a device, which decides the last bits of a row."""
+    """PyTorch's precision of float32 matrix products on a device, which decides the last bits of a row."""
     module = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
     matmul = getattr(module, "matmul", None)
     # Newer versions have one setting per backend, and may refuse to read the common one.

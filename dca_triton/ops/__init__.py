@@ -1,4 +1,4 @@
-"""The three public operations of DCAL. Each checks its arguments and chooses one backend, never silently."""
+"""The three public operations of DCAL. Each checks its arguments and chooses a backend, never silently."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -49,7 +49,7 @@ def pair_attention(
         k: Keys (B, N, H, D), same dtype and device.
         v: Values, shaped as `k`.
         partner_k: Keys of the partners (B', N', H, D); `k` itself by default.
-        partner_v: Values of the partners, shaped as `partner_k`; given exactly when `partner_k` is.
+        partner_v: Values of the partners, shaped as `partner_k`; required with `partner_k`.
         partner_index: The row of `partner_k` that each image is paired with (B,), int32 or int64 in
             [-1, B'); repeats are allowed, -1 means no partner. None: no image has a partner. Pass the result
             of `pair_up` to check and invert the index once for several blocks.
@@ -178,7 +178,7 @@ def reasons_against_triton(*tensors: Tensor) -> list[str]:
         from . import triton_backend
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "dca_triton":
-            raise  # this library's own code is broken: PyTorch must not take over in silence
+            raise  # this library's own code is broken: do not fall back to PyTorch silently
         return [f"triton cannot be imported ({error})"]
     return triton_backend.reasons_against(*tensors)
 
@@ -205,7 +205,7 @@ def _choose(backend: str, faults: list[str], *tensors: Tensor) -> ModuleType:
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """Under autocast, attention runs in the lower precision, as PyTorch's own does."""
+    """Convert to the lower precision under autocast, as PyTorch's own attention does."""
     device = x.device.type
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     castable = x.is_floating_point() and x.dtype != torch.float64

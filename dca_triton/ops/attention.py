@@ -1,4 +1,4 @@
-"""The arguments of an attention as one record, from the public operations to the launch of the kernels."""
+"""The arguments of an attention as one record, used from the public operations down to the kernels."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ class Attention(NamedTuple):
         k: Keys (B, N, H, D).
         v: Values (B, N, H, D).
         partner_k: Keys of the partners (B', N', H, D); None: those in k.
-        partner_v: Values of the partners (B', N', H, D); None exactly where `partner_k` is.
-        pairs: The partner of each image (B,), -1 for none, or what `pair_up` made of it; None: no partners.
+        partner_v: Values of the partners (B', N', H, D); None if `partner_k` is None.
+        pairs: The partner of each image (B,), -1 for none, or the result of `pair_up`; None: no partners.
         rows: Rows of q to take (B, R); None: all M.
         scale: Factor of the scores; None: 1/√D.
     """
@@ -41,7 +41,7 @@ class Attention(NamedTuple):
         """How many images there are to choose partners from, B'."""
         return (self.k if self.partner_k is None else self.partner_k).shape[
             0
-        ]  # len() pins it in an exported graph
+        ]  # len() would pin it in an exported graph
 
     @property
     def factor(self) -> float:
@@ -49,13 +49,13 @@ class Attention(NamedTuple):
         return self.q.shape[-1] ** -0.5 if self.scale is None else float(self.scale)
 
     def with_inverse(self) -> "Attention":
-        """The same with `Partners` for pairs, which the backward pass of the kernels needs."""
+        """Return a copy with `Partners` as pairs, which the backward pass of the kernels needs."""
         if not isinstance(self.pairs, Tensor):
             return self
         return self._replace(pairs=invert_pairs(self.pairs, self.num_images))
 
     def converted(self, convert: Callable[[Tensor], Tensor]) -> "Attention":
-        """The same with all queries, keys and values converted."""
+        """Return a copy with all queries, keys and values converted."""
         return self._replace(
             q=convert(self.q),
             k=convert(self.k),
@@ -65,7 +65,7 @@ class Attention(NamedTuple):
         )
 
     def flat(self) -> tuple[Any, ...]:
-        """The fields as `torch.library` takes them; `from_flat` is the way back."""
+        """The fields as `torch.library` takes them; the inverse of `from_flat`."""
         image, reader, first = self.pairs if isinstance(self.pairs, Partners) else (self.pairs, None, None)
         return *self[:5], image, reader, first, self.rows, self.factor
 

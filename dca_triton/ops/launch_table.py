@@ -1,7 +1,7 @@
 """Launch configurations of the kernels: measured on a GPU, or the static model's choice for its architecture.
 
 `configs/<device name>.json` holds what `dca-triton tune` measured on that device. `configs/<arch>.json` holds
-what the static model prefers, for every operation, head dimension and dtype. Choices depend on the length,
+the static model's choice for every operation, head dimension and dtype. Choices depend on the length,
 never on the batch size.
 """
 
@@ -32,7 +32,7 @@ DIRECTIONS = {
 
 @dataclass(frozen=True)
 class Config:
-    """A launch: block_m queries by block_n keys per tile, warps per program, stages of the pipeline."""
+    """A launch: block_m queries by block_n keys per tile, warps per program, pipeline stages."""
 
     block_m: int
     block_n: int
@@ -79,7 +79,7 @@ def forced(configs: Mapping[tuple[str, str], Config]) -> Iterator[None]:
 def choose(
     op: str, direction: str, head_dim: int, dtype: torch.dtype, n: int, device: torch.device
 ) -> Config:
-    """The configuration for one direction of an operation over n keys: that of the nearest n, by ratio.
+    """Return the configuration for one direction of an operation and the length nearest to n keys, by ratio.
 
     op and direction as in `DIRECTIONS`; head_dim as in `HEAD_DIMS`; dtype as in `DTYPES`; n >= 1. On a CPU,
     the Triton interpreter runs any configuration. Raises ValueError if no table has an entry.
@@ -93,10 +93,10 @@ def choose(
 @functools.cache
 def _look_up(op: str, direction: str, head_dim: int, dtype: torch.dtype, n: int, gpu: Gpu) -> Config:
     key = Key(op, direction, head_dim, dtype_name(dtype))
-    measured, modelled = tables(gpu)
+    measured, modeled = tables(gpu)
     if lengths := measured.get(key):
         return nearest(lengths, n)
-    if lengths := modelled.get(key):
+    if lengths := modeled.get(key):
         _say_unmeasured(gpu, head_dim, key.dtype)
         return nearest(lengths, n)
     raise ValueError(
@@ -125,20 +125,20 @@ def gpu_of(device: torch.device) -> Gpu:
         arch = properties.gcnArchName.split(":")[0]
     else:
         arch = f"sm_{properties.major}{properties.minor}"
-    return Gpu(sanitised(torch.cuda.get_device_name(device)), arch)
+    return Gpu(sanitized(torch.cuda.get_device_name(device)), arch)
 
 
-def sanitised(name: str) -> str:
+def sanitized(name: str) -> str:
     """A device name as a file name: runs of anything but letters and digits become one `_`."""
     return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
 
 
 @functools.cache
 def tables(gpu: Gpu) -> tuple[Table, Table]:
-    """The device's measured table, empty if nothing was measured, and its architecture's modelled table."""
+    """The device's measured table, empty if nothing was measured, and its architecture's modeled table."""
     measured = CONFIGS / f"{gpu.name}.json"
-    modelled = CONFIGS / f"{nearest_arch(gpu.arch)}.json"
-    return read(measured) if measured.exists() else {}, read(modelled)
+    modeled = CONFIGS / f"{nearest_arch(gpu.arch)}.json"
+    return read(measured) if measured.exists() else {}, read(modeled)
 
 
 @functools.cache
@@ -156,7 +156,7 @@ def _say_unmeasured(gpu: Gpu, head_dim: int, dtype: str) -> None:
 
 
 def nearest_arch(arch: str) -> str:
-    """The architecture whose table this one uses: its vendor's newest that is not newer, else the oldest."""
+    """Return the architecture whose table to use: the vendor's newest that is not newer, else its oldest."""
     known = [p.stem for p in CONFIGS.glob("*.json") if re.fullmatch(r"(sm_|gfx)[0-9a-f]+", p.stem)]
     of_vendor = sorted((k for k in known if k[:3] == arch[:3]), key=_number)
     return max((k for k in of_vendor if _number(k) <= _number(arch)), key=_number, default=of_vendor[0])
@@ -167,7 +167,7 @@ def _number(arch: str) -> int:
 
 
 def forget() -> None:
-    """Forget what was read, because a file has changed; the next choice reads the files again."""
+    """Drop the tables that were read, because a file has changed; the next choice reads the files again."""
     for remembered in (tables, _look_up, _say_unmeasured):
         remembered.cache_clear()
 

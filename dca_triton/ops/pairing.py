@@ -1,4 +1,4 @@
-"""Pairs of images: the partner of each image and, inverted, the images that have an image as partner."""
+"""Pairs of images: the partner of each image, and the inverse: the images that are paired with an image."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class Partners(NamedTuple):
     starts: Tensor
 
     def of(self, rows: Tensor) -> "Partners":
-        """The partners of the rows (K,) alone."""
+        """Return the partners of the rows (K,) only."""
         return invert_pairs(self.partner[rows], self.starts.shape[0] - 1)
 
 

@@ -71,7 +71,7 @@ def attention_with_lse(
     q, k, v = _in_rows(q), _adjacent(k), _adjacent(v)
     q_, k_, v_ = (t.transpose(1, 2) for t in (q, k, v))
     if q.device.type == "cpu" and dropout == 0 and not torch.compiler.is_exporting() and _flash_is_enabled():
-        # This is the kernel that F.scaled_dot_product_attention uses on a CPU; it alone also returns the
+        # This is the kernel that F.scaled_dot_product_attention uses on a CPU. It also returns the
         # log-sum-exp. F.scaled_dot_product_attention checks shapes, dtypes and strides before it calls the
         # kernel, which checks nothing. Here the public operations have checked shapes and dtypes, and the two
         # functions above arrange the strides. Exported graphs run where there is no such kernel.
@@ -94,17 +94,17 @@ def _in_rows(q: Tensor) -> Tensor:
 
 
 def _adjacent(x: Tensor) -> Tensor:
-    """x with a last stride of 1, the only one that the kernel reads; a copy only if it has another."""
+    """Return x with a last stride of 1, which the kernel requires; a copy only if its stride differs."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _flash_is_enabled() -> bool:
-    """The switch for every device, despite its name. A compiler cannot trace it and takes it to be on."""
+    """The switch for every device, despite its name. A compiler cannot trace it and assumes that it is on."""
     return torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled()
 
 
 def _with_partners(own: Tensor, partners: Tensor | None, index: Tensor) -> Tensor:
-    """Own tokens of the last len(index) rows, each row followed by its partner's (B', N + N', H, D)."""
+    """Tokens of the last len(index) rows, each row followed by its partner's (B', N + N', H, D)."""
     num_unpaired = len(own) - len(index)
     index = index.clamp(min=0)
     if partners is None:  # one gather, whose backward pass adds each gradient once
@@ -115,7 +115,7 @@ def _with_partners(own: Tensor, partners: Tensor | None, index: Tensor) -> Tenso
 
 
 def _num_leading_unpaired(partner_index: Tensor) -> int:
-    """How many leading rows have no partner and need no mask; 0 where reading them costs a host sync."""
+    """Number of leading rows without a partner, which need no mask; 0 where counting costs a host sync."""
     if torch.compiler.is_compiling() or partner_index.device.type != "cpu":
         return 0
     unpaired = (partner_index < 0).tolist()
@@ -143,7 +143,7 @@ def _log_sum_exp(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Ten
 
 
 def _first_step(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
-    """0.5 e_cls + 0.5 mean_h P_h[cls]: the class token's row alone."""
+    """0.5 e_cls + 0.5 mean_h P_h[cls]: the class token's row only."""
     scores = torch.einsum("bhd,bnhd->bhn", q[:, 0].float(), k.float())
     row = 0.5 * (scores * scale - lse[:, :, :1]).exp_().mean(1)
     row[:, 0] += 0.5
@@ -170,7 +170,7 @@ def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tenso
 
 
 def _fused_step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
-    """The same as attention of the keys to the queries, whose graph is one for all batch sizes.
+    """The same step as attention of the keys to the queries, whose graph serves all batch sizes.
 
     Σ_m r_m exp(s_mn - lse_m) is the mean of r under the softmax over m, times that softmax's denominator.
     """
@@ -182,7 +182,7 @@ def _fused_step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) ->
 
 
 def _row_chunks(rows: int, scores_per_row: int, most: int) -> list[slice]:
-    if torch.compiler.is_exporting():  # the graph is one for all batch sizes
+    if torch.compiler.is_exporting():  # one graph serves all batch sizes
         return [slice(None)]
     step = max(1, most // scores_per_row)
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

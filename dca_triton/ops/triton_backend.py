@@ -1,4 +1,4 @@
-"""The Triton backend: attention as torch.library operators with gradients, and who may use it."""
+"""The Triton backend: attention as torch.library operators with gradients, and when it can run."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def reasons_against(*tensors: Tensor) -> list[str]:
     return list(dict.fromkeys(reasons))
 
 
-@torch.compiler.assume_constant_result  # a compiler cannot trace what asks the driver
+@torch.compiler.assume_constant_result  # a compiler cannot trace calls of the driver
 def _reasons_against(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[str, ...]:
     reasons = []
     if device.type == "cuda" and torch.version.hip is None:

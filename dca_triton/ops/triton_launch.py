@@ -34,7 +34,7 @@ def forward(op: str, a: Attention) -> tuple[Tensor, Tensor]:
 
 
 def backward(op: str, a: Attention, dout: Tensor, out: Tensor, lse: Tensor) -> list[Tensor]:
-    """Return the gradients of q, k, v and, where given, of partner_k and partner_v, all contiguous.
+    """Return the gradients of q, k, v and, if there are partners, of partner_k and partner_v, all contiguous.
 
     out, lse: The results of `forward`; dout: the gradient of out. Bit-equal from run to run.
     """
@@ -106,7 +106,7 @@ def launch_options(op: str, direction: str, k: Tensor) -> tuple[launch_table.Con
 
 
 def _readable(a: Attention) -> Attention:
-    """The same with every tensor as the kernels read it."""
+    """Return a copy with every tensor in a layout that the kernels read."""
     pairs = a.pairs
     if isinstance(pairs, Partners):
         pairs = pairs._replace(partner=pairs.partner.contiguous())
@@ -117,12 +117,12 @@ def _readable(a: Attention) -> Attention:
 
 
 def _partner_tokens(a: Attention) -> int:
-    """N', how many keys a partner has."""
+    """N', the number of keys of a partner."""
     return (a.k if a.partner_k is None else a.partner_k).shape[1]
 
 
 def rows(x: Tensor) -> Tensor:
-    """x as the kernels read it: elements of a row adjacent, and 128 rows, a tile's most, below 2^31 apart."""
+    """Return x as the kernels read it: adjacent elements in a row, 128 rows within 2^31 elements."""
     return x if x.stride(-1) == 1 and x.stride(1) < 1 << 24 else x.contiguous()
 
 

@@ -19,7 +19,7 @@ __all__ = [
     "training_loader",
 ]
 
-# Lazy, since the losses and pairs of a training loop of one's own need neither Accelerate nor the trainer.
+# Lazy, because the losses and pairs of your own training loop need neither Accelerate nor the trainer.
 _MODULE_OF = {
     "BranchLoss": ".losses",
     "DualAttentionTrainer": ".trainer",

@@ -1,4 +1,4 @@
-"""One epoch of training: its steps, from wherever a resumed run stands in it."""
+"""One epoch of training, from the step that a resumed run has reached."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Epoch:
     """The loop over the batches of an epoch.
 
     Attributes:
-        run: What is trained, and how far.
+        run: The run, with its progress.
         objective: Computes the gradient of a step.
         accumulate: Batches whose gradients make one step.
         clip_grad: Largest gradient norm, or None.
@@ -35,7 +35,7 @@ class Epoch:
     shows_progress: bool
 
     def train(self, stop_requested: StopRequest) -> dict[str, float] | None:
-        """Mean losses of the epoch, or None if a signal stopped it before its end."""
+        """Train for the epoch and return its mean losses, or None if a signal stopped it before its end."""
         progress = self.run.progress
         self.run.model.train()
         set_epoch(self.run.batches, progress.epoch)
@@ -63,7 +63,7 @@ class Epoch:
         return self._means()
 
     def _means(self) -> dict[str, float]:
-        """The mean losses of the epoch's steps, how many were skipped, and the weights of the losses."""
+        """Return the mean losses of the epoch, the number of skipped steps, and the weights of the losses."""
         progress = self.run.progress
         if not progress.step:
             raise ValueError("batches must give at least one batch an epoch, got none")
@@ -85,7 +85,7 @@ class Epoch:
         return counts
 
     def _step(self, group: list[Batch], images: int) -> None:
-        """One step of the optimizer on the batches of `group`; all processes have `images` images."""
+        """Take one step of the optimizer on the batches of `group`; all processes have `images` images."""
         run, progress = self.run, self.run.progress
         skips = self.on_nonfinite == "skip"
         buffers = [buffer.clone() for buffer in self.run.model.buffers()] if skips else []

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C that wait until the work at hand is saved."""
+"""Delay SIGTERM and Ctrl-C until the current work is saved."""
 
 import contextlib
 import os
@@ -13,17 +13,17 @@ NOTICE = b"\nFinishing this step and saving a checkpoint; press Ctrl-C again to 
 
 @dataclass
 class StopRequest:
-    """The signal that asked to stop; 0 as long as none did."""
+    """The signal that requested a stop; 0 if there was none."""
 
     signal: int = 0
 
 
 @contextlib.contextmanager
 def delayed_interrupts() -> Iterator[StopRequest]:
-    """Within it SIGTERM and Ctrl-C only note a request; on leaving, the signal takes its usual effect.
+    """Context manager: SIGTERM and Ctrl-C only record a request until it ends, then take their usual effect.
 
-    A second Ctrl-C takes its usual effect at once. Signals that are ignored stay ignored. Signals reach the
-    main thread alone; in another thread this changes nothing.
+    A second Ctrl-C takes its usual effect at once. Ignored signals stay ignored. Signals reach the main
+    thread only, so in another thread this changes nothing.
     """
     stop_requested = StopRequest()
     if threading.current_thread() is not threading.main_thread():

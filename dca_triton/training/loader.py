@@ -1,4 +1,4 @@
-"""Batches whose bits depend only on (seed, epoch): with any number of workers, and again on a resume."""
+"""Batches that depend only on (seed, epoch), for any number of workers and after a resume."""
 
 import hashlib
 import itertools
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
 
-from ..arguments import raise_faults
+from ..arguments import integer, raise_faults, violations
 from ..data import IdentitySampler
 from ..data.records import Batch
 from ..process import this_process
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed below 2^63 for each tuple of integers, the same on every machine."""
+    """Return a seed below 2^63 for a tuple of integers, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()) >> 1
 
 
-class Labelled(Protocol):
+class Labeled(Protocol):
     """A dataset of items with labels (number of items,)."""
 
     @property
@@ -37,7 +37,7 @@ class SeededDataset(Dataset[Any]):
         seed: Seeds all draws.
     """
 
-    def __init__(self, dataset: Labelled, seed: int = 0) -> None:
+    def __init__(self, dataset: Labeled, seed: int = 0) -> None:
         self.dataset = dataset
         self.seed = seed
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # worker processes see it change
@@ -56,7 +56,7 @@ class SeededDataset(Dataset[Any]):
 
 
 def training_loader(
-    dataset: Labelled, batch_size: int, per_identity: int = 0, workers: int = 4, seed: int = 0
+    dataset: Labeled, batch_size: int, per_identity: int = 0, workers: int = 4, seed: int = 0
 ) -> DataLoader[Batch]:
     """Shuffled batches for `DualAttentionTrainer`, divided evenly among the processes of a launch.
 
@@ -71,8 +71,8 @@ def training_loader(
     Raises:
         ValueError: As `IdentitySampler`; a batch_size below 1 or one that per_identity does not divide.
     """
-    faults = [] if batch_size >= 1 else [f"batch_size must be an integer >= 1, got {batch_size}"]
-    if per_identity and batch_size % per_identity:
+    faults = violations({"batch_size": batch_size}, {"batch_size": integer(1)})
+    if not faults and per_identity and batch_size % per_identity:
         faults.append(f"batch_size must be a multiple of per_identity={per_identity}, got {batch_size}")
     raise_faults(faults)
     state = this_process()
@@ -94,7 +94,7 @@ def training_loader(
 
 
 def parts_of(batches: Iterable[Batch]) -> dict[str, Any]:
-    """The iterable, and if it is a loader what it consists of."""
+    """Return the iterable and, if it is a loader, its samplers and its dataset."""
     batch_sampler = getattr(batches, "batch_sampler", None)
     parts = {
         "batches": batches,
@@ -106,7 +106,7 @@ def parts_of(batches: Iterable[Batch]) -> dict[str, Any]:
 
 
 def length(batches: Iterable[Batch]) -> int | None:
-    """How many batches an epoch has, if it is known."""
+    """Return the number of batches in an epoch, or None if it is unknown."""
     try:
         return len(batches)  # type: ignore[arg-type]
     except TypeError:  # a generator, or a loader of a dataset without a length
@@ -126,12 +126,12 @@ def is_unsharded(batches: Iterable[Batch]) -> bool:
 
 
 def random_state(batches: Iterable[Batch]) -> list[Tensor]:
-    """What else an epoch's order can depend on: PyTorch's CPU generator and those of the loader."""
+    """Return the states of the generators that can order an epoch: PyTorch's CPU one and the loader's."""
     return [generator.get_state() for generator in _generators(batches)]
 
 
 def set_random_state(batches: Iterable[Batch], states: list[Tensor]) -> None:
-    """Put the generators of `random_state` back."""
+    """Restore the generators of `random_state`."""
     generators = _generators(batches)
     if len(states) != len(generators):
         raise ValueError(f"rng_state must be of {len(generators)} generators, got {len(states)}")
@@ -140,10 +140,10 @@ def set_random_state(batches: Iterable[Batch], states: list[Tensor]) -> None:
 
 
 def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """`size` batches at a time; the last group may be smaller."""
+    """Yield `size` batches at a time; the last group may be smaller."""
     if isinstance(batches, DataLoader) and batches.persistent_workers and not _is_seeded(batches):
-        # The generators of old workers are in no checkpoint, and a loader with old workers leaves out the
-        # draw that seeds new ones. Only new workers give a resumed epoch the same photos.
+        # Checkpoints do not hold the generators of old workers, and a loader with old workers skips the draw
+        # that seeds new ones. Only new workers give a resumed epoch the same photos.
         batches._iterator = None
     iterator = iter(batches)
     while group := list(itertools.islice(iterator, size)):
@@ -151,7 +151,7 @@ def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def _is_seeded(batches: DataLoader) -> bool:
-    """True if order and photos of an epoch follow from its number alone, as with `training_loader`."""
+    """True if the order and photos of an epoch depend only on its number, as with `training_loader`."""
     order = parts_of(batches).get("sampler", batches.batch_sampler)
     return isinstance(batches.dataset, SeededDataset) and isinstance(
         order, DistributedSampler | IdentitySampler

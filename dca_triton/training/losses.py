@@ -27,7 +27,7 @@ ARGUMENT_RULES = {
 
 
 class WeightedLosses(TypedDict):
-    """What `UncertaintyWeightedLoss` returns; `name` below is the name that a loss was given with."""
+    """The result of `UncertaintyWeightedLoss`; `name` stands for the name of each loss in its argument."""
 
     total_loss: Tensor
     weighted_losses: dict[str, Tensor]  # name
@@ -41,7 +41,7 @@ class UncertaintyWeightedLoss(nn.Module):
     the optimizer.
 
     Args:
-        num_tasks: How many of SA, GLCA and PWCA are weighted, in this order; 1, 2 or 3.
+        num_tasks: The number of losses to weight, in the order SA, GLCA, PWCA; 1, 2 or 3.
         init_log_vars: Initial `log_vars`, num_tasks finite numbers; zeros by default.
 
     Raises:
@@ -65,8 +65,8 @@ class UncertaintyWeightedLoss(nn.Module):
 
         Returns:
             total_loss: Scalar, the sum of weighted_losses.
-            weighted_losses: (exp(-w) L + w) / 2 of each loss, under the name that it was given with.
-            weights: For a loss given as `name`, exp(-w) as `name_weight` and w as `name_log_var`, detached.
+            weighted_losses: (exp(-w) L + w) / 2 of each loss, under the same name.
+            weights: For each loss `name`, exp(-w) as `name_weight` and w as `name_log_var`, detached.
 
         Raises:
             ValueError: Unknown names, a branch named twice, losses that are not scalars, or no loss at all.
@@ -133,16 +133,17 @@ class BranchLoss(nn.Module):
         self.triplet = TripletMarginLoss(margin=triplet_margin, distance=distance)
 
     def forward(self, outputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Scalar losses "sa", "glca" and, if the model ran its PWCA branch, "pwca".
+        """Return the scalar losses "sa", "glca" and, if the model ran its PWCA branch, "pwca".
 
         Args:
-            outputs: What the model returns: {sa,glca,pwca}_logits (B, K), where pwca is optional, and for
-                "reid" {sa,glca,pwca}_features (B, N, C) with the class token in row 0, N >= 1.
+            outputs: The model's outputs: {sa,glca,pwca}_logits (B, K), where pwca is optional, and for
+                "reid" {sa,glca,pwca}_features (B, N, C) with the class token in row 0. N may differ by
+                branch.
             labels: (B,) int64 in [0, K).
 
         Raises:
             ValueError: Missing outputs, wrong shapes or dtypes, labels out of range (on a GPU the range is
-                asserted without a wait).
+                asserted without a host sync).
         """
         present = [i for i in BRANCHES if i != "pwca" or "pwca_logits" in outputs]
         raise_faults(self._violations(outputs, labels, present))

@@ -21,15 +21,15 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(kw_only=True)
 class Objective:
-    """What a step minimizes, under Accelerate.
+    """The objective of a training step, under Accelerate.
 
     All randomness of a step depends only on (seed, epoch, step, process), so no generator state has to be
-    kept between steps, and nothing that happens between steps can disturb it.
+    kept between steps, and nothing that happens between steps can change it.
 
     Attributes:
-        accelerator: Of this process.
-        model: As it is evaluated.
-        parallel: As it is trained: `model` itself or a wrapper that joins the gradients of the processes.
+        accelerator: The accelerator of this process.
+        model: The model to evaluate.
+        parallel: The model to train: `model` itself or a wrapper that joins the gradients of the processes.
         weighting: Weights the losses of the branches; on the device.
         branch_loss: The loss of one branch.
         pairs: Chooses each image's distractor.
@@ -82,9 +82,9 @@ class Objective:
         return sums
 
     def nonfinite(self, loss: Tensor, group: Sequence[Batch]) -> str:
-        """The losses that are not finite in any process, with their files; "" if all are finite.
+        """Describe the losses that are not finite in any process, with their files; "" if all are finite.
 
-        Only here does the host wait for the device in a step.
+        This is the only place in a step where the host waits for the device.
         """
         if not self.accelerator.reduce((~loss.isfinite()).float()).item():
             return ""
@@ -112,7 +112,7 @@ class Objective:
         return {"total_loss": total, **{f"{branch}_loss": loss for branch, loss in losses.items()}}
 
     def _features(self, images: Tensor) -> Tensor | None:
-        """Features of an evaluation pass, by which hard negatives are found; None if none are needed."""
+        """Features of an evaluation pass for hard negatives; None if the strategy does not need them."""
         if self.pairs.strategy == "random":
             return None
         self.model.eval()

@@ -42,7 +42,7 @@ ARGUMENT_RULES = {
     "tensorboard": flag(),
 }
 
-# Every checkpoint holds these; they must not change between a run and its continuation.
+# Every checkpoint holds these; a resumed run must not change them.
 RESUME_SETTINGS = (
     "optimizer",
     "lr",
@@ -60,7 +60,7 @@ RESUME_SETTINGS = (
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Raise ValueError for every argument of the trainer outside its range."""
+    """Raise ValueError for every argument of the trainer that is outside its range."""
     faults = violations(arguments, ARGUMENT_RULES)
     if not faults and arguments["best_by"] is not None and arguments["evaluate"] is None:
         faults.append(f"best_by must be None without evaluate, got {arguments['best_by']!r}")
@@ -75,12 +75,12 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 def check_scores(
     scores: Any, line: Mapping[str, float], best_by: str | None
 ) -> tuple[dict[str, float], list[str]]:
-    """The scores that `evaluate` returned as floats, or none and what is wrong with them.
+    """Return the scores of `evaluate` as floats, or no scores and their faults.
 
     Args:
-        scores: What it returned.
+        scores: The result of `evaluate`.
         line: The other metrics of the epoch.
-        best_by: The score that must be there, or None.
+        best_by: The score that is required, or None.
     """
     if not isinstance(scores, Mapping):
         return {}, [f"evaluate must return a dict of numbers, got a {type(scores).__name__}"]
@@ -102,7 +102,7 @@ def check_scores(
 
 
 def fsdp_faults(accelerator: Accelerator) -> list[str]:
-    """Every reason why the FSDP of the launch cannot serve; none without FSDP."""
+    """Return every reason why the FSDP settings of the launch cannot be used; none without FSDP."""
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
     if plugin is None or plugin.fsdp_version == 2:
         return []
@@ -110,7 +110,7 @@ def fsdp_faults(accelerator: Accelerator) -> list[str]:
 
 
 def make_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """One of `OPTIMIZERS` for the parameters of `model` that learn."""
+    """Make one of `OPTIMIZERS` for the trainable parameters of `model`."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     extra = {"momentum": 0.9} if name == "sgd" else {}
     return OPTIMIZERS[name](learning, lr=lr, weight_decay=weight_decay, **extra)

@@ -18,12 +18,12 @@ ARGUMENT_RULES = {
 
 
 class PairSampler:
-    """Chooses for each image of a batch another one, to be passed to the model as `partner_index`.
+    """Choose a partner for each image of a batch, to pass to the model as `partner_index`.
 
     Args:
         strategy: "random" takes any other image with equal probability, whatever its label (the paper's
-            choice); "hard_negative" the most similar image of another label, by cosine, or a random other
-            image if all labels are the same; "mixed" decides between the two for each image.
+            choice); "hard_negative" takes the most similar image with another label, by cosine, or a random
+            other image if all labels are equal; "mixed" chooses between the two for each image.
         hard_ratio: The probability, in [0, 1], that "mixed" takes the hard one.
 
     Raises:
@@ -39,7 +39,7 @@ class PairSampler:
     def __call__(
         self, labels: Tensor, features: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Partners (B,) int64 on the device of labels, never an image's own row; -1, no partner, if B is 1.
+        """Return partners (B,) int64 on the device of labels, never the image itself; -1 (none) if B is 1.
 
         The host does not wait for the device.
 
@@ -56,7 +56,7 @@ class PairSampler:
         if B == 1:
             return torch.full((1,), -1, device=device)
         partner = torch.randint(B - 1, (B,), generator=generator, device=device)
-        partner += partner >= torch.arange(B, device=device)  # B - 1 choices: step over oneself
+        partner += partner >= torch.arange(B, device=device)  # B - 1 choices: skip the image itself
         if features is None or self.strategy == "random":
             return partner
         hard = _hard_negative(labels, features, otherwise=partner)

@@ -1,4 +1,4 @@
-"""A training run: what it consists of, how far it has come, and both as a checkpoint holds them."""
+"""A training run: its parts, its progress, and both as a checkpoint holds them."""
 
 import contextlib
 import math
@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from ..arguments import Rule, integer, raise_faults, violations
+from ..arguments import Rule, integer, raise_faults, shown, violations
 from ..checkpoint import load_weights
 from ..data.records import Batch
 from .loader import length, random_state, set_random_state
@@ -57,16 +57,16 @@ PROGRESS_RULES: dict[str, Rule] = {
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         epoch: Epochs done.
-        step: Steps done in the epoch after them.
-        skipped: How many of these were skipped, because their loss was not finite.
-        sums: The sum of each loss over the other ones, scalars.
-        history: The metrics of each epoch done.
-        best: The best score up to now, -inf if there is none.
-        epoch_began: The generators that order the epoch, as they were at its start; None between epochs.
+        step: Steps done in the current epoch.
+        skipped: Steps among them that were skipped, because their loss was not finite.
+        sums: The sum of each loss over the other steps, scalars.
+        history: The metrics of each finished epoch.
+        best: The best score so far, -inf if there is none.
+        epoch_began: States of the generators that order the epoch, at its start; None between epochs.
     """
 
     epoch: int = 0
@@ -78,7 +78,7 @@ class Progress:
     epoch_began: list[Tensor] | None = None
 
     def next_epoch(self) -> None:
-        """The epoch is done; no step of the next one is."""
+        """Go to the start of the next epoch."""
         self.epoch += 1
         self.step = self.skipped = 0
         self.sums = {}
@@ -87,19 +87,19 @@ class Progress:
 
 @dataclass
 class Run:
-    """What is trained, with what, and how far.
+    """A model in training, with its optimizer, batches and progress.
 
     Attributes:
-        accelerator: Of this process.
-        model: As it is evaluated.
-        optimizer: Of the model's and the weighting's parameters.
-        weighting: Of the branches' losses.
+        accelerator: The accelerator of this process.
+        model: The model to evaluate.
+        optimizer: Updates the parameters of the model and the weighting.
+        weighting: Weights the losses of the branches.
         ema: The average of the weights, or None.
         batches: Iterated once an epoch.
-        settings: What the results depend on, but the model (see `run_settings`).
+        settings: Everything that the results depend on, except the model (see `run_settings`).
         model_arguments: The model's constructor arguments as plain values, or None.
-        description: Plain values of the caller.
-        progress: How far.
+        description: Plain values of the caller, or None.
+        progress: The progress of the run.
     """
 
     accelerator: Accelerator
@@ -114,7 +114,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds, the reference's names first; every process calls it and gets all of it."""
+        """Return the content of a checkpoint, the reference's names first; every process must call this."""
         progress, scaler = self.progress, self.accelerator.scaler
         return {
             "model_state_dict": whole(self.model.state_dict()),
@@ -135,11 +135,11 @@ class Run:
         }
 
     def restore(self, path: Path, state: dict[str, Any]) -> None:
-        """Go to where `state`, read from `path`, was taken.
+        """Restore `state`, which was read from `path`.
 
         Raises:
-            ValueError: It is not of this trainer, of other settings, or damaged; the run is then not to be
-                used.
+            ValueError: The state was not written by this trainer, has other settings, or is damaged. Do not
+                use the run afterward.
         """
         if absent := [name for name in REQUIRED_KEYS if name not in state]:
             raise ValueError(
@@ -150,48 +150,51 @@ class Run:
             raise_faults(self._differences(state))
             raise_faults(self._faults(state))
             self._restore(state)
-        except Exception as error:  # tensors and plain values of any kind in any place
+        except Exception as error:  # the file may hold any plain value in any place
             reason = " ".join((str(error) or repr(error)).split())
             raise ValueError(f"checkpoint {path} cannot be resumed from: {reason}") from error
 
     def _differences(self, state: dict[str, Any]) -> list[str]:
-        """Everything that the results depend on and that was different, by name.
+        """List every setting that differs and that the results depend on.
 
-        A checkpoint of an earlier version lacks the newer settings; they cannot be compared.
+        A checkpoint of an earlier version lacks the newer settings, so they cannot be compared.
         """
         before = state["settings"]
         if not isinstance(before, dict):
             return [f"settings must be a dict, got a {type(before).__name__}"]
         if absent := [name for name in RESUME_SETTINGS if name not in before]:
-            return [f"settings must hold {', '.join(absent)}"]
+            return [f"settings must hold {', '.join(absent)}, got {shown(list(before))}"]
         known = {name: value for name, value in self.settings.items() if name in before}
         if state["best"] == -math.inf:  # nothing was chosen by it yet
             known.pop("best_by", None)
-        found = list(differences("", {name: before[name] for name in known}, known))
+        faults = list(differences("", {name: before[name] for name in known}, known))
         if state.get("model_arguments") is not None and self.model_arguments is not None:
             kept = [
                 {name: value for name, value in arguments.items() if name not in FREE_MODEL_ARGUMENTS}
                 for arguments in (state["model_arguments"], self.model_arguments)
             ]
-            found += differences("model", *kept)
+            faults += differences("model", *kept)
         if "description" in state:
-            found += differences("description", state["description"] or {}, self.description or {})
-        return found
+            faults += differences("description", state["description"] or {}, self.description or {})
+        return faults
 
     def _faults(self, state: dict[str, Any]) -> list[str]:
-        """Everything about the progress that cannot be."""
+        """List everything about the progress that is impossible."""
         if faults := violations(state, PROGRESS_RULES):
             return faults
         epoch, step, history = state["epoch"], state["step"], state["history"]
         if len(history) != epoch or any(line.get("epoch") != n for n, line in enumerate(history, start=1)):
-            faults.append(f"history must hold a line for each of the epochs 1 to {epoch}, in this order")
-        steps = length(self.batches)
-        if steps is not None and step > math.ceil(steps / self.settings["accumulate"]):
-            faults.append(f"step must be at most the number of steps of an epoch, got {step}")
+            rule = f"a line for each of the epochs 1 to {epoch}, in this order"
+            faults.append(f"history must hold {rule}, got {len(history)} lines")
+        batches = length(self.batches)
+        steps = math.inf if batches is None else math.ceil(batches / self.settings["accumulate"])
+        if step > steps:
+            faults.append(f"step must be at most the number of steps of an epoch, {steps}, got {step}")
         if state["skipped"] > step:
             faults.append(f"skipped must be at most step, {step}, got {state['skipped']}")
         if (step > state["skipped"]) != ("total_loss" in state["sums"]):
-            faults.append("sums must hold total_loss if and only if steps are done")
+            got = f"{shown(list(state['sums']))} after {step} steps, {state['skipped']} of them skipped"
+            faults.append(f"sums must hold total_loss if and only if steps are done, got {got}")
         if len(state["rng_state"]) != self.accelerator.num_processes:
             faults.append(
                 f"rng_state must be of {self.accelerator.num_processes} processes, "
@@ -223,7 +226,7 @@ class Run:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within it the model has the averaged weights, if there are any."""
+        """Context manager: the model has the averaged weights, if there are any."""
         if self.ema is None:
             yield
             return

@@ -1,4 +1,4 @@
-"""What a run's results depend on, as plain values: kept in its checkpoints, compared by name on a resume."""
+"""The settings that decide a run's results, as plain values: stored in checkpoints, compared on a resume."""
 
 import hashlib
 import itertools
@@ -18,7 +18,7 @@ from .loader import length, parts_of
 MAX_SHOWN = 100  # characters of a value in an error
 ABSENT = object()
 
-# Of the model's arguments: they change no result, only how fast it comes or where weights came from.
+# Model arguments that do not change results, only speed or the source of initial weights.
 FREE_MODEL_ARGUMENTS = (
     "pretrained",
     "cache_attention_rollout",
@@ -30,7 +30,7 @@ FREE_MODEL_ARGUMENTS = (
 )
 
 
-# Of loaders, samplers and datasets: they decide what an epoch consists of.
+# Attributes of loaders, samplers and datasets that decide the content of an epoch.
 BATCH_ATTRIBUTES = (
     "batch_size",
     "drop_last",
@@ -45,7 +45,7 @@ BATCH_ATTRIBUTES = (
 
 
 def plain(name: str, value: Any, faults: list[str]) -> Any:
-    """A copy of nested plain values with tuples as lists; `faults` takes a sentence for each other value."""
+    """Copy nested plain values, with tuples as lists; append a sentence to `faults` for each other value."""
     if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
         return value
     if isinstance(value, list | tuple):
@@ -60,14 +60,14 @@ def plain(name: str, value: Any, faults: list[str]) -> Any:
 
 
 def model_arguments(model: Any) -> dict[str, Any] | None:
-    """The arguments that the model was constructed with, as plain values; None if they are not plain."""
+    """Return the model's constructor arguments as plain values; None if they are not plain."""
     faults: list[str] = []
     arguments = plain("model", getattr(model, "_hub_mixin_config", None), faults)
     return None if faults or getattr(model, "_not_json", None) else arguments
 
 
 def shown(value: Any) -> str:
-    """`repr` in one line, without addresses in memory."""
+    """Return `repr` in one line, without memory addresses."""
     return "nothing" if value is ABSENT else " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(value)).split())
 
 
@@ -86,7 +86,7 @@ def differences(name: str, before: Any, now: Any) -> Iterator[str]:
 
 
 def _cut(*texts: str) -> list[str]:
-    """Long texts from where they begin to differ."""
+    """Cut long texts to start where they differ."""
     same = 0
     if max(map(len, texts)) > MAX_SHOWN:
         equal = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
@@ -98,7 +98,7 @@ def _cut(*texts: str) -> list[str]:
 
 
 def describe(model: nn.Module, batches: Iterable[Batch], pairs: Any, augment: Any) -> dict[str, Any]:
-    """What the results depend on, apart from plain arguments of the trainer and of the model."""
+    """Return the settings that are not plain arguments of the trainer or the model."""
     return {
         "augment": shown(augment),
         "pairs": {"type": type(pairs).__qualname__, **plain("pairs", getattr(pairs, "__dict__", {}), [])},
@@ -108,9 +108,9 @@ def describe(model: nn.Module, batches: Iterable[Batch], pairs: Any, augment: An
 
 
 def describe_batches(batches: Iterable[Batch]) -> dict[str, Any]:
-    """What an epoch consists of, as plain values: types, sizes, seeds, photos and their transform.
+    """Describe an epoch in plain values: types, sizes, seeds, photos and their transform.
 
-    Worker processes, prefetching and the place of the photos on the disk are left out: they change nothing.
+    Worker processes, prefetching and the location of the photos are left out, because they change nothing.
     """
     found: dict[str, Any] = {"length": length(batches)}
     for name, part in parts_of(batches).items():

@@ -1,4 +1,4 @@
-"""Weights and optimizer states whole or sharded (FSDP2), and averages of them."""
+"""Gather and shard weights and optimizer states (FSDP2)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..arguments import raise_faults
+from ..arguments import raise_faults, shown
+from ..tensor_arguments import tensor_violations
 
 
 def whole(tree: Any) -> Any:
-    """A state dict with the shards of every tensor gathered; every process calls it."""
+    """Gather the shards of every tensor in a state dict; every process must call this."""
     if isinstance(tree, DTensor):
         return tree.full_tensor().cpu()
     if isinstance(tree, dict):
@@ -20,7 +21,7 @@ def whole(tree: Any) -> Any:
 
 
 def sharded_like(model: nn.Module, weights: Any) -> Any:
-    """Whole weights, sharded as the model's are."""
+    """Shard whole weights as the model's are."""
     if not isinstance(weights, Mapping):
         return weights  # `load_weights` refuses it
     own = model.state_dict()
@@ -28,7 +29,7 @@ def sharded_like(model: nn.Module, weights: Any) -> Any:
 
 
 def shard_parameters(module: nn.Module, like: nn.Module) -> None:
-    """Shard the parameters of `module`, a whole copy of `like`, as those of `like` are."""
+    """Shard the parameters of `module`, a whole copy of `like`, in the same way as those of `like`."""
     for (name, own), other in zip(list(module.named_parameters()), like.parameters(), strict=True):
         path, _, leaf = name.rpartition(".")
         shard = nn.Parameter(_sharded(own.detach(), other), requires_grad=own.requires_grad)
@@ -50,10 +51,10 @@ def swap_weights(model: nn.Module, other: nn.Module) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Load an optimizer's whole state, sharded as its parameters are; its groups keep their settings.
+    """Load an optimizer's whole state and shard it as its parameters are; its groups keep their settings.
 
     Raises:
-        ValueError: `state` is not of this kind of optimizer or of other parameters.
+        ValueError: `state` belongs to another kind of optimizer or to other parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     raise_faults(_faults(state, optimizer, parameters))
@@ -69,32 +70,28 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
 def _faults(state: Any, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[str]:
     name = "optimizer_state_dict"
     if not isinstance(state, dict) or not {"state", "param_groups"} <= set(state):
-        return [f"{name} must be a dict with state and param_groups"]
-    groups, slots = state["param_groups"], state["state"]
-    sizes = [len(group["params"]) for group in groups]
-    wanted = [len(group["params"]) for group in optimizer.param_groups]
+        got = shown(list(state)) if isinstance(state, dict) else f"a {type(state).__name__}"
+        return [f"{name} must be a dict with state and param_groups, got {got}"]
+    sizes = [len(group["params"]) for group in state["param_groups"]]
+    expected = [len(group["params"]) for group in optimizer.param_groups]
     faults = []
-    if sizes != wanted:
-        faults.append(f"{name} must be of {wanted} parameters that learn, got {sizes}")
+    if sizes != expected:
+        faults.append(f"{name} must have groups of {expected} trainable parameters, got {sizes}")
     adam = isinstance(optimizer, torch.optim.Adam)
     names = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
-    for number, found in slots.items():
+    for number, slots in state["state"].items():
         if type(number) is not int or not 0 <= number < len(parameters):
             faults.append(f"{name} must number parameters from 0, got {number!r}")
-        elif not isinstance(found, dict) or set(found) != names:
-            faults.append(f"{name} must hold {', '.join(sorted(names))} of parameter {number}")
+        elif not isinstance(slots, dict) or set(slots) != names:
+            got = shown(list(slots)) if isinstance(slots, dict) else f"a {type(slots).__name__}"
+            faults.append(f"{name} must hold {', '.join(sorted(names))} of parameter {number}, got {got}")
         else:
-            shapes = {slot: () if slot == "step" else tuple(parameters[number].shape) for slot in names}
-            faults += [
-                f"{name} must hold a real tensor of shape {shape} as {slot} of parameter {number}"
-                for slot, shape in shapes.items()
-                if not _is_real(found[slot], shape)
-            ]
+            shape = ", ".join(map(str, parameters[number].shape))
+            for slot in sorted(names):
+                key = f"{slot} of parameter {number} in {name}"
+                rule = f"floating-point ({'' if slot == 'step' else shape})"
+                faults += tensor_violations({key: slots[slot]}, {key: rule})
     return faults
-
-
-def _is_real(value: Any, shape: tuple[int, ...]) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape) == shape
 
 
 def _sharded(value: Any, like: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A trainer to read from top to bottom: batches, pairs, three losses, one optimizer, checkpoints."""
+"""The trainer: batches, pairs, three losses, one optimizer, checkpoints."""
 
 import math
 import os
@@ -64,14 +64,14 @@ class DualAttentionTrainer:
         clip_grad: Largest gradient norm; None does not clip.
         seed: Seeds pairs, augmentation and dropout. The randomness of a step depends only on (seed, epoch,
             step, process).
-        progress: Show a progress bar; without a terminal, a line now and then.
+        progress: Show a progress bar, or lines at intervals without a terminal.
         accumulate: Batches whose gradients make one step, >= 1.
         precision: "no" (float32), "bf16", or "fp16" with gradient scaling (on GPUs).
         ema_decay: Evaluate an exponential moving average of the weights, with this decay in (0, 1), and keep
             it in the checkpoint as "ema_state_dict"; None keeps no average.
         gather_partners: In several processes, take distractors from the images of all of them. Each process
-            then gathers all images and runs the backbone a second time on its distractors: about half as
-            much work again.
+            then gathers all images and runs the backbone a second time on its distractors, which costs about
+            50 % more work.
         checkpoint_blocks: Keep no activations within blocks; the backward pass computes them again, which
             saves memory and costs about a third more time.
         keep_last: Checkpoints to keep in addition to the best, >= 1.
@@ -84,7 +84,7 @@ class DualAttentionTrainer:
             checkpoint holds as "description", e.g. the names of the classes.
 
     Raises:
-        ValueError: Arguments outside their range, all of them at once, or not possible here.
+        ValueError: Arguments outside their range, all of them at once, or not supported here.
         ModuleNotFoundError: `tensorboard` without TensorBoard.
     """
 
@@ -149,11 +149,11 @@ class DualAttentionTrainer:
         parallel, prepared = self.accelerator.prepare(
             model, make_optimizer(optimizer, self.model, lr, weight_decay)
         )
-        # Only now: FSDP2 takes no parameters but those of the model.
+        # Added after `prepare`, because FSDP2 accepts only parameters of the model.
         prepared.add_param_group({"params": list(self.weighting.parameters()), "weight_decay": 0.0})
         if ema is not None and is_sharded(self.model):
             shard_parameters(ema.module, self.model)
-            ema.foreach = False  # foreach takes no mixture of sharded and whole tensors
+            ema.foreach = False  # foreach does not support a mixture of sharded and whole tensors
         self.objective = Objective(
             accelerator=self.accelerator,
             model=self.model,
@@ -195,7 +195,7 @@ class DualAttentionTrainer:
         resume: Literal["auto"] | str | os.PathLike[str] | None = None,
         began: Callable[[], None] | None = None,
     ) -> list[dict[str, float]]:
-        """Train, writing metrics.jsonl (a line an epoch) and checkpoints to `save_dir`; returns the lines.
+        """Train, write metrics.jsonl (a line per epoch) and checkpoints to `save_dir`, and return the lines.
 
         checkpoint.pt is the newest, checkpoint.1.pt the one before it, best.pt the one of the best score.
         Nothing is written before the arguments and the checkpoint are known to be sound. On SIGTERM or
@@ -203,25 +203,25 @@ class DualAttentionTrainer:
         Ctrl-C stops at once.
 
         A resumed run must have the settings of its checkpoint: batches, pairs, model, optimizer, description
-        and all else that changes the result. Free to change are num_epochs, evaluate, evaluate_every,
+        and everything else that changes the result. You may change num_epochs, evaluate, evaluate_every,
         save_every, keep_last, progress, tensorboard, checkpoint_blocks, worker processes and `save_dir`. The
         learning rate follows the cosine of the new num_epochs from there on.
 
         Args:
-            num_epochs: In all, including those before a resume; >= 1.
+            num_epochs: Total number of epochs, including those before a resume; >= 1.
             save_dir: The folder of the run, made if it does not exist. A new run removes the checkpoints
                 of an earlier one in it.
-            resume: "auto" goes on from the newest sound checkpoint in `save_dir` if there is any, a path from
-                that file; the run then ends with the bits of an uninterrupted one (on a CPU). None begins a
-                new run.
-            began: Called in the main process, before the first step, when all is known to be sound and the
-                folder is the run's; e.g. to write more about the run.
+            resume: "auto" resumes from the newest sound checkpoint in `save_dir` if there is any, a path from
+                that file. On a CPU the result is bit-identical to an uninterrupted run. None starts a new
+                run.
+            began: Called in the main process before the first step, once the checkpoint is known to be sound
+                and the folder is ready; e.g. to write more about the run.
 
         Raises:
             ValueError: num_epochs below 1 or below the epochs done, no batches, a checkpoint that is damaged
                 or of other settings, or scores without `best_by`.
-            RuntimeError: A loss that is not finite, with the epoch, the step and the files of the batch; the
-                last checkpoint is kept.
+            RuntimeError: A loss is not finite; the message gives the epoch, the step and the files of the
+                batch. The last checkpoint is kept.
             OSError: A checkpoint cannot be written, e.g. because the disk is full; older ones are whole.
         """
         raise_faults(violations(locals(), TRAIN_RULES))
@@ -257,7 +257,7 @@ class DualAttentionTrainer:
         resume: str | os.PathLike[str] | None,
         began: Callable[[], None] | None,
     ) -> None:
-        """Restore the run if it goes on, and write its first files once all is known to be sound."""
+        """Restore a resumed run, and write the first files once everything is known to be sound."""
         path, state = folder.find(resume) or (None, None)
         if path is not None and state is not None:
             self.run.restore(path, state)
@@ -267,10 +267,10 @@ class DualAttentionTrainer:
             raise ValueError(f"num_epochs must be at least {begun}, the epochs begun, got {num_epochs}")
         if length(self.run.batches) == 0:
             raise ValueError("batches must give at least one batch an epoch, got none")
-        self.accelerator.wait_for_everyone()  # nobody writes while others still look
+        self.accelerator.wait_for_everyone()  # no process writes while others still read
         state = state or self.run.state()
         if self.main:
-            folder.go_on(path, state)  # a full disk shows now
+            folder.go_on(path, state)  # fails now if the disk is full
             folder.begin_metrics(progress.history)
             if began is not None:
                 began()
@@ -296,7 +296,7 @@ class DualAttentionTrainer:
         raise_faults(faults)
 
     def _scores(self, line: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-        """The scores of an evaluation, or none and what is wrong with them."""
+        """Return the scores of an evaluation, or no scores and their faults."""
         if self.evaluate is None:
             return {}, []
         with self.run.averaged():

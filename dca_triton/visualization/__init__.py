@@ -1,4 +1,4 @@
-"""Pictures: a run's curves, and what rollout, the local attention and the pairs' attention look at."""
+"""Pictures: training curves, and overlays of rollout, local attention and pair attention."""
 
 from ..model import Explanation, distractor_share, explain
 from .curves import training_curves

@@ -1,4 +1,4 @@
-"""What rollout and the local attention look at, drawn over the photo."""
+"""Draw rollout and local attention over photos."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ DPI = 120
 CELL_INCHES, GAP_INCHES, TITLE_INCHES, HEAD_INCHES, FOOT_INCHES = 2.2, 0.12, 0.36, 0.35, 0.6
 HEAT = "inferno"
 OUTLINE = "#ffd21f"
-DARKENED = 0.3  # brightness of what the local attention leaves out
+DARKENED = 0.3  # brightness of patches that are not selected
 
 
 def _is_grid(value: Any) -> bool:
@@ -53,7 +53,7 @@ def rollout_overlays(
     titles: Sequence[str],
     path: str | Path,
 ) -> None:
-    """Draw a contact sheet: per photo the photo, its rollout as heat, and its local patches, as one PNG.
+    """Draw a contact sheet as one PNG: each photo, its rollout as heat, and its local patches.
 
     Args:
         images: (S, 3, h, w), floating point in 0..1.
@@ -62,7 +62,7 @@ def rollout_overlays(
             in 0..N-1.
         grid: (gh, gw) patches.
         num_prefix: P, tokens before the patches, at least 1.
-        titles: One per photo.
+        titles: One title per photo.
         path: The PNG, 120 dots per inch. It is written whole or not at all.
 
     Raises:
@@ -151,7 +151,7 @@ def heat_scale(figure: Figure, above: Axes) -> None:
 def heat_map(row: Tensor, grid: tuple[int, int], size: tuple[int, int], num_prefix: int) -> Tensor:
     """The patches' part of one rollout row (N,), stretched to 0..1, bilinear over `size`: (h, w) float32.
 
-    A row that is the same for all patches gives zeros.
+    A row with equal values for all patches gives zeros.
 
     Raises:
         ValueError: N is not num_prefix plus the number of patches.
@@ -160,7 +160,7 @@ def heat_map(row: Tensor, grid: tuple[int, int], size: tuple[int, int], num_pref
     raise_faults(tensor_violations({"row": row}, {"row": "floating-point (N,)"}, sizes))
     patches = row[num_prefix:].float().reshape(1, 1, *grid)
     patches = patches - patches.min()
-    # Divided only when there is a contrast; rollout values are tiny, so no epsilon is safe.
+    # Divide only if there is contrast; rollout values are tiny, so no epsilon is safe.
     patches = patches / patches.max() if patches.max() > 0 else patches
     return F.interpolate(patches, size=size, mode="bilinear", align_corners=False)[0, 0]
 
@@ -168,7 +168,8 @@ def heat_map(row: Tensor, grid: tuple[int, int], size: tuple[int, int], num_pref
 def patch_boxes(selected: Tensor, grid: tuple[int, int], size: tuple[int, int], num_prefix: int) -> Tensor:
     """The pixels of the selected patches: (R, 4) int64 of left, top, right, bottom, the latter two exclusive.
 
-    `selected` (1 + R,) holds token rows in any order; prefix tokens have no place in a photo: left out.
+    `selected` (1 + R,) holds token rows in any order; prefix tokens have no place in a photo and are left
+    out.
     """
     patch = selected[selected >= num_prefix].long() - num_prefix
     (height, width), (down, across) = size, grid

@@ -26,7 +26,7 @@ from .text import drawable, writable
 
 BATCH = 8
 TOP = 3  # classes shown per branch
-MOST_IN_PNG = 64  # matplotlib draws no picture of 2^16 pixels
+MOST_IN_PNG = 64  # matplotlib cannot draw a picture of 2^16 pixels
 TITLE = "What the model saw"
 ABOUT = (
     "Rollout is the class token's, exact; the bright patches are those that GLCA selected. "
@@ -72,21 +72,21 @@ def visualize(
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
     progress: bool = True,
 ) -> None:
-    """Draw for each photo its rollout, its local patches and SA's and GLCA's predictions, into one file.
+    """Draw the rollout, local patches and SA's and GLCA's predictions of each photo into one file.
 
-    With distractors (pair mode) also how much of the attention each PWCA block spends on them: that of the
-    class token and the mean of the patches'. Everything comes from exact rollout and log-sum-exps; no
-    attention map is stored.
+    With distractors (pair mode), also draw the share of attention that each PWCA block spends on them, for
+    the class token and averaged over the patches. Everything is computed from exact rollout and log-sum-exps;
+    no attention map is stored.
 
     Args:
         model: Left in evaluation mode; photos are resized to its image size.
         photos: At least one image file.
         output: A .png, which holds up to 64 photos, or a self-contained .html. It is written whole or not at
-            all. Characters that matplotlib's fonts lack are boxes in pictures; a page's captions have them.
+            all. Characters that matplotlib's fonts lack are drawn as boxes; captions in HTML keep them.
         distractors: A partner for each photo.
         classes: Names of the model's classes; numbers by default.
-        mean: Of the normalization that the model was trained with, per channel.
-        std: Like mean.
+        mean: Mean of each channel in the normalization that the model was trained with.
+        std: Standard deviation of each channel, likewise.
         progress: Show a progress bar.
 
     Raises:
@@ -146,7 +146,7 @@ def _explained(
 ) -> Iterator[Explained]:
     device = next(model.parameters()).device
     size = model.backbone.model.patch_embed.img_size
-    read = reid_test(size, mean=(0, 0, 0), std=(1, 1, 1))  # pictures are shown as they are, in 0..1
+    read = reid_test(size, mean=(0, 0, 0), std=(1, 1, 1))  # pictures are shown without normalization, in 0..1
 
     def load(paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         shown = torch.stack([read(read_image(Path(path))) for path in paths])
@@ -218,7 +218,7 @@ def _draw_shares(axis: Axes, shares: Tensor, prefix: int) -> None:
     axis.set_axis_off()
     inner = axis.inset_axes((0.18, 0.18, 0.8, 0.78))
     blocks = range(1, len(shares) + 1)
-    inner.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")  # a token that tells nothing apart
+    inner.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")  # equal attention to both images
     inner.plot(blocks, shares[:, 0], label="class token", color="#222222", marker="o", markersize=3)
     patches = shares[:, prefix:].mean(1)
     inner.plot(blocks, patches, label="mean of patches", color="#cc79a7", marker="o", markersize=3)

@@ -1,4 +1,4 @@
-"""Names in pictures and pages: file names and class names may hold any characters, even broken ones."""
+"""Text in pictures and pages: file names and class names may hold any characters, even invalid ones."""
 
 import unicodedata
 from functools import lru_cache
@@ -10,7 +10,7 @@ BOX, REPLACEMENT = "\u25a1", "\ufffd"
 
 
 def drawable(text: str) -> str:
-    """The text with a box for every character that matplotlib's fonts lack, which it would warn of.
+    """Replace every character that matplotlib's fonts lack by a box; matplotlib would warn about it.
 
     Most installations draw Latin, Greek, Cyrillic, Hebrew and Arabic. For other scripts set matplotlib's
     `font.family` to a list with a font that has them.
@@ -23,7 +23,7 @@ def drawable(text: str) -> str:
 
 
 def writable(text: str) -> str:
-    """The text with a replacement character for control characters and for bytes that are not UTF-8."""
+    """Replace control characters and bytes that are not UTF-8 by a replacement character."""
     return "".join(REPLACEMENT if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in text)
 
 

@@ -107,20 +107,20 @@ def test_without_a_gpu_it_says_so(monkeypatch):
 def test_committed_baselines_are_of_their_name():
     for file in gpu.BASELINES.glob("*.json"):
         document = results.read(file)
-        assert file.stem == document["machine_info"]["device"] == launch_table.sanitised(file.stem)
+        assert file.stem == document["machine_info"]["device"] == launch_table.sanitized(file.stem)
         assert document["machine_info"]["kind"] == "cuda"
 
 
-def test_what_does_not_fit_the_memory_is_left_out_and_told(monkeypatch, tmp_path, capsys):
+def test_what_does_not_fit_the_memory_is_left_out_and_reported(monkeypatch, tmp_path, capsys):
     small, large = [b for b in registry.benchmarks(fakes.CPU) if b.name == "local_attention"][:2]
 
     def measured(paths, dtype, device, seconds):
-        if len(asked) == 1:
+        if len(timed) == 1:
             raise torch.OutOfMemoryError
-        asked.append(paths)
+        timed.append(paths)
         return {"eager": Measured([2.0, 2.0], 100), "library": Measured([1.0, 1.0], 50)}
 
-    asked = []
+    timed = []
     monkeypatch.setattr(bench_main, "measure", measured)
     monkeypatch.setattr(bench_main, "peaks", lambda device: {"matmul fp32": 1e12, "copy": 1e9})
     document, _ = bench_main.run([small, large], fakes.CPU, tmp_path)

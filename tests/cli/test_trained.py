@@ -45,7 +45,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that tells the three classes apart."""
+    """A run that distinguishes the three classes."""
     output = tmp_path_factory.mktemp("trained") / "run"
     main(["train", *SMALL, *data(photos), "--epochs=12", f"--output={output}"])
     return output

@@ -59,5 +59,5 @@ def test_compiles_without_spills_within_the_chip_on_the_tensor_cores(job: Job) -
 def test_the_matrix_holds_every_kernel_head_dim_dtype_and_chip() -> None:
     jobs = list(report.matrix_jobs())
     held = {(j.key.op, j.key.direction, j.key.head_dim, j.key.dtype, j.arch) for j in jobs}
-    wanted = itertools.product(KERNELS, launch_table.HEAD_DIMS, launch_table.DTYPES, CHIPS)
-    assert held == {(op, direction, *rest) for (op, direction), *rest in wanted}
+    expected = itertools.product(KERNELS, launch_table.HEAD_DIMS, launch_table.DTYPES, CHIPS)
+    assert held == {(op, direction, *rest) for (op, direction), *rest in expected}

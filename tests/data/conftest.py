@@ -1,4 +1,4 @@
-"""Tiny dataset trees, built where each test asks for them."""
+"""Tiny dataset trees, built by each test."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -34,7 +34,7 @@ def test_unknown_and_empty_classes_are_refused(tree):
 REID = ("train/anna/x.jpg", "query/bob/1.jpg", "query/eve/1.jpg", "gallery/bob/1.jpg", "gallery/bob/2.jpg")
 
 
-def test_names_are_no_identity(tree):
+def test_equal_names_are_not_equal_photos(tree):
     """Other photos of one name match each other; the same bytes never match, whatever their name."""
     root = tree("people", *REID, "gallery/distractor/9.jpg")
     splits = load_dataset("folder", root)

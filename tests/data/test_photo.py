@@ -370,7 +370,7 @@ def test_settings_of_pil_change_nothing(
 
 
 def test_only_files_are_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "x.jpg")  # opening it would wait for ever
+    os.mkfifo(tmp_path / "x.jpg")  # opening it would block forever
     for path in (tmp_path / "x.jpg", tmp_path):
         with pytest.raises(ValueError, match=r"cannot be read \(it is a folder, a pipe or a device\)"):
             read_image(path)

@@ -106,7 +106,7 @@ def test_skip_takes_the_same_class_and_warns_once(photos):
     assert len(caught) == 1
     assert dataset.corrupt_paths == [photos[0], photos[2]]
     photos[2].write_bytes(photos[3].read_bytes())
-    assert dataset[2]["index"] == 3  # what was once found unreadable is not tried again
+    assert dataset[2]["index"] == 3  # an unreadable photo is not tried again
 
 
 def test_skip_leaves_the_class_only_when_it_must(photos):

@@ -83,15 +83,15 @@ def test_affine_flips_half_and_only_flips():
 
 
 def blobs(batch: int, points: list[tuple[float, float]], height: int, width: int) -> torch.Tensor:
-    """(batch, points, height, width): a smooth spot for each (x, y), in pixels from the centre."""
+    """(batch, points, height, width): a smooth spot for each (x, y), in pixels from the center."""
     y = torch.arange(height).view(-1, 1) - (height - 1) / 2
     x = torch.arange(width) - (width - 1) / 2
     spots = [torch.exp(-((x - px) ** 2 + (y - py) ** 2) / 8) for px, py in points]
     return torch.stack(spots).expand(batch, -1, -1, -1)
 
 
-def centres(images: torch.Tensor) -> torch.Tensor:
-    """(batch, points, 2): the spots' centres of mass (x, y), in pixels from the centre."""
+def centers(images: torch.Tensor) -> torch.Tensor:
+    """(batch, points, 2): the spots' centers of mass (x, y), in pixels from the center."""
     height, width = images.shape[-2:]
     mass = images / images.sum((-2, -1), keepdim=True)
     x = (mass.sum(-2) * (torch.arange(width) - (width - 1) / 2)).sum(-1)
@@ -101,7 +101,7 @@ def centres(images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 96)])
 def test_affine_turns_by_angles_within_bounds_and_keeps_lengths(height, width):
-    found = centres(affine(blobs(300, [(12.0, 0.0), (0.0, 12.0)], height, width), rotation=30.0))
+    found = centers(affine(blobs(300, [(12.0, 0.0), (0.0, 12.0)], height, width), rotation=30.0))
     torch.testing.assert_close(found.norm(dim=-1), torch.full((300, 2), 12.0), atol=0.1, rtol=0)
     assert (found[:, 0] * found[:, 1]).sum(-1).abs().max() < 2.0  # the right angle between the two stays
     angles = torch.rad2deg(torch.atan2(found[:, 0, 1], found[:, 0, 0]))
@@ -110,10 +110,10 @@ def test_affine_turns_by_angles_within_bounds_and_keeps_lengths(height, width):
 
 
 def test_affine_scales_and_shifts_within_bounds():
-    factors = centres(affine(blobs(300, [(10.0, 0.0), (0.0, 10.0)], 64, 64), scale=0.2)).norm(dim=-1) / 10
+    factors = centers(affine(blobs(300, [(10.0, 0.0), (0.0, 10.0)], 64, 64), scale=0.2)).norm(dim=-1) / 10
     torch.testing.assert_close(factors[:, 0], factors[:, 1], atol=0.01, rtol=0)
     assert 0.79 < factors.min() < 0.84 and 1.16 < factors.max() < 1.21
-    moved = centres(affine(blobs(300, [(0.0, 0.0)], 40, 80), shift=0.1))[:, 0]
+    moved = centers(affine(blobs(300, [(0.0, 0.0)], 40, 80), shift=0.1))[:, 0]
     assert moved[:, 0].abs().max() <= 8.01 and moved[:, 1].abs().max() <= 4.01
     assert moved[:, 0].abs().max() > 7 and moved[:, 1].abs().max() > 3.5
     assert moved.mean(0).abs().max() < 0.8
@@ -123,11 +123,11 @@ def test_affine_scales_and_shifts_within_bounds():
 def test_affine_composes_without_shear(height, width):
     points = [(10.0, 0.0), (0.0, 10.0), (0.0, 0.0)]
     amounts = {"rotation": 40.0, "scale": 0.2, "shift": 0.05, "flip": True}
-    found = centres(affine(blobs(300, points, height, width), **amounts))
+    found = centers(affine(blobs(300, points, height, width), **amounts))
     x, y = found[:, 0] - found[:, 2], found[:, 1] - found[:, 2]
     torch.testing.assert_close(x.norm(dim=-1), y.norm(dim=-1), atol=0.15, rtol=0)
     assert (x * y).sum(-1).abs().max() < 2.5
-    scaled = centres(
+    scaled = centers(
         affine(blobs(300, points, height, width), scale=0.2)
     )  # the same factors, by the same seed
     torch.testing.assert_close(x.norm(dim=-1), (scaled[:, 0] - scaled[:, 2]).norm(dim=-1), atol=0.15, rtol=0)

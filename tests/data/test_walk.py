@@ -1,4 +1,4 @@
-"""One rule for all readers: what is a photo, what is ignored and counted, and that links never go round."""
+"""One rule for all readers: which files are photos, which are ignored and counted, and no link loops."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""distances: exact whatever the split, and re-ranking against the paper told in sets and plain loops."""
+"""distances: exact for any split, and re-ranking against the paper's sets in plain loops."""
 
 import math
 from functools import partial
@@ -15,8 +15,8 @@ from dca_triton.evaluation import k_reciprocal_rerank, reid_metrics, squared_dis
 def people(count: int, width: int, seed: int, ids: int = 6, noise: float = 0.6) -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(seed)
     identity = torch.randint(0, ids, (count,), generator=rng)
-    centres = torch.randn(ids, width, generator=torch.Generator().manual_seed(99))
-    return centres[identity] + noise * torch.randn(count, width, generator=rng), identity
+    centers = torch.randn(ids, width, generator=torch.Generator().manual_seed(99))
+    return centers[identity] + noise * torch.randn(count, width, generator=rng), identity
 
 
 def slow_rerank(
@@ -59,8 +59,8 @@ def slow_rerank(
     ("queries", "gallery", "k1", "k2", "original_weight"),
     [
         (20, 60, 20, 6, 0.3),  # the paper's
-        (20, 60, 5, 3, 0.3),  # k1/2 rounds to the even neighbour, as in the authors' code
-        (20, 60, 7, 1, 0.0),  # no expansion, Jaccard alone
+        (20, 60, 5, 3, 0.3),  # k1/2 rounds to the even neighbor, as in the authors' code
+        (20, 60, 7, 1, 0.0),  # no expansion, Jaccard only
         (1, 30, 1, 2, 0.5),
         (9, 12, 20, 20, 0.3),  # fewer photos than k1 + 1 on each side
         (9, 12, 4, 5, 1.0),  # the plain distances

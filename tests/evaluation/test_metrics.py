@@ -15,7 +15,7 @@ SIDES = [f"{side}_{name}" for side in ("query", "gallery") for name in ("feature
 
 
 def slow_metrics(query: Photos, gallery: Photos) -> dict[str, float] | None:
-    """One query, one sorted list, as the papers tell it; exact, for the features are small integers."""
+    """One query, one sorted list, as in the papers; exact, because the features are small integers."""
     precisions, inps, firsts, missed = [], [], [], 0
     for feature, identity, camera in zip(*(t.tolist() for t in query), strict=True):
         ranking = []

@@ -115,8 +115,8 @@ def test_reid_scores_embeddings_of_both_sides() -> None:
         evaluate_reid(model, query, query, progress=False)
 
 
-def test_a_photo_is_no_match_for_itself(side: SimpleNamespace) -> None:
-    """Without cameras its path tells it; the other photos of its identity all count."""
+def test_a_photo_does_not_match_itself(side: SimpleNamespace) -> None:
+    """Without cameras, its path identifies it; the other photos of its identity all count."""
     paths = tuple(f"{i}.jpg" for i in range(12))
     unknown = torch.full((12,), -1)
     alone = side.query._replace(cameras=unknown, paths=paths)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_training import small_model
 
 from dca_triton.model import DualAttentionModel
-from dca_triton.model.checks import ALLOWED as OF_MODELS
+from dca_triton.model.checks import VALUE_RULES as OF_MODELS
 from dca_triton.training import DualAttentionTrainer
 from dca_triton.training.optimizer import ARGUMENT_RULES as OF_TRAINERS
 from dca_triton.training.optimizer import check_arguments
@@ -49,7 +49,7 @@ def changes_of(*names: str):
 
 
 def affordable(changes: dict) -> bool:
-    """Not a model of a million blocks, and none that asks for weights from the network."""
+    """No model of a million blocks, and none that loads weights from the network."""
     large = [
         v for k, v in changes.items() if isinstance(v, int) and v > 40 and k not in ("num_heads", "seed")
     ]

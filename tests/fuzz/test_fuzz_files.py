@@ -80,8 +80,8 @@ def signed(scratch) -> bytes:
 
 @fuzzed(1000)
 @given(data=st.data())
-def test_no_damage_to_a_checkpoint_goes_unseen(data, signed, scratch):
-    """The digest covers every byte: each change is refused, none gives other tensors."""
+def test_all_damage_to_a_checkpoint_is_detected(data, signed, scratch):
+    """The digest covers every byte, so each change is refused."""
     content = data.draw(damaged(signed))
     if content == signed:
         return
@@ -174,7 +174,7 @@ KEYS += " scaler_state_dict ema_state_dict rng_state best settings model_argumen
 
 @fuzzed(100)
 @given(name=st.sampled_from(KEYS.split()), value=wild, remove=st.booleans())
-def test_no_wrong_state_is_resumed_from(name, value, remove, whole_run, scratch):
+def test_wrong_states_are_not_resumed(name, value, remove, whole_run, scratch):
     """Anything in the place of anything: refused, or as right as what it replaced."""
     assert set(KEYS.split()) == set(whole_run)
     hostile = {key: other for key, other in whole_run.items() if key != name}

@@ -67,7 +67,7 @@ LAUNCHES = sorted(
 @pytest.mark.parametrize(("name", "warps", "stages"), LAUNCHES)
 @BOTH
 def test_every_launch_agrees(case: Pairs | Local, name: str, warps: int, stages: int) -> None:
-    """Whatever the tuner may choose, as far as it fits on the GPU; at least one tile has to."""
+    """Every launch that the tuner may choose and that fits on the GPU; at least one tile must fit."""
     op = "pair_attention" if isinstance(case, Pairs) else "local_attention"
     fit = 0
     for config in (c for c in candidates(name) if (c.num_warps, c.num_stages) == (warps, stages)):
@@ -161,7 +161,7 @@ def test_a_device_that_is_not_current() -> None:
     assert all_equal([x.to("cuda:0") for x in results], expected)
 
 
-@pytest.mark.filterwarnings("default")  # the compiler has much to say
+@pytest.mark.filterwarnings("default")  # the compiler warns a lot
 def test_compiled_without_graph_breaks() -> None:
     torch.compiler.reset()
     compiled = with_gradient(torch.compile(step, fullgraph=True), *inputs(0))
@@ -179,7 +179,7 @@ def test_an_index_out_of_range_stops_the_device() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert torch.version.hip or "device-side assert" in done.stderr  # ROCm's aborts without a word
+    assert torch.version.hip or "device-side assert" in done.stderr  # ROCm aborts without a message
 
 
 def test_more_images_and_heads_than_a_grid_is_high() -> None:

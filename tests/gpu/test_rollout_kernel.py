@@ -36,7 +36,7 @@ def test_transposed_inputs_are_taken(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", launch_table.DTYPES)
 def test_configurations_agree(name: str) -> None:
-    """Whatever the tuner may choose, as far as it fits on the GPU; at least one has to."""
+    """Every launch that the tuner may choose and that fits on the GPU; at least one must fit."""
     fit = 0
     for config in candidates(name):
         with launch_table.forced({("rollout_row", "step"): config}):

@@ -66,7 +66,7 @@ LOCAL = [
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Uninitialised memory is NaN, so that what a kernel leaves unwritten shows."""
+    """Fill uninitialized memory with NaN, so that unwritten results are detected."""
     torch.use_deterministic_algorithms(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Run as a program by test_resume: trains in child processes that are killed, prints what came of it as JSON.
+"""Run as a program by test_resume: trains in child processes that are killed, prints the results as JSON.
 
 Children are forked, so that PyTorch is imported once.
 """

@@ -1,5 +1,4 @@
-"""What the rollout kernels must satisfy on any device: run by the interpreter on a CPU and by the tests on a
-GPU."""
+"""What the rollout kernels must satisfy on any device: interpreted on a CPU, or run on a GPU."""
 
 import torch
 from tolerance import no_further_than_twice_eager, rms
@@ -23,8 +22,7 @@ CASES = [  # B, N, H, D, L: every D; lengths below, at and past the tiles, none 
 def blocks(
     B: int, N: int, H: int, D: int, L: int, dtype: torch.dtype, device: str, seed: int = 0
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """q and k of L blocks as strided views of packed projections, with what lies beyond them poisoned, and
-    their lse."""
+    """q, k and lse of L blocks: strided views of packed projections, with NaN beyond them."""
     generator = torch.Generator().manual_seed(seed)
     qs, ks, lses = [], [], []
     for _ in range(L):

@@ -1,4 +1,4 @@
-"""Run as a program by test_sharded_blocks: two processes joined by gloo; prints what they found as JSON."""
+"""Run as a program by test_sharded_blocks: two processes joined by gloo; prints the results as JSON."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from dca_triton import DualAttentionModel
 from dca_triton.training import training_loader
 from dca_triton.training.sharding import whole
 
-# A branch's features are rows of the streams' batch; nothing is written into them.
+# A branch's features are rows of the streams' batch and are never written to.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
 
 BRANCHES = ("sa", "glca", "pwca")

@@ -1,4 +1,4 @@
-"""Run as a program by test_distributed: two processes joined by gloo; prints what they found as JSON.
+"""Run as a program by test_distributed: two processes joined by gloo; prints the results as JSON.
 
 The processes are forked, so that PyTorch is imported once.
 """
@@ -159,9 +159,9 @@ class Seen:
 
 
 def digest(trainer) -> str:
-    """Of all that is learnt: BatchNorm's statistics are rank 0's, which the others receive in each step."""
-    learnt = [*trainer.model.parameters(), *trainer.weighting.parameters()]
-    return hashlib.sha256(b"".join(bits(whole(learnt)))).hexdigest()
+    """Of all that is trained: BatchNorm's statistics are rank 0's, which the others receive in each step."""
+    trained = [*trainer.model.parameters(), *trainer.weighting.parameters()]
+    return hashlib.sha256(b"".join(bits(whole(trained)))).hexdigest()
 
 
 def run(folder: Path, batches=None, resume=None, **options) -> dict:
@@ -203,7 +203,7 @@ def training(scratch: Path) -> dict[str, list]:
         )
 
     def alone(rank: int) -> dict:
-        """Batches of one photo in process 1 and then in both: nobody to be paired with."""
+        """Batches of one photo in process 1 and then in both: no partner to pair with."""
         batches = [photos(0, 3 - 2 * rank), photos(3, 4), photos(4, 8)]
         trainer = small_trainer(batches, pairs=PairSampler("mixed"))
         with warnings.catch_warnings():  # PyTorch: a batch of one has gradients of other strides, at a price
@@ -229,8 +229,8 @@ def training(scratch: Path) -> dict[str, list]:
         return {"skipped": line["skipped_steps"], "loss": line["total_loss"], "weights": digest(trainer)}
 
     def stopped(rank: int) -> list:
-        """SIGTERM to one of the processes stops and saves both; they go on as if nothing had happened."""
-        told = rank == 1
+        """SIGTERM to one process stops and saves both; resumed, they end like an uninterrupted run."""
+        interrupts = rank == 1
 
         class Stopped(Exception):
             pass
@@ -239,10 +239,10 @@ def training(scratch: Path) -> dict[str, list]:
             raise Stopped
 
         def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-            nonlocal told
-            if told:
+            nonlocal interrupts
+            if interrupts:
                 os.kill(os.getpid(), signal.SIGTERM)
-                told = False
+                interrupts = False
             return images + torch.rand(images.shape, generator=generator)
 
         signal.signal(signal.SIGTERM, stop)
@@ -253,7 +253,7 @@ def training(scratch: Path) -> dict[str, list]:
         except Stopped:
             pass
         at = load_checkpoint(folder / "checkpoint.pt")["step"] if rank == 0 else 1
-        told = False
+        interrupts = False
         unbroken = run(scratch / f"unbroken {rank}", augment=augment)["weights"]
         return [at, run(folder, resume="auto", augment=augment)["weights"] == unbroken]
 

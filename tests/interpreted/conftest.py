@@ -1,6 +1,6 @@
 """These tests run the kernels on a CPU, interpreted: `TRITON_INTERPRET=1 pytest tests/interpreted`.
 
-Triton decides at import whether it interprets, so that is a run of its own; others leave this folder out.
+Triton decides at import whether it interprets, so these tests are a separate run.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ collect_ignore_glob = [] if triton.knobs.runtime.interpret else ["test_*.py"]
 
 @pytest.fixture(autouse=True)
 def a_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails a test that interpreted no kernel: it would have proved nothing."""
+    """Fail a test that interpreted no kernel, because it would prove nothing."""
     launches = []
     run = InterpretedFunction.run
     monkeypatch.setattr(InterpretedFunction, "run", lambda *a, **k: (launches.append(1), run(*a, **k))[1])

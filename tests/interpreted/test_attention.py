@@ -84,7 +84,7 @@ def test_addresses_pass_32_bits(shape: tuple[int, ...], strides: tuple[int, ...]
 
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
-)  # torch's own check asks
+)  # raised by torch's own check
 def test_operators_pass_opcheck() -> None:
     q, k, v, k2, v2 = (torch.randn(2, 3, 2, 16, requires_grad=True) for _ in range(5))
     turned = q.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()

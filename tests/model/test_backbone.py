@@ -1,4 +1,4 @@
-"""timm backbones: which serve, where their weights come from, and errors that say why not."""
+"""timm backbones: which ones work, where their weights come from, and errors with reasons."""
 
 import pytest
 import timm
@@ -57,7 +57,7 @@ def test_tokens_before_the_blocks_are_the_backbones_own(name: str) -> None:
 
 
 def test_a_backbone_without_a_grid_is_refused() -> None:
-    with pytest.raises(ValueError, match="its patch embedding tells no grid"):
+    with pytest.raises(ValueError, match="its patch embedding has no grid_size"):
         Backbone("xcit_nano_12_p16_224", "reference", False, 64)
 
 
@@ -76,7 +76,7 @@ def test_every_reason_against_a_backbone() -> None:
 
 REFUSALS = (
     "it has no class token",
-    "its patch embedding tells no grid",
+    "its patch embedding has no grid_size",
     "its blocks are ",
     "its attention is ",
 )
@@ -165,7 +165,7 @@ def test_the_patch_must_divide_the_images(layout: str, size: int | tuple[int, in
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("layout", ["paper", "reference"])
 def test_images_of_another_size(layout: str, train: bool) -> None:
-    """A fixed size is asked for; a dynamic one must be multiples of the patch, and has a grid of its own."""
+    """A fixed size is required; a dynamic size must be multiples of the patch, and changes the grid."""
     options = {"layout": layout, "pretrained": False, "num_heads": 4, "num_sa_blocks": 1, "in_chans": 1}
     fixed = DualAttentionModel("test_vit", 3, img_size=64, dynamic_img_size=False, **options).train(train)
     with pytest.raises(ValueError, match=r"x must be \(B, 1, 64, 64\), .* got shape \(2, 1, 64, 48\)"):

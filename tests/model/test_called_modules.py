@@ -1,4 +1,4 @@
-"""What people hang on modules takes effect: adapters, quantization, parametrizations, hooks, wrappers."""
+"""Changes of modules take effect: adapters, quantization, parametrizations, hooks, wrappers."""
 
 import copy
 from collections.abc import Callable
@@ -152,11 +152,11 @@ def test_global_hooks_see_every_linear(layout: str) -> None:
         run(model, "x_pair")
     finally:
         handle.remove()
-    wanted = linears(model, "qkv", "q_proj", "k_proj", "v_proj", "proj", "fc1", "fc2")
+    called = linears(model, "qkv", "q_proj", "k_proj", "v_proj", "proj", "fc1", "fc2")
     if layout == "reference":
         twice = [m for n, m in model.named_modules() if n.startswith("sa_blocks") and n.endswith("qkv")]
         assert all(seen.count(m) == 2 for m in twice), "own rows, then the partners'"
-    assert {id(m) for m in wanted} <= {id(m) for m in seen}
+    assert {id(m) for m in called} <= {id(m) for m in seen}
 
 
 @LAYOUTS

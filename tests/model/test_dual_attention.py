@@ -1,4 +1,4 @@
-"""DualAttentionModel: layouts, backbones, modes, and errors that say what is wrong."""
+"""DualAttentionModel: layouts, backbones, modes, and errors."""
 
 import pytest
 import torch

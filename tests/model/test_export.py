@@ -101,7 +101,7 @@ class Called(TorchDispatchMode):
 
 @pytest.fixture
 def fake_gpu():
-    """Tensors on a GPU that is not there: shapes without values, which nobody can wait for."""
+    """Tensors on a GPU that is not there: shapes without values, so a host sync would fail."""
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     capability = mock.patch.object(torch.cuda, "get_device_capability", lambda *_: (9, 0))

@@ -19,7 +19,7 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     def refuse(*arguments, **_):
-        raise AssertionError(f"asked the network for {arguments}")
+        raise AssertionError(f"requested from the network: {arguments}")
 
     monkeypatch.setattr("dca_triton.model.hub.hf_hub_download", refuse)
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse)

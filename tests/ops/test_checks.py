@@ -176,7 +176,7 @@ def test_an_unknown_backend() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "sentence"),
     [
         (
             lambda q: ops.pair_attention(q, None, q, partner_index=[1, 0]),
@@ -197,6 +197,6 @@ def test_an_unknown_backend() -> None:
         (lambda q: ops.rollout_row([q], [q], ["lse"]), r"lses\[0\] must be a dense tensor, got str"),
     ],
 )
-def test_what_is_no_tensor_is_named(call: Callable[[torch.Tensor], object], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_arguments_that_are_not_tensors(call: Callable[[torch.Tensor], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
         call(normal(B, 5, H, D))

@@ -1,4 +1,4 @@
-"""Launch tables, their lookup, and what `info` tells of them."""
+"""Launch tables, their lookup, and what `info` prints about them."""
 
 import itertools
 import warnings
@@ -21,8 +21,8 @@ CPU = torch.device("cpu")
 def test_every_chip_has_a_choice_for_everything(arch: str) -> None:
     table = launch_table.read(launch_table.CONFIGS / f"{arch}.json")
     directions = [(op, d) for op, all_directions in launch_table.DIRECTIONS.items() for d in all_directions]
-    wanted = itertools.product(directions, launch_table.HEAD_DIMS, launch_table.DTYPES)
-    assert set(table) == {Key(*direction, *rest) for direction, *rest in wanted}
+    expected = itertools.product(directions, launch_table.HEAD_DIMS, launch_table.DTYPES)
+    assert set(table) == {Key(*direction, *rest) for direction, *rest in expected}
     for config in itertools.chain.from_iterable(lengths.values() for lengths in table.values()):
         for extent in (config.block_m, config.block_n):
             assert extent in (16, 32, 64, 128, 256)
@@ -58,8 +58,8 @@ def test_an_unmeasured_device_is_told_once_how_to_tune(
     configs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = on(monkeypatch, "NVIDIA_H100", "sm_90")
-    told = r"`dca-triton tune --head_dims '\[64\]' --dtypes '\[fp16\]'` measures them"
-    with pytest.warns(UserWarning, match=told) as caught:
+    advice = r"`dca-triton tune --head_dims '\[64\]' --dtypes '\[fp16\]'` measures them"
+    with pytest.warns(UserWarning, match=advice) as caught:
         for n in (197, 785):
             assert launch_table.choose("rollout_row", "step", 64, torch.float16, n, device) == B
     assert len(caught) == 1

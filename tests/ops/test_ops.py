@@ -69,8 +69,8 @@ def test_partners_of_another_batch_and_length(
     close(out, expected)
     close(lse, expected_lse.detach())
     assert out.is_contiguous()
-    for actual, wanted in zip(gradients(out, leaves), gradients(expected, leaves), strict=True):
-        close(actual, wanted)
+    for actual, exact in zip(gradients(out, leaves), gradients(expected, leaves), strict=True):
+        close(actual, exact)
 
 
 @pytest.mark.parametrize("N", LENGTHS)
@@ -207,10 +207,10 @@ def test_compiled_without_graph_breaks() -> None:
     leaves, partner = required(packed(2, 17, 3, dtype=torch.float32)), torch.tensor([-1, 0])
     torch.compiler.reset()
     results, expected = torch.compile(step, fullgraph=True)(*leaves, partner), step(*leaves, partner)
-    for actual, wanted in zip(results, expected, strict=True):
-        torch.testing.assert_close(actual, wanted)
-    outputs, wanted = (torch.cat([r[0].flatten(), r[3].flatten()]) for r in (results, expected))
-    torch.testing.assert_close(gradients(outputs, leaves), gradients(wanted, leaves))
+    for actual, exact in zip(results, expected, strict=True):
+        torch.testing.assert_close(actual, exact)
+    outputs, exact = (torch.cat([r[0].flatten(), r[3].flatten()]) for r in (results, expected))
+    torch.testing.assert_close(gradients(outputs, leaves), gradients(exact, leaves))
 
 
 def test_autocast_lowers_attention_alone() -> None:

@@ -12,7 +12,7 @@ from dca_triton.ops import torch_backend
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 COMBINATIONS = 420  # of layouts, for each operation and dtype
-GROUPS = 7  # so that a failure is soon found again
+GROUPS = 7  # makes a failure easy to reproduce
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -25,7 +25,7 @@ def test_any_layout(operation: str, group: int, dtype: torch.dtype) -> None:
 
 
 def test_packed_projections_are_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The usual layouts cost no copy; contiguous copies are made for the others alone."""
+    """The usual layouts cost no copy; only other layouts are copied."""
     copies: list[tuple[int, ...]] = []
     contiguous = Tensor.contiguous
 
@@ -38,7 +38,7 @@ def test_packed_projections_are_read_in_place(monkeypatch: pytest.MonkeyPatch) -
     q, k, v = packed(2, 9, 3).unbind(2)
     for queries in (q, q[:, :1], q[:, ::2], q[:1], k.clone(memory_format=torch.contiguous_format)):
         torch_backend.attention_with_lse(queries, k[: len(queries)], v[: len(queries)], 0.25)
-    assert {len(strides) for strides in copies} <= {3}  # of the log-sum-exp alone
+    assert {len(strides) for strides in copies} <= {3}  # of the log-sum-exp only
     heads_first = q.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
     torch_backend.attention_with_lse(heads_first, k, v, 0.25)
     assert heads_first.stride() in copies

@@ -55,7 +55,7 @@ def test_forward_is_traced_as_one_operator() -> None:
 
 
 def test_backward_is_traced_as_one_operator() -> None:
-    """On fake CPU tensors: PyTorch's autograd engine asks a driver for the streams of fake CUDA ones."""
+    """On fake CPU tensors: for fake CUDA tensors the autograd engine would query a driver for streams."""
 
     def gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         out, _ = triton_backend.pair_attention(Attention(q, k, v, scale=0.1))
@@ -161,11 +161,11 @@ def test_the_compiler_takes_partners_inverted_once() -> None:
         graphs.append(module)
         return module.forward
 
-    # A driver that is asked while a compiler traces would break the graph.
-    asked = torch._dynamo.disable(lambda device: (9, 0))
+    # Querying the driver while a compiler traces would break the graph.
+    capability = torch._dynamo.disable(lambda device: (9, 0))
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
-        mock.patch.object(torch.cuda, "get_device_capability", asked),
+        mock.patch.object(torch.cuda, "get_device_capability", capability),
     ):
         inputs = cuda(B, N, 3, H, D), cuda(B, dtype=torch.long), cuda(B, R, dtype=torch.long)
         torch.compiler.reset()
@@ -195,8 +195,8 @@ def test_every_fault_and_every_reason_in_one_error() -> None:
 
 
 @pytest.mark.parametrize("module", ["triton_backend", "triton_launch"])
-def test_a_broken_library_is_no_missing_triton(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """backend="auto" must not run PyTorch in silence because a file of this library cannot be imported."""
+def test_a_broken_library_is_not_a_missing_triton(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """backend="auto" must not silently run PyTorch if a file of this library cannot be imported."""
     broken = f"dca_triton.ops.{module}"
     monkeypatch.delitem(sys.modules, "dca_triton.ops.triton_backend")
     monkeypatch.delattr(ops, "triton_backend")

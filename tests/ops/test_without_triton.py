@@ -1,4 +1,4 @@
-"""A machine where Triton cannot be imported: everything but the kernels works, and says so."""
+"""A machine where Triton cannot be imported: everything except the kernels works, and messages say so."""
 
 import subprocess
 import sys

@@ -113,8 +113,8 @@ def test_any_subset_in_any_order(
         grad = given_losses[name + suffix].grad
         assert grad is not None and grad.item() == pytest.approx(math.exp(-w) / 2, rel=1e-5)
     assert list(answer["weighted_losses"]) == list(given_losses)
-    wanted = [f"{name}_{what}" for name in given_losses for what in ("weight", "log_var")]
-    assert list(answer["weights"]) == wanted
+    expected = [f"{name}_{what}" for name in given_losses for what in ("weight", "log_var")]
+    assert list(answer["weights"]) == expected
     assert answer["total_loss"].item() == pytest.approx(total, rel=1e-4, abs=1e-4)
     assert loss.log_vars.grad is not None
     assert loss.log_vars.grad.tolist() == pytest.approx(slopes, rel=1e-4, abs=1e-5)
@@ -152,9 +152,9 @@ def branch_outputs(B: int, K: int, seed: int = 0, names: tuple[str, ...] = BRANC
 def slow_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> float:
     total = 0.0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
-        normaliser = math.log(sum(math.exp(x) for x in row))
+        normalizer = math.log(sum(math.exp(x) for x in row))
         for k, x in enumerate(row):
-            total += ((1 - smoothing) * (k == label) + smoothing / len(row)) * (normaliser - x)
+            total += ((1 - smoothing) * (k == label) + smoothing / len(row)) * (normalizer - x)
     return total / len(labels)
 
 
@@ -188,10 +188,10 @@ def test_branches_against_loops(
     losses = BranchLoss(task, smoothing, margin)(outputs, target)  # type: ignore[arg-type]
     assert list(losses) == list(names)
     for name, loss in losses.items():
-        wanted = slow_cross_entropy(outputs[f"{name}_logits"], target, smoothing)
+        expected = slow_cross_entropy(outputs[f"{name}_logits"], target, smoothing)
         if task == "reid":
-            wanted += slow_triplet(outputs[f"{name}_features"][:, 0], target, margin)
-        assert loss.item() == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+            expected += slow_triplet(outputs[f"{name}_features"][:, 0], target, margin)
+        assert loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def test_triplet_by_hand() -> None:

@@ -68,9 +68,9 @@ def test_mixed_takes_the_hard_one_with_its_ratio(ratio: float) -> None:
     labels = torch.tensor([0, 1, 2, 3])
     features = torch.randn(4, 3, generator=seeded(2))
     hard = F.one_hot(PairSampler("hard_negative")(labels, features), 4).double()
-    wanted = ratio * hard + (1 - ratio) * (1 - torch.eye(4).double()) / 3
+    expected = ratio * hard + (1 - ratio) * (1 - torch.eye(4).double()) / 3
     torch.testing.assert_close(
-        draws(PairSampler("mixed", ratio), labels, features), wanted, atol=0.04, rtol=0
+        draws(PairSampler("mixed", ratio), labels, features), expected, atol=0.04, rtol=0
     )
 
 
@@ -135,7 +135,7 @@ def test_wrong_arguments(labels: Tensor, features: Tensor | None, sentence: str)
         PairSampler("mixed")(labels, features)
 
 
-def test_what_is_no_tensor() -> None:
+def test_arguments_that_are_not_tensors() -> None:
     with pytest.raises(
         ValueError,
         match=r"labels must be .* got \[0, 1\]; features must be .* got \(\(1.0,\), \(2.0,\)\)",

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or damaged go on as if nothing had happened."""
+"""Runs that are killed, stopped or damaged end like uninterrupted ones."""
 
 import contextlib
 import errno
@@ -58,7 +58,7 @@ def begun(tmp_path):
 
 def test_an_ended_run_is_left_as_it_is(begun):
     before = bits(load_checkpoint(begun / "checkpoint.pt"))
-    small_trainer().train(3, begun, resume=Path("auto"))  # what a command line makes of the word
+    small_trainer().train(3, begun, resume=Path("auto"))  # as the command line passes it
     lines = (begun / "metrics.jsonl").read_bytes()
     assert continued(begun) == before
     assert (begun / "metrics.jsonl").read_bytes() == lines
@@ -85,7 +85,7 @@ def test_all_damaged_is_an_error(begun):
     for path in begun.glob("checkpoint*.pt"):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(
-        ValueError, match=r"no checkpoint to resume from: .*checkpoint\.pt.*checkpoint\.1\.pt"
+        ValueError, match=r"must hold a checkpoint to resume from, .*checkpoint\.pt.*checkpoint\.1\.pt"
     ):
         small_trainer().train(3, begun, resume="auto")
 
@@ -277,7 +277,10 @@ CRAFTED = {
     "loss weights": ({"uncertainty_loss_state_dict": {"log_vars": torch.ones(2)}}, "log_vars must be"),
     "optimizer": ({"optimizer_state_dict": {"state": {}}}, "must be a dict with state and param_groups"),
     "optimizer's groups": ({"optimizer_state_dict": {"state": {}, "param_groups": [3]}}, "cannot be resumed"),
-    "optimizer's shapes": ({"optimizer_state_dict": adam_state()}, "must hold a real tensor of shape"),
+    "optimizer's shapes": (
+        {"optimizer_state_dict": adam_state()},
+        "exp_avg of parameter 0 in .* must be a dense",
+    ),
     "optimizer's slots": (
         {"optimizer_state_dict": {"state": {0: {}}, "param_groups": []}},
         "must hold exp_avg",
@@ -436,13 +439,13 @@ def test_sigterm_saves_and_then_takes_its_usual_effect(tmp_path, sigterm, moment
 
     def augment(images, generator):
         nonlocal calls
-        if told and calls == steps.get(moment):
+        if interrupts and calls == steps.get(moment):
             sigterm()
         calls += 1
         return images + torch.rand(images.shape, generator=generator)
 
     def evaluate():
-        if told and moment == "evaluation":
+        if interrupts and moment == "evaluation":
             sigterm()
         return {"top1": torch.rand(()).item()}
 
@@ -452,9 +455,9 @@ def test_sigterm_saves_and_then_takes_its_usual_effect(tmp_path, sigterm, moment
         trainer.train(2, folder, resume="auto")
         return bits(load_checkpoint(folder / "checkpoint.pt"))
 
-    told = False
+    interrupts = False
     truth = run(tmp_path / "truth")
-    told, calls = True, 0
+    interrupts, calls = True, 0
     with pytest.raises(Stopped):
         run(tmp_path / "run")
     state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
@@ -463,7 +466,7 @@ def test_sigterm_saves_and_then_takes_its_usual_effect(tmp_path, sigterm, moment
         "last step": (0, 3),
         "evaluation": (1, 0),
     }[moment]
-    told = False
+    interrupts = False
     assert run(tmp_path / "run") == truth
     assert epochs_of(tmp_path / "run") == [1, 2]
 

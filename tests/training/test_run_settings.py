@@ -1,4 +1,4 @@
-"""A resumed run has the settings of its checkpoint, or every difference is named with both values."""
+"""A resumed run has the settings of its checkpoint, or the error names every difference with both values."""
 
 import math
 from collections import OrderedDict
@@ -112,7 +112,7 @@ def test_frozen_parameters_are_compared(begun):
 
 
 def test_what_may_change(begun, tmp_path):
-    """And how it is spelled: lists as tuples, other classes of dicts."""
+    """Including spelling: lists as tuples, other classes of dicts."""
     trainer = small_trainer(
         training_loader(Photos(), 8, workers=1),
         small_model(cache_attention_rollout=False, backend="torch"),
@@ -133,10 +133,10 @@ def test_descriptions(tmp_path):
     description["size"] = 64  # the caller's own dict
     trainer.train(1, tmp_path)
     state = load_checkpoint(tmp_path / "checkpoint.pt")
-    wanted = {"classes": ["a", "b"], "mean": [0.5, 0.25], "size": 32, "more": {"x": None, "y": True}}
-    assert state["description"] == wanted
-    small_trainer(description=OrderedDict(wanted)).train(2, tmp_path, resume="auto")
-    other = wanted | {"classes": ["a", "c"], "more": {"x": 0}}
+    expected = {"classes": ["a", "b"], "mean": [0.5, 0.25], "size": 32, "more": {"x": None, "y": True}}
+    assert state["description"] == expected
+    small_trainer(description=OrderedDict(expected)).train(2, tmp_path, resume="auto")
+    other = expected | {"classes": ["a", "c"], "more": {"x": 0}}
     with pytest.raises(
         ValueError,
         match=r"description\.classes\[1\] must be 'b', got 'c'; description\.more\.x must be None, got 0; "

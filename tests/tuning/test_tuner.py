@@ -91,12 +91,12 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
     device = on(monkeypatch, "Fake", "sm_90")
     measured: list[Config] = []
 
-    def ranked(target: str, wanted: list[tuple[Key, int]], progress: bool) -> dict:
+    def ranked(target: str, choices: list[tuple[Key, int]], progress: bool) -> dict:
         assert target == "sm_90"
-        assert len(wanted) == (1 if measured else 2)
+        assert len(choices) == (1 if measured else 2)
         return {
             choice: [SimpleNamespace(job=SimpleNamespace(config=config)) for config in (A, C)]
-            for choice in wanted
+            for choice in choices
         }
 
     def do_bench(launch: object, return_mode: str) -> float:

@@ -1,4 +1,4 @@
-"""The pictures are PNGs of the size promised, and heat and boxes lie on the right patches."""
+"""Pictures are PNGs of the documented size, and heat and boxes are on the right patches."""
 
 import re
 import struct

@@ -1,4 +1,4 @@
-"""Contact sheets: everything of a photo lies on its own row, and the HTML needs nothing besides itself."""
+"""Contact sheets: each photo has its own row, and the HTML file is self-contained."""
 
 import base64
 import os

@@ -1,4 +1,4 @@
-"""Record kernel launches without a GPU, exactly as they would be made on one, and compile them."""
+"""Record kernel launches without a GPU, exactly as on a GPU, and compile them."""
 
 import math
 from collections.abc import Callable, Iterator
