@@ -16,12 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from .arguments import raise_faults
+from .arguments import flag, raise_faults, violations
 from .transfer import shape_of, transferable
 
 MAX_KEYS_SHOWN = 3  # of each kind, in an error
 DIGEST = b"sha256:"
 SIGNATURE_BYTES = len(DIGEST) + hashlib.sha256().digest_size * 2
+LOAD_RULES = {
+    "model": (lambda v: isinstance(v, nn.Module), "a torch.nn.Module"),
+    "checkpoint": (lambda v: isinstance(v, Mapping | str | os.PathLike), "a path or a dict of tensors"),
+    "transfer": flag(),
+}
 WEIGHT_KEYS = ("model_state_dict", "state_dict", "model", "ema_state_dict")  # in this order
 
 
@@ -139,6 +144,7 @@ def load_weights(
         ValueError: As `load_checkpoint`; or names that are missing, unexpected or of another shape, with
             `transfer` only if no weight of the backbone fits. The model is then unchanged.
     """
+    raise_faults(violations(locals(), LOAD_RULES))
     name = "checkpoint"
     if not isinstance(checkpoint, Mapping):
         name, checkpoint = f"checkpoint {checkpoint}", load_checkpoint(checkpoint)

@@ -13,17 +13,21 @@ from .checkpoint import load_checkpoint, replacing, save_checkpoint, sync_folder
 
 State = dict[str, Any]
 NEWEST, BEST, FIRST, FRESH = "checkpoint.pt", "best.pt", "checkpoint.first.pt", "checkpoint.new.pt"
+PENDING = "checkpoint.pending.pt"
+EVALUATION = "evaluation.json"  # what the command line writes about the newest checkpoint
 
 
 class RunFolder:
     """The folder of a run: checkpoint.pt, the older checkpoint.1.pt, ..., best.pt and metrics.jsonl.
 
-    Whatever kills a run, its newest complete checkpoint stays whole. checkpoint.new.pt is a newer one, left
-    by a kill before it was renamed. checkpoint.first.pt is the first one of a run, left by a kill before the
-    checkpoints of an earlier run were removed.
+    `prepare` leaves all that an earlier run wrote as it is; `take` replaces it, once the new run is known to
+    work. Whatever kills a run, its newest complete checkpoint is whole. checkpoint.new.pt is a newer one,
+    left by a kill before it was renamed. checkpoint.first.pt is the first one of a run, left by a kill before
+    the checkpoints of an earlier run were removed. checkpoint.pending.pt, left by a kill between `prepare`
+    and `take`, is never read.
 
     Args:
-        folder: Made by `go_on` if it does not exist.
+        folder: Made by `prepare` if it does not exist.
         keep_last: How many checkpoints are kept in addition to the best, >= 1; with 2 a damaged newest one
             has a replacement.
         tensorboard: Write the metrics to `folder`/tensorboard, too.
@@ -34,6 +38,7 @@ class RunFolder:
         self.keep_last = keep_last
         self.tensorboard = tensorboard
         self.writer: Any = None
+        self._from: Path | None = None
 
     def find(self, resume: str | os.PathLike[str] | None) -> tuple[Path, State] | None:
         """Return the checkpoint to resume from: a file, the newest sound one for "auto", or none.
@@ -49,8 +54,8 @@ class RunFolder:
         found = None if resume is None else (Path(resume), load_checkpoint(resume))
         if self.paths() and (found is None or found[0].resolve().parent != self.path.resolve()):
             warnings.warn(
-                f"{self.path} holds an earlier run, whose checkpoints are removed; resume='auto' would "
-                "continue it",
+                f"{self.path} holds an earlier run, which the new one replaces after its first step; "
+                "resume='auto' would go on with it",
                 stacklevel=4,
             )
         return found
@@ -79,39 +84,63 @@ class RunFolder:
         latest = [self.path / name for name in (FIRST, FRESH, NEWEST)]
         return [path for path in latest if path.exists()] + [aged[age] for age in sorted(aged)]
 
-    def go_on(self, path: Path | None, state: State) -> None:
-        """Save the state that a run starts from as the newest checkpoint of the folder.
+    def prepare(self, path: Path | None, state: State) -> None:
+        """Check the folder and write what the run begins with under a name of its own.
 
         Args:
-            path: The file that the state was read from, or None for a new run. Unless it is the newest here,
-                no other checkpoint is left to be mistaken for one of this run; best.pt stays if the file is
-                of this folder, and so of the same run.
+            path: The file that the state was read from, or None for a new run.
             state: What the file holds.
 
         Raises:
-            OSError: The folder cannot be written; it is unchanged.
+            OSError: The folder cannot be written; its files are as they were.
         """
         if self._metrics.is_dir():
             raise IsADirectoryError(f"{self._metrics} must be a file, got a folder")
+        if self.tensorboard and self._events.exists() and not self._events.is_dir():
+            raise NotADirectoryError(f"{self._events} must be a folder, got a file")
         self.path.mkdir(parents=True, exist_ok=True)
         here = path is not None and path.resolve().parent == self.path.resolve()
-        name = path.name if path is not None and here else FIRST
-        if name == FRESH:
-            self.save(state)
-        elif name == FIRST:
-            self._begin(FIRST, state, BEST)
-        elif name != NEWEST:
-            self._begin(FRESH, state)
+        self._from = path if here else None
+        (self.path / PENDING).unlink(missing_ok=True)  # of a killed run
+        if self._from is None or self._from.name not in (NEWEST, FRESH):
+            save_checkpoint(self.path / PENDING, state)
 
-    def _begin(self, name: str, state: State, *others: str) -> None:
-        """Save under `name`, remove all other checkpoints and `others`, and give it the newest's name."""
-        first = self.path / name
-        save_checkpoint(first, state)
-        for path in [*self.paths(), *(self.path / other for other in others)]:
-            if path != first:
-                _remove(path)
-        os.replace(first, self.path / NEWEST)
-        sync_folder(self.path)
+    def take(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Make the state that the run began with the newest checkpoint of the folder, and write its metrics.
+
+        Unless it was the newest here, no other checkpoint is left to be mistaken for one of this run, and no
+        evaluation.json. best.pt stays if the state is from this folder, and so of the same run.
+
+        Args:
+            history: A line for each epoch done; later lines of a killed run go.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        if (self.path / PENDING).exists():
+            same_run = self._from is not None and self._from.name != FIRST
+            first = self.path / (FRESH if same_run else FIRST)
+            os.replace(self.path / PENDING, first)
+            others = [EVALUATION] if same_run else [EVALUATION, BEST]
+            events = [] if same_run else self._events.glob("events.out.tfevents.*")
+            for path in [*self.paths(), *(self.path / other for other in others), *events]:
+                if path != first:
+                    _remove(path)
+            os.replace(first, self.path / NEWEST)
+            sync_folder(self.path)
+        elif self._from is not None and self._from.name == FRESH:
+            self._rotate()
+        self._write_metrics(history)
+        if self.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(self._events, purge_step=len(history) + 1)
+
+    def close(self) -> None:
+        """Remove what `prepare` wrote if `take` was not called, and close the metrics."""
+        (self.path / PENDING).unlink(missing_ok=True)
+        if self.writer is not None:
+            self.writer.close()
 
     def save(self, state: State) -> None:
         """Make `state` the newest checkpoint.
@@ -119,33 +148,28 @@ class RunFolder:
         Raises:
             OSError: It cannot be written, e.g. because the disk is full; the older ones are whole.
         """
-        fresh = self.path / FRESH
-        save_checkpoint(fresh, state)
+        save_checkpoint(self.path / FRESH, state)
+        self._rotate()
+
+    def _rotate(self) -> None:
+        """Make checkpoint.new.pt the newest, and each other one a place older."""
         present = len(self.paths())  # keep_last may be far more
         for age in range(min(self.keep_last - 1, present), 0, -1):
             if self._aged(age - 1).exists():
                 os.replace(self._aged(age - 1), self._aged(age))
-        os.replace(fresh, self._aged(0))
+        os.replace(self.path / FRESH, self._aged(0))
         sync_folder(self.path)
 
     def save_best(self, state: State) -> None:
         """Make `state` the best checkpoint; raises as `save`."""
         save_checkpoint(self.path / BEST, state)
 
-    def begin_metrics(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Write metrics.jsonl, one line per epoch of `history`, without later lines of a killed run.
+    def add_metrics(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Add the last line of `history`.
 
         Raises:
-            OSError: It cannot be written; the older file is whole.
+            OSError: metrics.jsonl cannot be written; the older file is whole.
         """
-        self._write_metrics(history)
-        if self.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(self.path / "tensorboard", purge_step=len(history) + 1)
-
-    def add_metrics(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Add the last line of `history`; metrics.jsonl is replaced as a whole and raises as above."""
         self._write_metrics(history)
         if self.writer is not None:
             for name, value in history[-1].items():
@@ -159,6 +183,10 @@ class RunFolder:
     @property
     def _metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def _events(self) -> Path:
+        return self.path / "tensorboard"
 
     def _aged(self, age: int) -> Path:
         return self.path / (f"checkpoint.{age}.pt" if age else NEWEST)

@@ -59,12 +59,18 @@ def transferable(
 
 
 def shape_of(value: Any) -> tuple[int, ...] | str:
-    """The shape of a dense real tensor, or a description of anything else, which could not be copied."""
+    """The shape of a dense real tensor; of anything else what it is, which is not the same as a shape.
+
+    Copying some of these would fail half-way; integers in the place of weights would be numbers of a code.
+    """
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
-    if value.is_meta or value.is_complex() or value.layout != torch.strided:
+    if value.is_meta or value.is_complex() or value.is_quantized or value.layout != torch.strided:
         return f"a {value.layout} {value.dtype} tensor on {value.device}"
-    return tuple(value.shape)
+    shape = tuple(value.shape)
+    if value.is_floating_point():
+        return shape
+    return f"a {'bool' if value.dtype == torch.bool else 'integer'} tensor {shape}"
 
 
 def _resampled(

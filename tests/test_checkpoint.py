@@ -342,3 +342,22 @@ def test_round_trip_is_bit_equal(state, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "round.pt"
     save_checkpoint(file, state)
     assert_same(load_checkpoint(file), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_must_be_real_numbers(dtype):
+    model = small()
+    weights = {name: value.to(dtype) for name, value in copies(model).items()}
+    before = copies(model)
+    with pytest.raises(ValueError, match="does not fit the model"):
+        load_weights(model, weights)
+    assert_same(copies(model), before)
+
+
+def test_arguments_of_another_kind():
+    with pytest.raises(ValueError) as error:
+        load_weights(3, 3, transfer="yes")
+    assert str(error.value) == (
+        "model must be a torch.nn.Module, got 3; checkpoint must be a path or a dict of tensors, got 3; "
+        "transfer must be True or False, got 'yes'"
+    )

@@ -1,6 +1,7 @@
 """One epoch of training, from the step that a resumed run has reached."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,8 +35,13 @@ class Epoch:
     on_nonfinite: Literal["stop", "skip"]
     shows_progress: bool
 
-    def train(self, stop_requested: StopRequest) -> dict[str, float] | None:
-        """Train for the epoch and return its mean losses, or None if a signal stopped it before its end."""
+    def train(self, stop_requested: StopRequest, stepped: Callable[[], None]) -> dict[str, float] | None:
+        """Mean losses of the epoch, or None if a signal stopped it before its end.
+
+        Args:
+            stop_requested: The signal that stops it before its next step.
+            stepped: Called after each step, unless all steps up to now were skipped.
+        """
         progress = self.run.progress
         self.run.model.train()
         set_epoch(self.run.batches, progress.epoch)
@@ -59,6 +65,8 @@ class Epoch:
                     break
                 self._step(group, sum(images))
                 progress.step += 1
+                if progress.step > progress.skipped:
+                    stepped()
                 bar.update()
         return self._means()
 
@@ -93,7 +101,7 @@ class Epoch:
         if faults := self.objective.nonfinite(losses["total_loss"], group):
             if not skips:
                 where = f"epoch {progress.epoch + 1}, step {progress.step}"
-                raise RuntimeError(f"at {where} {faults}; the last checkpoint is kept")
+                raise RuntimeError(f"at {where} {faults}; earlier checkpoints are kept")
             run.optimizer.zero_grad()
             for buffer, before in zip(self.run.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)  # BatchNorm has seen the batch

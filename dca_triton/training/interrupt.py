@@ -22,15 +22,23 @@ class StopRequest:
 def delayed_interrupts() -> Iterator[StopRequest]:
     """Context manager: SIGTERM and Ctrl-C only record a request until it ends, then take their usual effect.
 
-    A second Ctrl-C takes its usual effect at once. Ignored signals stay ignored. Signals reach the main
-    thread only, so in another thread this changes nothing.
+    A second Ctrl-C takes its usual effect at once. Signals that are ignored stay ignored. Signals reach the
+    main thread alone; in another thread this changes nothing. Worker processes inherit the handlers: there
+    Ctrl-C changes nothing, since the step at hand needs them, and SIGTERM takes its usual effect.
     """
     stop_requested = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop_requested
         return
 
+    owner = os.getpid()
+
     def note(number: int, _: FrameType | None) -> None:
+        if os.getpid() != owner:
+            if number == signal.SIGTERM:
+                signal.signal(number, before[signal.SIGTERM])
+                os.kill(os.getpid(), number)
+            return
         stop_requested.signal = number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, before[signal.SIGINT])

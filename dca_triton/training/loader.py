@@ -133,8 +133,15 @@ def random_state(batches: Iterable[Batch]) -> list[Tensor]:
 def set_random_state(batches: Iterable[Batch], states: list[Tensor]) -> None:
     """Restore the generators of `random_state`."""
     generators = _generators(batches)
+    faults = []
     if len(states) != len(generators):
-        raise ValueError(f"rng_state must be of {len(generators)} generators, got {len(states)}")
+        faults.append(
+            f"batches must have {len(states)} random generators as in the checkpoint (PyTorch's and those of "
+            f"the loader, its samplers and its dataset), got {len(generators)}"
+        )
+    elif any(g.get_state().shape != state.shape for g, state in zip(generators, states, strict=True)):
+        faults.append("rng_state must hold states of PyTorch's random generators, got others")
+    raise_faults(faults)
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)
 

@@ -7,20 +7,24 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedType
 from torch import nn
 
 from ..arguments import Rule, choice, flag, integer, number, optional, raise_faults, violations
+from .losses import BRANCHES
 from .run_settings import plain, shown
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-POSITIVE = number(lambda v: v > 0, "a finite number > 0")
+LARGEST = 1e18  # products of two such numbers are within float32, which PyTorch demands of a step
+POSITIVE = number(lambda v: 0 < v <= LARGEST, "a number > 0 and <= 1e18")
+COUNT: Rule = (lambda v: integer(1)[0](v) and v < 2**63, "an integer >= 1 and < 2**63")
 FUNCTION: Rule = (callable, "a function")
 
 ARGUMENT_RULES = {
     "optimizer": choice(*OPTIMIZERS),
     "lr": POSITIVE,
-    "weight_decay": number(lambda v: v >= 0, "a finite number >= 0"),
+    "weight_decay": number(lambda v: 0 <= v <= LARGEST, "a number >= 0 and <= 1e18"),
     "warmup_epochs": integer(0),
     "label_smoothing": number(lambda v: 0 <= v < 1, "in [0, 1)"),
     "pairs": optional(FUNCTION),
@@ -30,7 +34,7 @@ ARGUMENT_RULES = {
     "clip_grad": optional(POSITIVE),
     "seed": integer(0),
     "progress": flag(),
-    "accumulate": integer(1),
+    "accumulate": COUNT,
     "precision": choice("no", "bf16", "fp16"),
     "ema_decay": optional(number(lambda v: 0 < v < 1, "in (0, 1)")),
     "gather_partners": flag(),
@@ -99,6 +103,20 @@ def check_scores(
             "can be resumed with another"
         )
     return ({} if faults else numbers), faults
+
+
+def has_scores(line: Mapping[str, float]) -> bool:
+    """True if an epoch's metrics hold more than training itself writes."""
+    losses = [f"{branch}_loss{part}" for branch in BRANCHES for part in ("", "_weight", "_log_var")]
+    return not set(line) <= {"epoch", "lr", "total_loss", "skipped_steps", *losses}
+
+
+def precision_faults(precision: str) -> list[str]:
+    """Accelerate computes in one precision in a process; none if no other was chosen before."""
+    chosen = AcceleratorState().mixed_precision if is_initialized() else precision
+    if precision == chosen:
+        return []
+    return [f"precision must be {chosen!r} as in the trainer before it in this process, got {precision!r}"]
 
 
 def fsdp_faults(accelerator: Accelerator) -> list[str]:

@@ -13,46 +13,13 @@ from accelerate.utils import gather_object
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from ..arguments import Rule, integer, raise_faults, shown, violations
+from ..arguments import raise_faults
 from ..checkpoint import load_weights
 from ..data.records import Batch
-from .loader import length, random_state, set_random_state
+from .loader import random_state, set_random_state
 from .losses import UncertaintyWeightedLoss
-from .optimizer import RESUME_SETTINGS
-from .run_settings import FREE_MODEL_ARGUMENTS, differences
+from .resume import REQUIRED_KEYS, changes, progress_faults, type_faults
 from .sharding import load_optimizer, sharded_like, swap_weights, whole
-
-REQUIRED_KEYS = (
-    "model_state_dict",
-    "optimizer_state_dict",
-    "uncertainty_loss_state_dict",
-    "epoch",
-    "history",
-    "step",
-    "skipped",
-    "sums",
-    "rng_state",
-    "best",
-    "settings",
-)
-PROGRESS_RULES: dict[str, Rule] = {
-    "epoch": integer(0),
-    "step": integer(0),
-    "skipped": integer(0),
-    "history": (
-        lambda v: isinstance(v, list) and all(isinstance(line, dict) and _are_numbers(line) for line in v),
-        "a list of dicts of numbers",
-    ),
-    "best": (lambda v: isinstance(v, float) and v == v, "a float"),
-    "sums": (
-        lambda v: isinstance(v, dict) and all(isinstance(x, Tensor) and x.shape == () for x in v.values()),
-        "a dict of scalar tensors",
-    ),
-    "rng_state": (
-        lambda v: isinstance(v, list) and all(isinstance(states, list) for states in v),
-        "a list of lists of tensors",
-    ),
-}
 
 
 @dataclass
@@ -147,59 +114,23 @@ class Run:
                 f"{', '.join(absent)} (load_weights takes the weights of any other)"
             )
         try:
-            raise_faults(self._differences(state))
-            raise_faults(self._faults(state))
+            raise_faults(type_faults(state))
+            raise_faults(changes(state, self.settings, self.model_arguments, self.description))
+            processes, accumulate = self.accelerator.num_processes, self.settings["accumulate"]
+            raise_faults(progress_faults(state, self.batches, accumulate, processes) + self._faults(state))
             self._restore(state)
         except Exception as error:  # the file may hold any plain value in any place
             reason = " ".join((str(error) or repr(error)).split())
             raise ValueError(f"checkpoint {path} cannot be resumed from: {reason}") from error
 
-    def _differences(self, state: dict[str, Any]) -> list[str]:
-        """List every setting that differs and that the results depend on.
-
-        A checkpoint of an earlier version lacks the newer settings, so they cannot be compared.
-        """
-        before = state["settings"]
-        if not isinstance(before, dict):
-            return [f"settings must be a dict, got a {type(before).__name__}"]
-        if absent := [name for name in RESUME_SETTINGS if name not in before]:
-            return [f"settings must hold {', '.join(absent)}, got {shown(list(before))}"]
-        known = {name: value for name, value in self.settings.items() if name in before}
-        if state["best"] == -math.inf:  # nothing was chosen by it yet
-            known.pop("best_by", None)
-        faults = list(differences("", {name: before[name] for name in known}, known))
-        if state.get("model_arguments") is not None and self.model_arguments is not None:
-            kept = [
-                {name: value for name, value in arguments.items() if name not in FREE_MODEL_ARGUMENTS}
-                for arguments in (state["model_arguments"], self.model_arguments)
-            ]
-            faults += differences("model", *kept)
-        if "description" in state:
-            faults += differences("description", state["description"] or {}, self.description or {})
-        return faults
-
     def _faults(self, state: dict[str, Any]) -> list[str]:
-        """List everything about the progress that is impossible."""
-        if faults := violations(state, PROGRESS_RULES):
-            return faults
-        epoch, step, history = state["epoch"], state["step"], state["history"]
-        if len(history) != epoch or any(line.get("epoch") != n for n, line in enumerate(history, start=1)):
-            rule = f"a line for each of the epochs 1 to {epoch}, in this order"
-            faults.append(f"history must hold {rule}, got {len(history)} lines")
-        batches = length(self.batches)
-        steps = math.inf if batches is None else math.ceil(batches / self.settings["accumulate"])
-        if step > steps:
-            faults.append(f"step must be at most the number of steps of an epoch, {steps}, got {step}")
-        if state["skipped"] > step:
-            faults.append(f"skipped must be at most step, {step}, got {state['skipped']}")
-        if (step > state["skipped"]) != ("total_loss" in state["sums"]):
-            got = f"{shown(list(state['sums']))} after {step} steps, {state['skipped']} of them skipped"
-            faults.append(f"sums must hold total_loss if and only if steps are done, got {got}")
-        if len(state["rng_state"]) != self.accelerator.num_processes:
-            faults.append(
-                f"rng_state must be of {self.accelerator.num_processes} processes, "
-                f"got {len(state['rng_state'])}"
-            )
+        """What this run needs in addition."""
+        faults = []
+        if self.ema is not None and state.get("ema_state_dict") is None:
+            faults.append("ema_state_dict must be a dict of tensors, got None")
+        scaler = self.accelerator.scaler
+        if scaler is not None and set(state.get("scaler_state_dict") or ()) != set(scaler.state_dict()):
+            faults.append(f"scaler_state_dict must hold {', '.join(scaler.state_dict())}")
         return faults
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -235,7 +166,3 @@ class Run:
             yield
         finally:
             swap_weights(self.model, self.ema.module)
-
-
-def _are_numbers(line: dict[Any, Any]) -> bool:
-    return all(isinstance(name, str) and isinstance(value, int | float) for name, value in line.items())

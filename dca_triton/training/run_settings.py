@@ -104,6 +104,7 @@ def describe(model: nn.Module, batches: Iterable[Batch], pairs: Any, augment: An
         "pairs": {"type": type(pairs).__qualname__, **plain("pairs", getattr(pairs, "__dict__", {}), [])},
         "learning_parameters": [name for name, p in model.named_parameters() if p.requires_grad],
         "batches": describe_batches(batches),
+        "on_corrupt": _on_corrupt(batches),
     }
 
 
@@ -138,6 +139,15 @@ def describe_batches(batches: Iterable[Batch]) -> dict[str, Any]:
         found["photos"] = length(dataset)
         dataset = getattr(dataset, "dataset", None)
     return found | {"content": _digest(content)} if content else found
+
+
+def _on_corrupt(batches: Iterable[Batch]) -> str | None:
+    """What the dataset, or the one that it wraps, does with a photo that cannot be read."""
+    dataset = getattr(batches, "dataset", None)
+    while dataset is not None and not hasattr(dataset, "on_corrupt"):
+        dataset = getattr(dataset, "dataset", None)
+    value = getattr(dataset, "on_corrupt", None)
+    return None if value is None else str(value)
 
 
 def _digest(content: list[Any]) -> str:

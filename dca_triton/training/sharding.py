@@ -9,6 +9,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..arguments import raise_faults, shown
 from ..tensor_arguments import tensor_violations
+from .run_settings import differences
+
+# Of an optimizer's groups: what decides a step, apart from the learning rate, which follows the schedule.
+STEP_SETTINGS = ("betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "amsgrad", "maximize")
 
 
 def whole(tree: Any) -> Any:
@@ -72,11 +76,18 @@ def _faults(state: Any, optimizer: torch.optim.Optimizer, parameters: list[Tenso
     if not isinstance(state, dict) or not {"state", "param_groups"} <= set(state):
         got = shown(list(state)) if isinstance(state, dict) else f"a {type(state).__name__}"
         return [f"{name} must be a dict with state and param_groups, got {got}"]
-    sizes = [len(group["params"]) for group in state["param_groups"]]
+    groups, slots = state["param_groups"], state["state"]
+    if not isinstance(slots, dict) or not isinstance(groups, list) or not all(map(_is_group, groups)):
+        return [f"{name} must hold a dict as state and a list of dicts with params as param_groups"]
+    sizes = [len(group["params"]) for group in groups]
     expected = [len(group["params"]) for group in optimizer.param_groups]
     faults = []
     if sizes != expected:
         faults.append(f"{name} must have groups of {expected} trainable parameters, got {sizes}")
+    for number, (found, own) in enumerate(zip(groups, optimizer.param_groups, strict=False)):
+        known = [key for key in STEP_SETTINGS if key in found and key in own]
+        for key in known:
+            faults += differences(f"{name}.param_groups[{number}].{key}", own[key], found[key])
     adam = isinstance(optimizer, torch.optim.Adam)
     names = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
     for number, slots in state["state"].items():
@@ -92,6 +103,10 @@ def _faults(state: Any, optimizer: torch.optim.Optimizer, parameters: list[Tenso
                 rule = f"floating-point ({'' if slot == 'step' else shape})"
                 faults += tensor_violations({key: slots[slot]}, {key: rule})
     return faults
+
+
+def _is_group(group: Any) -> bool:
+    return isinstance(group, dict) and isinstance(group.get("params"), list)
 
 
 def _sharded(value: Any, like: Any) -> Any:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from timm.utils.model_ema import ModelEmaV3
 
-from ..arguments import integer, optional, raise_faults, violations
+from ..arguments import optional, raise_faults, violations
 from ..data.records import Batch
 from ..model import DualAttentionModel
 from ..progress import progress as progress_bar
@@ -21,11 +21,14 @@ from .loader import is_unsharded, length
 from .losses import BranchLoss, UncertaintyWeightedLoss
 from .objective import Augment, Objective
 from .optimizer import (
+    COUNT,
     RESUME_SETTINGS,
     check_arguments,
     check_scores,
     fsdp_faults,
+    has_scores,
     make_optimizer,
+    precision_faults,
     warmup_cosine,
 )
 from .pairs import PairSampler
@@ -34,7 +37,7 @@ from .run_settings import describe, model_arguments, plain
 from .sharding import is_sharded, shard_parameters
 
 PATH = (lambda v: isinstance(v, str | os.PathLike), "a path")
-TRAIN_RULES = {"num_epochs": integer(1), "save_dir": PATH, "resume": optional(PATH)}
+TRAIN_RULES = {"num_epochs": COUNT, "save_dir": PATH, "resume": optional(PATH)}
 
 
 class DualAttentionTrainer:
@@ -52,9 +55,9 @@ class DualAttentionTrainer:
             DataLoader of your own with persistent workers gets new workers each epoch, because the random
             state of old ones cannot be resumed; that of `training_loader` keeps them.
         optimizer: "adam", "adamw" or "sgd" (momentum 0.9).
-        lr: Peak learning rate, > 0.
-        weight_decay: >= 0; not applied to the loss weights.
-        warmup_epochs: Epochs of linear warm-up before the cosine, >= 0.
+        lr: Peak learning rate, > 0 and <= 1e18.
+        weight_decay: >= 0 and <= 1e18; not applied to the loss weights.
+        warmup_epochs: Epochs of linear warm-up before the cosine, >= 0; fewer than the epochs to train.
         label_smoothing: In [0, 1).
         pairs: Chooses each image's distractor in the batch; random by default.
         evaluate: Called after the last epoch and every `evaluate_every` epochs, in every process; returns
@@ -66,7 +69,8 @@ class DualAttentionTrainer:
             step, process).
         progress: Show a progress bar, or lines at intervals without a terminal.
         accumulate: Batches whose gradients make one step, >= 1.
-        precision: "no" (float32), "bf16", or "fp16" with gradient scaling (on GPUs).
+        precision: "no" (float32), "bf16", or "fp16" with gradient scaling (on GPUs). All trainers of a
+            process have the same.
         ema_decay: Evaluate an exponential moving average of the weights, with this decay in (0, 1), and keep
             it in the checkpoint as "ema_state_dict"; None keeps no average.
         gather_partners: In several processes, take distractors from the images of all of them. Each process
@@ -119,6 +123,7 @@ class DualAttentionTrainer:
     ) -> None:
         arguments = locals()
         check_arguments(arguments)
+        raise_faults(precision_faults(precision))
         self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
         self.processes, self.device = self.accelerator.num_processes, self.accelerator.device
         if self.processes > 1 and is_unsharded(batches):
@@ -198,66 +203,50 @@ class DualAttentionTrainer:
         """Train, write metrics.jsonl (a line per epoch) and checkpoints to `save_dir`, and return the lines.
 
         checkpoint.pt is the newest, checkpoint.1.pt the one before it, best.pt the one of the best score.
-        Nothing is written before the arguments and the checkpoint are known to be sound. On SIGTERM or
+        Files of an earlier run in `save_dir` stay until the first step of this one is done. On SIGTERM or
         Ctrl-C, the step is finished and a checkpoint saved; then the signal takes its usual effect. A second
         Ctrl-C stops at once.
 
         A resumed run must have the settings of its checkpoint: batches, pairs, model, optimizer, description
         and everything else that changes the result. You may change num_epochs, evaluate, evaluate_every,
         save_every, keep_last, progress, tensorboard, checkpoint_blocks, worker processes and `save_dir`. The
-        learning rate follows the cosine of the new num_epochs from there on.
+        learning rate follows the cosine of the new num_epochs from there on. `best_by` is free to change as
+        long as there is no best.pt. If the last epoch done is to be evaluated and has no scores, because
+        `evaluate` or `best_by` was wrong or because the run was longer, it is evaluated first.
 
         Args:
-            num_epochs: Total number of epochs, including those before a resume; >= 1.
-            save_dir: The folder of the run, made if it does not exist. A new run removes the checkpoints
-                of an earlier one in it.
-            resume: "auto" resumes from the newest sound checkpoint in `save_dir` if there is any, a path from
-                that file. On a CPU the result is bit-identical to an uninterrupted run. None starts a new
-                run.
-            began: Called in the main process before the first step, once the checkpoint is known to be sound
-                and the folder is ready; e.g. to write more about the run.
+            num_epochs: In all, including those before a resume; >= 1 and more than `warmup_epochs`.
+            save_dir: The folder of the run, made if it does not exist. A new run removes the checkpoints,
+                evaluation.json and TensorBoard's files of an earlier one in it after its first step.
+            resume: "auto" goes on from the newest sound checkpoint in `save_dir` if there is any, a path from
+                that file; the run then ends with the bits of an uninterrupted one (on a CPU). None begins a
+                new run.
+            began: Called once in the main process, after the first step and before files of an earlier run
+                are removed; e.g. to write more about the run. If it raises, the earlier run is left whole.
 
         Raises:
-            ValueError: num_epochs below 1 or below the epochs done, no batches, a checkpoint that is damaged
-                or of other settings, or scores without `best_by`.
-            RuntimeError: A loss is not finite; the message gives the epoch, the step and the files of the
-                batch. The last checkpoint is kept.
+            ValueError: num_epochs below 1, below the epochs done or within the warm-up, no batches, a
+                checkpoint that is damaged or of other settings, or scores without `best_by`.
+            RuntimeError: A loss that is not finite, with the epoch, the step and the files of the batch;
+                earlier checkpoints are kept.
             OSError: A checkpoint cannot be written, e.g. because the disk is full; older ones are whole.
         """
         raise_faults(violations(locals(), TRAIN_RULES))
+        if self.warmup_epochs >= num_epochs:
+            raise ValueError(
+                f"warmup_epochs must be less than num_epochs, {num_epochs}, got {self.warmup_epochs}"
+            )
         folder = RunFolder(save_dir, self.keep_last, self.tensorboard)
-        self._begin(folder, num_epochs, resume, began)
-        progress = self.run.progress
-        bar = progress_bar(
-            desc="train",
-            unit="epoch",
-            total=num_epochs,
-            initial=progress.epoch,
-            disable=not self.shows_progress,
-        )
-        with bar, delayed_interrupts() as stop_requested:
-            while progress.epoch < num_epochs:
-                lr = self.lr * warmup_cosine(progress.epoch, num_epochs, self.warmup_epochs)
-                for parameters in self.run.optimizer.param_groups:
-                    parameters["lr"] = lr
-                losses = self.epoch.train(stop_requested)
-                if losses is None:
-                    self._save(folder.save)
-                    break
-                line = {"epoch": progress.epoch + 1, "lr": lr, **losses}
-                self._finish_epoch(folder, line, last=progress.epoch + 1 == num_epochs)
-                bar.set_postfix(loss=f"{line['total_loss']:.3f}", refresh=False)
-                bar.update()
-        return progress.history
+        self._prepare(folder, num_epochs, resume)
+        try:
+            self._train(num_epochs, folder, began)
+        finally:
+            if self.main:
+                folder.close()
+        return self.run.progress.history
 
-    def _begin(
-        self,
-        folder: RunFolder,
-        num_epochs: int,
-        resume: str | os.PathLike[str] | None,
-        began: Callable[[], None] | None,
-    ) -> None:
-        """Restore a resumed run, and write the first files once everything is known to be sound."""
+    def _prepare(self, folder: RunFolder, num_epochs: int, resume: str | os.PathLike[str] | None) -> None:
+        """Restore the run if it goes on, and find out whether the folder can be written."""
         path, state = folder.find(resume) or (None, None)
         if path is not None and state is not None:
             self.run.restore(path, state)
@@ -270,30 +259,89 @@ class DualAttentionTrainer:
         self.accelerator.wait_for_everyone()  # no process writes while others still read
         state = state or self.run.state()
         if self.main:
-            folder.go_on(path, state)  # fails now if the disk is full
-            folder.begin_metrics(progress.history)
-            if began is not None:
-                began()
+            folder.prepare(path, state)  # a full disk shows now
+
+    def _train(self, num_epochs: int, folder: RunFolder, began: Callable[[], None] | None) -> None:
+        progress = self.run.progress
+        took = False
+
+        def take() -> None:
+            """The run works: the folder becomes its own, if it is not yet."""
+            nonlocal took
+            if self.main and not took:
+                if began is not None:
+                    began()
+                folder.take(progress.history)
+            took = True
+
+        bar = progress_bar(
+            desc="train",
+            unit="epoch",
+            total=num_epochs,
+            initial=progress.epoch,
+            disable=not self.shows_progress,
+        )
+        with bar, delayed_interrupts() as stop_requested:
+            self._score_resumed(folder, num_epochs, take)
+            while progress.epoch < num_epochs:
+                lr = self.lr * warmup_cosine(progress.epoch, num_epochs, self.warmup_epochs)
+                for parameters in self.run.optimizer.param_groups:
+                    parameters["lr"] = lr
+                losses = self.epoch.train(stop_requested, take)
+                if losses is None:
+                    if took:
+                        self._save(folder.save)
+                    return
+                line = {"epoch": progress.epoch + 1, "lr": lr, **losses}
+                self._finish_epoch(folder, line, num_epochs)
+                bar.set_postfix(loss=f"{line['total_loss']:.3f}", refresh=False)
+                bar.update()
+            take()  # also if all epochs were done before
 
     def _save(self, save: Callable[[dict[str, Any]], None]) -> None:
         state = self.run.state()  # gathers shards: in every process
         if self.main:
             save(state)
 
-    def _finish_epoch(self, folder: RunFolder, line: dict[str, float], last: bool) -> None:
+    def _finish_epoch(self, folder: RunFolder, line: dict[str, float], num_epochs: int) -> None:
         progress = self.run.progress
         progress.next_epoch()
-        evaluates = last or (self.evaluate_every and progress.epoch % self.evaluate_every == 0)
-        scores, faults = self._scores(line) if evaluates else ({}, [])
+        last = progress.epoch == num_epochs
+        scores, faults = self._scores(line) if self._evaluates(num_epochs) else ({}, [])
+        saves = last or bool(faults) or progress.epoch % self.save_every == 0
+        self._record(folder, line, scores, saves)
+        raise_faults(faults)
+
+    def _score_resumed(self, folder: RunFolder, num_epochs: int, take: Callable[[], None]) -> None:
+        """Evaluate the last epoch done if its scores are missing."""
+        progress = self.run.progress
+        line = progress.history[-1] if progress.history and not progress.step else None
+        if line is None or self.evaluate is None or not self._evaluates(num_epochs) or has_scores(line):
+            return
+        scores, faults = self._scores(line)
+        raise_faults(faults)  # before anything is written
+        take()
+        progress.history.pop()
+        self._record(folder, line, scores, saves=True)
+
+    def _evaluates(self, num_epochs: int) -> bool:
+        """True if the epoch that is done is one to evaluate."""
+        epoch, every = self.run.progress.epoch, self.evaluate_every
+        return epoch == num_epochs or (every > 0 and epoch % every == 0)
+
+    def _record(
+        self, folder: RunFolder, line: dict[str, float], scores: dict[str, float], saves: bool
+    ) -> None:
+        """Write the metrics of the epoch that is done, and its checkpoints."""
+        progress = self.run.progress
         progress.history.append(line | scores)
         if self.main:
             folder.add_metrics(progress.history)
         if (score := self._deciding(scores)) > progress.best:
             progress.best = score
             self._save(folder.save_best)
-        if last or faults or progress.epoch % self.save_every == 0:
+        if saves:
             self._save(folder.save)
-        raise_faults(faults)
 
     def _scores(self, line: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
         """Return the scores of an evaluation, or no scores and their faults."""

@@ -4,9 +4,11 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from small_training import Photos, bits, plain_loader, small_model, small_traine
 from dca_triton.checkpoint import load_checkpoint, save_checkpoint
 from dca_triton.run_folder import RunFolder
 from dca_triton.training import training_loader
+from dca_triton.training.interrupt import delayed_interrupts
 
 
 @pytest.mark.parametrize("kind", ["seeded", "plain"])
@@ -151,7 +154,7 @@ def test_a_new_run_leaves_nothing_of_an_earlier_one(tmp_path):
     assert [load_checkpoint(path)["settings"]["seed"] for path in RunFolder(tmp_path).paths()] == [1, 1]
 
 
-@pytest.mark.parametrize("at", range(1, 12))
+@pytest.mark.parametrize("at", [1, 3, 5, 6, 7, 8, 10, 11, 12, 13, 14])
 def test_a_new_run_that_is_killed_as_it_begins_is_the_one_that_goes_on(at, begun, monkeypatch):
     """At each call that touches the disk: then the folder is the old run's or the new one's, never both."""
     small_trainer(seed=1).train(1, begun / "truth")
@@ -178,17 +181,30 @@ def test_a_new_run_that_is_killed_as_it_begins_is_the_one_that_goes_on(at, begun
         assert continued(begun, 1, seed=1) == truth
         assert not (begun / "best.pt").exists() and len(epochs_of(begun)) == 1
     except ValueError as error:
-        assert "seed must be 0, got 1" in str(error) and at <= 2, "the new run had not begun"
+        assert "seed must be 0, got 1" in str(error) and at <= 6, "the new run had not begun"
         assert epochs_of(begun) == [1, 2, 3] and (begun / "best.pt").exists()
 
 
-def test_going_back_to_a_checkpoint_drops_those_after_it(begun, monkeypatch):
+def test_going_back_to_a_checkpoint_drops_those_after_it_when_its_first_step_is_done(begun):
     small_trainer().train(3, begun, resume=begun / "checkpoint.1.pt")
     assert epochs_of(begun) == [1, 2, 3]
-    trainer = small_trainer()
-    monkeypatch.setattr(trainer.epoch, "train", lambda _: (_ for _ in ()).throw(Stopped))
-    with pytest.raises(Stopped):
-        trainer.train(4, begun, resume=begun / "checkpoint.1.pt")
+    steps = 0
+
+    def augment(images, generator):
+        nonlocal steps
+        steps += 1
+        if steps == stops_at:
+            raise Stopped
+        return images
+
+    before = {path: path.read_bytes() for path in begun.iterdir()}
+    for stops_at in (1, 2):
+        steps, trainer = 0, small_trainer()
+        trainer.objective.augment = augment
+        with pytest.raises(Stopped):
+            trainer.train(4, begun, resume=begun / "checkpoint.1.pt")
+        if stops_at == 1:
+            assert {path: path.read_bytes() for path in begun.iterdir()} == before
     assert [load_checkpoint(path)["epoch"] for path in RunFolder(begun).paths()] == [2]
     assert epochs_of(begun) == [1, 2]
 
@@ -212,8 +228,8 @@ def test_a_checkpoint_that_has_not_got_its_name_is_the_newest(begun):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"num_epochs": 0}, "num_epochs must be an integer >= 1, got 0"),
-        ({"num_epochs": 2.5}, "num_epochs must be an integer >= 1, got 2.5"),
+        ({"num_epochs": 0}, r"num_epochs must be an integer >= 1 and < 2\*\*63, got 0"),
+        ({"num_epochs": 2.5}, r"num_epochs must be an integer >= 1 and < 2\*\*63, got 2\.5"),
         ({"save_dir": 3}, "save_dir must be a path, got 3"),
         ({"resume": True}, "resume must be a path or None, got True"),
         ({"num_epochs": 2, "resume": "auto"}, "num_epochs must be at least 3, the epochs begun, got 2"),
@@ -264,23 +280,49 @@ CRAFTED = {
     ),
     "steps without sums": ({"step": 2}, "sums must hold total_loss if and only if"),
     "too many skipped": ({"skipped": 2}, "skipped must be at most step, 0, got 2"),
-    "no generator": ({"rng_state": []}, "rng_state must be of 1 processes, got 0"),
+    "no generator": (
+        {"rng_state": []},
+        "rng_state must hold the random generators of each process of the launch, 1, got those of 0",
+    ),
     "two generators": (
         {"rng_state": [[torch.get_rng_state()] * 3]},
-        "rng_state must be of 2 generators, got 3",
+        r"batches must have 3 random generators as in the checkpoint .*, got 2",
     ),
-    "wrong generator": ({"rng_state": [[torch.ones(3)] * 2]}, "RNG state"),
+    "wrong generator": (
+        {"rng_state": [[torch.ones(3)] * 2]},
+        "rng_state must be a list of lists of uint8 tensors",
+    ),
     "best": ({"best": float("nan")}, "best must be a float, got nan"),
-    "settings": ({"settings": []}, "settings must be a dict, got a list"),
+    "settings": ({"settings": []}, r"settings must be a dict of plain values, got \[\]"),
     "few settings": ({"settings": {"lr": 1e-3}}, "settings must hold optimizer, weight_decay"),
-    "model": ({"model_state_dict": [1]}, "model_state_dict of checkpoint must be a dict of tensors"),
+    "path in the place of weights": (
+        {"model_state_dict": "/x.pt"},
+        "model_state_dict must be a dict of tensors",
+    ),
+    "path in the place of averages": (
+        {"ema_state_dict": "/x.pt"},
+        "ema_state_dict must be a dict of tensors",
+    ),
+    "tensor as best": ({"best": torch.zeros(2)}, "best must be a float, got a float32 tensor"),
+    "tensor as description": ({"description": torch.zeros(1)}, "description must be a dict of plain values"),
+    "tensors as settings": ({"settings": {"lr": torch.zeros(2)}}, "settings must be a dict of plain values"),
+    "model": ({"model_state_dict": [1]}, r"model_state_dict must be a dict of tensors, got \[1\]"),
     "loss weights": ({"uncertainty_loss_state_dict": {"log_vars": torch.ones(2)}}, "log_vars must be"),
     "optimizer": ({"optimizer_state_dict": {"state": {}}}, "must be a dict with state and param_groups"),
-    "optimizer's groups": ({"optimizer_state_dict": {"state": {}, "param_groups": [3]}}, "cannot be resumed"),
-    "optimizer's shapes": (
-        {"optimizer_state_dict": adam_state()},
-        "exp_avg of parameter 0 in .* must be a dense",
+    "optimizer's groups": (
+        {"optimizer_state_dict": {"state": {}, "param_groups": [3]}},
+        "must hold a dict as state and a list of dicts with params as param_groups",
     ),
+    "optimizer's betas": (
+        {
+            "optimizer_state_dict": {
+                "state": {},
+                "param_groups": [{"params": [], "betas": "x", "weight_decay": 9.0}],
+            }
+        },
+        r"param_groups\[0\]\.betas must be \(0\.9, 0\.999\), got 'x'; .*weight_decay must be 0\.05, got 9\.0",
+    ),
+    "optimizer's shapes": ({"optimizer_state_dict": adam_state()}, "must hold a real tensor of shape"),
     "optimizer's slots": (
         {"optimizer_state_dict": {"state": {0: {}}, "param_groups": []}},
         "must hold exp_avg",
@@ -289,8 +331,14 @@ CRAFTED = {
         {"optimizer_state_dict": {"state": {"a": {}, 10**6: {}}, "param_groups": []}},
         "must number parameters from 0, got 'a'.*got 1000000",
     ),
-    "model's arguments": ({"model_arguments": [1]}, r"model must be|cannot be resumed"),
-    "description": ({"description": "text"}, "description must be 'text', got"),
+    "model's arguments": (
+        {"model_arguments": [1]},
+        r"model_arguments must be a dict of plain values or None, got \[1\]",
+    ),
+    "description": (
+        {"description": "text"},
+        "description must be a dict of plain values or None, got 'text'",
+    ),
 }
 
 
@@ -493,3 +541,99 @@ def test_an_epoch_continues_at_its_step(tmp_path):
     assert orders[0] == orders[1]
     weights = [bits(load_checkpoint(tmp_path / w / "checkpoint.pt")["model_state_dict"]) for w in ("0", "2")]
     assert weights[0] == weights[1]
+
+
+FAILING = {
+    "first step": ({"augment": lambda images, generator: 1 / 0}, {}, ZeroDivisionError),
+    "photo": (
+        {"batches": [{"image": torch.zeros(2, 5, 16, 16), "label": torch.tensor([0, 1])}]},
+        {},
+        Exception,
+    ),
+    "loss": (
+        {"batches": [{"image": torch.full((2, 3, 16, 16), float("nan")), "label": [0, 1]}]},
+        {},
+        RuntimeError,
+    ),
+    "more files": ({}, {"began": lambda: 1 / 0}, ZeroDivisionError),
+    "warm-up": ({"warmup_epochs": 1}, {}, ValueError),
+    "tensorboard": ({"tensorboard": True}, {}, NotADirectoryError),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of one epoch with scores, and what was written about it."""
+    folder = tmp_path_factory.mktemp("finished")
+    small_trainer(evaluate=lambda: {"top1": 1.0}).train(1, folder)
+    for name in ("evaluation.json", "config.yaml"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("why", FAILING)
+def test_a_new_run_that_cannot_work_leaves_the_earlier_one_whole(why, finished, tmp_path):
+    options, arguments, error = FAILING[why]
+    folder = shutil.copytree(finished, tmp_path / "run")
+    if why == "tensorboard":
+        (folder / "tensorboard").write_text("a file")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*holds an earlier run")
+        with pytest.raises(error):
+            small_trainer(**options).train(1, folder, **arguments)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        if why != "tensorboard":
+            small_trainer().train(1, folder)
+            assert {path.name for path in folder.iterdir()} == {
+                "checkpoint.pt",
+                "checkpoint.1.pt",
+                "metrics.jsonl",
+                "config.yaml",
+            }
+
+
+def test_an_epoch_without_scores_is_evaluated_on_a_resume(tmp_path):
+    """At the epochs done: after another length, and after a misspelt best_by."""
+    calls = []
+
+    def evaluate():
+        calls.append(1)
+        return {"top1": 0.5 + len(calls)}
+
+    run = tmp_path / "run"
+    small_trainer(evaluate=evaluate).train(3, run)
+    newest = (run / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match="best_by must be one of the scores top1, got 'top2'"):
+        small_trainer(evaluate=evaluate, best_by="top2").train(2, run, resume=run / "checkpoint.1.pt")
+    assert (run / "checkpoint.pt").read_bytes() == newest and epochs_of(run) == [1, 2, 3]
+    history = small_trainer(evaluate=evaluate, best_by="top1").train(2, run, resume=run / "checkpoint.1.pt")
+    assert [line.get("top1") for line in history] == [None, 3.5]
+    assert load_checkpoint(run / "checkpoint.pt")["history"] == history
+    assert load_checkpoint(run / "best.pt")["epoch"] in (2, 3)
+    small_trainer(evaluate=evaluate, best_by="top1").train(2, run, resume="auto")
+    assert len(calls) == 3, "an epoch with scores is not evaluated again"
+
+    wrong = tmp_path / "wrong"
+    with pytest.raises(ValueError, match="the run is saved and can be resumed with another"):
+        small_trainer(evaluate=evaluate, best_by="top2").train(1, wrong)
+    history = small_trainer(evaluate=evaluate, best_by="top1").train(1, wrong, resume="auto")
+    assert history[0]["top1"] == 5.5 and load_checkpoint(wrong / "best.pt")["best"] == 5.5
+    assert json.loads((wrong / "metrics.jsonl").read_text()) == history[0]
+
+
+def test_a_worker_process_leaves_ctrl_c_to_its_parent(capfd):
+    """And SIGTERM takes its usual effect there."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with delayed_interrupts() as stop_requested:
+            statuses = []
+            for by in (signal.SIGINT, signal.SIGTERM):
+                if not (number := os.fork()):
+                    os.kill(os.getpid(), by)
+                    os._exit(7 if stop_requested.signal == 0 else 8)
+                statuses.append(os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]))
+        assert statuses == [7, -signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "press Ctrl-C" not in capfd.readouterr().err

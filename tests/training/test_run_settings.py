@@ -48,7 +48,7 @@ DIFFERENT = {
     ),
     "batch size": (
         lambda: small_trainer(training_loader(Photos(), 4, workers=0)),
-        r"batches\.batches\.batch_size must be 8, got 4",
+        r"; batches\.batch_size must be 8, got 4",
     ),
     "seed of the order": (
         lambda: small_trainer(training_loader(Photos(), 8, workers=0, seed=3)),
@@ -64,12 +64,12 @@ DIFFERENT = {
     ),
     "other photos": (
         lambda: small_trainer(training_loader(Turned(), 8, workers=0)),
-        r"batches\.content must be '\w+', got '\w+'",
+        "batches must give the same photos as before, with the same labels in the same order, got others",
     ),
     "kind of loader": (lambda: small_trainer(plain_loader()), r"batches\.sampler\.type must be"),
     "no loader": (
         lambda: small_trainer([next(iter(plain_loader()))]),
-        r"batches\.length must be 3, got 1; batches\.batches\.type must be",
+        r"batches\.length must be 3, got 1; batches\.type must be",
     ),
     "top_k_ratio": (
         lambda: small_trainer(model=small_model(top_k_ratio=0.25)),
@@ -107,7 +107,11 @@ def test_what_must_not_change_is_named_with_both_values(what, begun):
 def test_frozen_parameters_are_compared(begun):
     model = small_model()
     model.freeze_backbone()
-    with pytest.raises(ValueError, match=r"learning_parameters must be .* got"):
+    with pytest.raises(
+        ValueError,
+        match=r"the parameters that learn \(requires_grad\) must be the same as before, got \d+ that do not "
+        r"learn now \(backbone\.[\w.]+, backbone\.[\w.]+, backbone\.[\w.]+, \.\.\.\)$",
+    ):
         small_trainer(model=model).train(2, begun, resume="auto")
 
 
@@ -233,3 +237,14 @@ def test_plain_values_are_copied():
     value = {"a": [1, (2, 3)], "b": {"c": "d"}}
     faults: list[str] = []
     assert plain("x", value, faults) == {"a": [1, [2, 3]], "b": {"c": "d"}} and not faults
+
+
+def test_what_happens_to_corrupt_photos_is_compared():
+    def make(on_corrupt):
+        photos = Photos()
+        photos.on_corrupt = on_corrupt
+        return small_trainer(training_loader(photos, 8, workers=0)).run.settings
+
+    (sentence,) = differences("", make("raise"), make("skip"))
+    assert sentence == "on_corrupt must be 'raise', got 'skip'"
+    assert small_trainer().run.settings["on_corrupt"] is None

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from dca_triton.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from dca_triton.evaluation import evaluate_fgvc
-from dca_triton.training import PairSampler, SeededDataset, training_loader
+from dca_triton.training import DualAttentionTrainer, PairSampler, SeededDataset, training_loader
 from dca_triton.training.loader import seed_of
 
 
@@ -241,7 +241,7 @@ def test_every_bad_argument_is_named():
 def test_no_batches(tmp_path):
     with pytest.raises(ValueError, match="batches must give at least one batch an epoch, got none"):
         small_trainer([]).train(1, tmp_path)
-    with pytest.raises(ValueError, match="num_epochs must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_epochs must be an integer >= 1 and < 2\*\*63, got 0"):
         small_trainer().train(0, tmp_path)
 
 
@@ -395,3 +395,34 @@ def test_tensorboard_that_is_missing_is_said_at_once(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match="tensorboard=True needs TensorBoard"):
         small_trainer(tensorboard=True)
+
+
+def test_one_precision_in_a_process():
+    small_trainer(precision="bf16")
+    with pytest.raises(
+        ValueError, match=r"precision must be 'bf16' as in the trainer before it .*, got 'no'"
+    ):
+        DualAttentionTrainer(small_model(), [photos(4)], progress=False)
+    DualAttentionTrainer(small_model(), [photos(4)], progress=False, precision="bf16")
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "clip_grad", "accumulate"])
+def test_numbers_that_no_step_could_take(name):
+    value = 10**20 if name == "accumulate" else 1e39
+    with pytest.raises(ValueError, match=rf"{name} must be .*(<= 1e18|< 2\*\*63).*, got 1"):
+        small_trainer(**{name: value})
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_the_largest_numbers_end_in_a_sentence(optimizer, tmp_path):
+    for name in ("lr", "weight_decay"):
+        try:
+            small_trainer(optimizer=optimizer, **{name: 1e18}).train(1, tmp_path / name)
+        except RuntimeError as error:
+            assert "the loss is" in str(error)
+
+
+def test_a_warm_up_that_never_ends_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="warmup_epochs must be less than num_epochs, 2, got 2"):
+        small_trainer(warmup_epochs=2).train(2, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
