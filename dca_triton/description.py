@@ -1,11 +1,10 @@
 """What a model's numbers mean: its task, classes, size and normalization, stored with its weights."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
-from .arguments import Rule, choice, integer, raise_faults, violations
+from .arguments import Rule, choice, integer, number, raise_faults, shown, violations
 
 
 def _list_of(fits: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
@@ -14,20 +13,12 @@ def _list_of(fits: Callable[[Any], bool], length: int | None = None) -> Callable
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
-
-
 VALUE_RULES: dict[str, Rule] = {
     "task": choice("fgvc", "reid"),
     "classes": (_list_of(lambda v: isinstance(v, str)), "a list of names"),
     "size": (_list_of(integer(1)[0], 2), "a height and a width, integers >= 1"),
-    "mean": (_list_of(_is_number, 3), "3 finite numbers"),
-    "std": (_list_of(_is_positive, 3), "3 finite numbers > 0"),
+    "mean": (_list_of(number(lambda v: True, "")[0], 3), "3 finite numbers"),
+    "std": (_list_of(number(lambda v: v > 0, "")[0], 3), "3 finite numbers > 0"),
     "dataset": (lambda v: isinstance(v, str), "a name"),
     "resize": integer(1),
     "batch_size": integer(1),
@@ -84,7 +75,7 @@ class Description:
         """
         names = {field.name for field in fields(cls)}
         if not isinstance(values, Mapping):
-            raise ValueError(f"description in {source} must be a mapping, got a {type(values).__name__}")
+            raise ValueError(f"description in {source} must be a dict, got {shown(values)}")
         if names != set(values):
             missing = ", ".join(sorted(names - set(values)))
             unknown = ", ".join(sorted(map(str, set(values) - names)))

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from .options import Experiment, Selection
 
-KINDS = ("fresh", "resampled", "ignored")  # weights that a transfer does not take as they are
 Part = Literal["train", "validation", "test", "query", "gallery"]
 
 
@@ -24,19 +23,29 @@ def train(
     """
     import torch
 
-    from ..arguments import raise_faults, violations
     from ..evaluation import score_table
     from ..training import DualAttentionTrainer, PairSampler
-    from .experiment import build_model, describe, load_splits, scores, train_batches
-    from .options import VALUE_RULES
+    from .experiment import (
+        build_model,
+        check_best_by,
+        describe,
+        load_splits,
+        scored_part,
+        scores,
+        train_batches,
+    )
+    from .outputs import check_folder
+    from .trained import start_from
 
     data, name = experiment.data, experiment.model["backbone_name"]
-    raise_faults(violations({"seed": experiment.seed}, {"seed": VALUE_RULES["seed"]}))
+    check_folder(experiment.output)
     pairs = PairSampler(**experiment.pairs)
     torch.manual_seed(experiment.seed)
     splits = load_splits(data, name)
+    check_best_by(experiment.trainer.get("best_by"), splits.task)
     model = build_model(splits, data, experiment.model)
-    transferred = _transfer(model, experiment, resume)
+    source = experiment.transfer if resumed_folder(experiment.output, resume) is None else None
+    transferred = source and start_from(model, source)
     trainer = DualAttentionTrainer(
         model,
         train_batches(splits, data),
@@ -50,45 +59,65 @@ def train(
         print(transferred)
     history = trainer.train(experiment.epochs, experiment.output, resume, began=save_config)
     if trainer.main:
-        print(score_table(history[-1]))
+        print(score_table(history[-1], part=scored_part(splits)))
+
+
+def resumed_folder(output: Path, resume: Literal["auto"] | Path | None) -> Path | None:
+    """The folder of the run that training goes on from; None for a new run."""
+    from ..run_folder import RunFolder
+
+    if resume is None:
+        return None
+    if Path(resume) != Path("auto"):
+        return Path(resume).parent
+    return output if RunFolder(output).paths() else None
 
 
 def evaluate(
     selection: Selection,
-    metric: Literal["euclidean", "cosine"] = "cosine",
-    rerank: bool = False,
+    metric: Literal["euclidean", "cosine"] | None = None,
+    rerank: bool | None = None,
     file: Path | None = None,
 ) -> None:
     """Score a trained model; prints a table and writes evaluation.json to the run's folder.
 
     Args:
         selection: The model and the photos.
-        metric: Distance of Re-ID features.
-        rerank: Rank Re-ID by k-reciprocal neighbours, which takes long on a large gallery.
+        metric: Distance of Re-ID features; cosine by default.
+        rerank: Rank Re-ID by k-reciprocal neighbors, which takes long on a large gallery; false by default.
         file: Where to write the scores as JSON instead.
     """
     import json
 
     from ..evaluation import score_table
     from ..files import atomic_write
-    from .experiment import scores
+    from .experiment import scored_part, scores
+    from .outputs import check_file, counted, named
     from .trained import load_trained
 
+    if file is not None:
+        check_file(file, (".json",))
+    trained = load_trained(selection)
+    asked = {name: value for name, value in (("metric", metric), ("rerank", rerank)) if value is not None}
+    if asked and trained.description.task != "reid":
+        raise ValueError(f"--{' and --'.join(asked)} must not be given for categories, got {asked}")
     output = file or (selection.run and selection.run / "evaluation.json")
     if output is not None:
-        _check_file(output, (".json",))
-    trained = load_trained(selection)
+        check_file(output, (".json",))
     splits = trained.splits()
-    options: dict[str, Any] = {"metric": metric, "rerank": rerank} if splits.task == "reid" else {}
+    options: dict[str, Any] = {"metric": "cosine", "rerank": False} if splits.task == "reid" else {}
+    options |= asked
     found = scores(trained.model, splits, trained.data, **options)
-    part = "validation" if splits.validation else "test" if splits.task == "fgvc" else "query and gallery"
+    part = scored_part(splits)
     photos = {name: len(getattr(splits, name)) for name in part.split(" and ")}
-    record = {"checkpoint": _named(trained.file, selection.run), "part": part, "photos": photos}
+    record = {"checkpoint": named(trained.file, selection.run), "part": part, "photos": photos}
+    if changed := selection.changed():
+        record["changed"] = changed
     if output is not None:
         with atomic_write(output, "w") as stream:
-            stream.write(json.dumps(record | options | found, indent=2) + "\n")
-    counted = ", ".join(f"{count} photos of {name}" for name, count in photos.items())
-    print(f"{trained.file}: {counted}\n{score_table(found)}")
+            stream.write(json.dumps(record | options | found, indent=2, default=str) + "\n")
+    numbers = ", ".join(f"{counted(count, 'photo')} of {name}" for name, count in photos.items())
+    print(f"{trained.file}: {numbers}\n{score_table(found, part=part)}")
 
 
 def embed(selection: Selection, file: Path, part: Part | None = None, photos: Path | None = None) -> None:
@@ -103,15 +132,19 @@ def embed(selection: Selection, file: Path, part: Part | None = None, photos: Pa
     from ..data import photos_in
     from ..evaluation import embeddings
     from .experiment import evaluation_batches
+    from .outputs import check_file, counted
     from .trained import load_trained
 
     if (part is None) == (photos is None):
-        raise ValueError(f"either part or photos must be given, got {'none' if part is None else 'both'}")
-    _check_file(file, embeddings.SUFFIXES)
+        raise ValueError(f"either --part or --photos must be given, got {'none' if part is None else 'both'}")
+    if photos is not None and not photos.is_dir():
+        raise ValueError(f"--photos must be a folder, got {str(photos)!r}")
+    check_file(file, embeddings.SUFFIXES)
     trained = load_trained(selection)
     dataset = trained.part(part) if part else photos_in(photos or "", trained.transform())
     found = embeddings.embed(trained.model, evaluation_batches(dataset, trained.data), file)
-    print(f"{file}: {found.features.shape[0]} photos, {found.features.shape[1]} features each")
+    count, width = found.features.shape
+    print(f"{file}: {counted(count, 'photo')}, {counted(width, 'feature')} each")
 
 
 def visualize(
@@ -129,41 +162,34 @@ def visualize(
         distractors: One for each photo; shows how much of PWCA's attention leaks to it, block by block.
     """
     from ..visualization import visualize as draw
+    from .outputs import check_file, counted
     from .trained import load_trained
 
     drawn = [photos] if isinstance(photos, Path) else photos
     others = [distractors] if isinstance(distractors, Path) else distractors
-    _check_file(file, (".png", ".html"))
+    check_file(file, (".png", ".html"))
     trained = load_trained(selection)
     known = trained.description
     draw(trained.model, drawn, file, others, known.classes, known.mean, known.std)
-    print(f"{file}: {len(drawn)} photos")
+    print(f"{file}: {counted(len(drawn), 'photo')}")
 
 
 def export(selection: Selection, run: Path, folder: Path) -> None:
     """Write a trained model as a folder that `DualAttentionModel.from_pretrained` reads.
 
     Args:
-        selection: The options for a run whose checkpoint does not describe itself.
+        selection: Another checkpoint, or changed arguments of the model.
         run: The folder of a training run.
-        folder: What to write: config.json, model.safetensors and a card, which is kept if it exists.
+        folder: What to write: config.json, model.safetensors and README.md, a card. It must be new or empty.
     """
-    import os
-    import tempfile
-
+    from .outputs import check_new, new_folder
     from .trained import load_trained
 
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"folder must be a folder, got the file {str(folder)!r}")
+    check_new(folder)
     trained = load_trained(selection)
     trained.model.description = trained.description
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
-        trained.model.save_pretrained(temporary)
-        folder.mkdir(exist_ok=True)
-        for written in sorted(Path(temporary).iterdir(), key=lambda path: path.suffix == ".json"):
-            if written.name != "README.md" or not (folder / written.name).exists():
-                os.replace(written, folder / written.name)
+    with new_folder(folder) as written:
+        trained.model.save_pretrained(written)
     print(f"{folder}: {trained.file} for DualAttentionModel.from_pretrained")
 
 
@@ -174,17 +200,19 @@ def demo(
 
     Args:
         output: Folder of the metrics, checkpoints and pictures.
-        fgvc_epochs: Epochs of the categorization run, at least 1.
-        reid_epochs: Epochs of the re-identification run, at least 1.
-        seed: Of initial weights, batches, pairs and augmentation.
+        fgvc_epochs: Epochs of the categorization run, >= 1.
+        reid_epochs: Epochs of the re-identification run, >= 1.
+        seed: Seeds the initial weights, batches, pairs and augmentation.
     """
     from ..arguments import integer, raise_faults, violations
     from . import demo as faces
     from .options import VALUE_RULES
+    from .outputs import check_folder
 
-    rules = {"fgvc_epochs": integer(1), "reid_epochs": integer(1), "seed": VALUE_RULES["seed"]}
-    given = {"fgvc_epochs": fgvc_epochs, "reid_epochs": reid_epochs, "seed": seed}
+    rules = {"--fgvc_epochs": integer(1), "--reid_epochs": integer(1), "--seed": VALUE_RULES["seed"]}
+    given = {"--fgvc_epochs": fgvc_epochs, "--reid_epochs": reid_epochs, "--seed": seed}
     raise_faults(violations(given, rules))
+    check_folder(output)
     fgvc = faces.train_fgvc(output / "fgvc", fgvc_epochs, seed=seed)
     reid = faces.train_reid(output / "reid", reid_epochs, seed=seed)
     print(faces.table(fgvc, reid))
@@ -209,8 +237,8 @@ def tune(
 
     Args:
         target: Instead of measuring, print the static model's ranking for a chip, e.g. sm_90; needs no GPU.
-        head_dims: The heads' widths, of 16, 32, 48, 64, 80, 96 and 128.
-        dtypes: Of fp16, bf16 and fp32.
+        head_dims: The heads' widths, from 16, 32, 48, 64, 80, 96 and 128.
+        dtypes: Any of fp16, bf16 and fp32.
         output: The table to write; by default the one that this device looks up.
     """
     import torch
@@ -227,37 +255,3 @@ def tune(
             "this machine has no GPU to tune on; --target sm_90 prints the static model's ranking"
         )
     print(tuner.table(tuner.tune(head_dims=head_dims, dtypes=dtypes, output=output)))
-
-
-def _transfer(model: Any, experiment: Experiment, resume: Literal["auto"] | Path | None) -> str:
-    """Load what fits of `experiment.transfer`, unless the run goes on from its own checkpoint."""
-    from ..checkpoint import load_weights
-    from ..run_folder import RunFolder
-    from .trained import newest_checkpoint
-
-    source, output = experiment.transfer, experiment.output
-    resumes = resume is not None and (Path(resume) != Path("auto") or bool(RunFolder(output).paths()))
-    if source is None or resumes:
-        return ""
-    file = newest_checkpoint(source)[0] if source.is_dir() else source
-    found = load_weights(model, file, transfer=True)
-    lists = [f"{kind} ({len(found[kind])}): {', '.join(found[kind])}" for kind in KINDS if found[kind]]
-    return "\n".join([f"Training starts from the weights of {file}", *(f"  {line}" for line in lists)])
-
-
-def _check_file(file: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuse a file that cannot be written before any work is done."""
-    if file.suffix not in suffixes:
-        raise ValueError(f"file must end in {' or '.join(suffixes)}, got {str(file)!r}")
-    if not file.parent.is_dir():
-        raise ValueError(f"file must be in a folder that exists, got {str(file)!r}")
-    if file.is_dir():
-        raise ValueError(f"file must be a file, got the folder {str(file)!r}")
-
-
-def _named(file: Path, run: Path | None) -> str:
-    """A path as a record holds it: relative to the run if it is in it, so that the run may move."""
-    absolute = file.absolute()
-    return str(
-        absolute.relative_to(run.absolute()) if run and absolute.is_relative_to(run.absolute()) else absolute
-    )

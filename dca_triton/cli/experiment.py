@@ -12,6 +12,7 @@ from ..arguments import raise_faults, violations
 from ..data import ImageDataset, Splits, fgvc_test, fgvc_train, load_dataset, reid_test, reid_train
 from ..description import Description
 from ..evaluation import evaluate_fgvc, evaluate_reid
+from ..evaluation.scores import PREDICTIONS, RETRIEVAL
 from ..model import DualAttentionModel
 from ..training import training_loader
 from .options import VALUE_RULES, DataOptions
@@ -70,18 +71,21 @@ def train_batches(splits: Splits, data: DataOptions) -> DataLoader:
 def evaluation_batches(dataset: ImageDataset | None, data: DataOptions) -> DataLoader:
     """Every photo of a part once, in its order."""
     if dataset is None:
-        raise ValueError(f"dataset {data.name} must have the part that evaluation scores, got none")
+        raise ValueError(f"--data.name must be a dataset with photos to score, got {data.name!r} without any")
     return DataLoader(dataset, data.batch_size, num_workers=data.workers)
 
 
 def build_model(splits: Splits, data: DataOptions, options: dict[str, Any]) -> DualAttentionModel:
     """A model for the dataset's classes and size; `options` are `DualAttentionModel`'s other arguments."""
     try:
-        return DualAttentionModel(
+        model = DualAttentionModel(
             num_classes=len(splits.classes), task_type=splits.task, img_size=data.size, **options
         )
     except TypeError as error:  # a name that does not exist, or that the data give
         raise ValueError(f"model must hold arguments of DualAttentionModel, got others ({error})") from error
+    if model.backbone.in_chans != 3:
+        raise ValueError(f"--model.timm.in_chans must be 3, as photos have, got {model.backbone.in_chans}")
+    return model
 
 
 def describe(splits: Splits, data: DataOptions, backbone_name: str) -> Description:
@@ -102,6 +106,20 @@ def describe(splits: Splits, data: DataOptions, backbone_name: str) -> Descripti
     )
 
 
+def scored_part(splits: Splits) -> str:
+    """Which photos `scores` scores."""
+    if splits.task == "reid":
+        return "query and gallery"
+    return "validation" if splits.validation else "test"
+
+
+def check_best_by(name: str | None, task: Task) -> None:
+    """Raise ValueError unless `name` is None or one of the task's scores in [0, 1]."""
+    names = [f"{branch}_top{k}" for branch in PREDICTIONS for k in (1, 5)] if task == "fgvc" else [*RETRIEVAL]
+    if name is not None and name not in names:
+        raise ValueError(f"--trainer.best_by must be one of {', '.join(names)}, got {name!r}")
+
+
 def scores(
     model: DualAttentionModel, splits: Splits, data: DataOptions, progress: bool = True, **options: Any
 ) -> dict[str, float]:
@@ -119,11 +137,11 @@ def scores(
 def _faults(data: DataOptions, task: Task) -> list[str]:
     if task == "reid":
         if data.batch_size % data.photos:
-            return [f"batch_size must be a multiple of photos={data.photos}, got {data.batch_size}"]
+            return [f"--data.batch_size must be a multiple of photos={data.photos}, got {data.batch_size}"]
         return []
     faults = []
     if data.size[0] != data.size[1]:
-        faults.append(f"size must be a square for categories, got {data.size}")
+        faults.append(f"--data.size must be a square for categories, got {data.size}")
     if data.resize < max(data.size):
-        faults.append(f"resize must be at least size, {max(data.size)}, got {data.resize}")
+        faults.append(f"--data.resize must be at least size, {max(data.size)}, got {data.resize}")
     return faults

@@ -37,16 +37,17 @@ class DataOptions:
     Args:
         name: cub, cars, aircraft, folder, orl-fgvc (fine-grained categories); market1501, dukemtmc, msmt17,
             veri776, orl-reid (re-identification); a folder with query and gallery parts is the latter, too.
-        root: The dataset's own folder, the one that its archive unpacks to; absent for orl-*.
+        root: The dataset's own folder, the one that its archive unpacks to; orl-* have none.
         size: Height and width in pixels that the model sees; a square for categories.
-        resize: Side in pixels before training crops `size` from it, at least its side; for categories.
+        resize: Side in pixels of the photo from which training crops `size`, >= the side of `size`; for
+            categories.
         batch_size: Photos in a batch of each process; in training of identities `photos` each of
             batch_size / photos identities.
         photos: Photos of one identity in a batch, a divisor of batch_size; for identities.
         holdout: Photos of each class kept from training to validate on; for categories.
         on_corrupt: An unreadable photo in training stops ("raise") or is replaced and counted ("skip").
         workers: Processes that decode photos; 0 decodes in this one.
-        seed: Of the batches' order and of what is held out.
+        seed: Seeds the batches' order and the choice of the photos that are held out.
     """
 
     name: str
@@ -62,6 +63,31 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
+class DataChanges:
+    """The photos, where they are not the run's: what is not given is as in training.
+
+    Args:
+        name: The dataset, as `train` takes it.
+        root: The dataset's own folder.
+        size: Height and width in pixels; they must be the model's.
+        resize: As in training, for a checkpoint that does not hold it.
+        batch_size: Photos in a batch.
+        holdout: Photos of each class that training held out; 0 scores the test part instead.
+        workers: Processes that decode photos; 0 decodes in this one.
+        seed: As in training, for a checkpoint that does not hold it.
+    """
+
+    name: str | None = None
+    root: Path | None = None
+    size: tuple[int, int] | None = None
+    resize: int | None = None
+    batch_size: int | None = None
+    holdout: int | None = None
+    workers: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A training run: the options of its config.
 
@@ -70,10 +96,10 @@ class Experiment:
         data: The photos.
         trainer: Arguments of `DualAttentionTrainer` but for the model, the batches and the pairs.
         pairs: Arguments of `PairSampler`.
-        epochs: In all, at least 1.
+        epochs: Epochs to train in all, >= 1.
         output: The run's folder.
         transfer: A checkpoint whose fitting weights training starts from.
-        seed: Of initial weights, batches, pairs and augmentation.
+        seed: Seeds the initial weights, batches, pairs and augmentation.
     """
 
     model: dict[str, Any]
@@ -105,3 +131,10 @@ class Selection:
     data: Mapping[str, Any] = field(default_factory=dict)
     recorded_model: Mapping[str, Any] = field(default_factory=dict)
     recorded_data: Mapping[str, Any] = field(default_factory=dict)
+
+    def changed(self) -> dict[str, Any]:
+        """What the scores depend on and the run does not have: changed arguments and another dataset."""
+        speed = ("batch_size", "workers")
+        data = {name: value for name, value in self.data.items() if name not in speed and value is not None}
+        sections = {"model": dict(self.model), "data": data}
+        return {name: values for name, values in sections.items() if values}

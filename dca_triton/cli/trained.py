@@ -12,15 +12,19 @@ from ..data import ImageDataset, Splits, load_dataset
 from ..data.splits import READERS
 from ..description import Description
 from ..model import DualAttentionModel
-from ..model.hub import RUN_CHECKPOINT, evaluation_weights
+from ..model.hub_files import evaluation_weights, read_config
 from ..process import this_process
 from ..run_folder import RunFolder
 from . import demo  # noqa: F401  registers the demo's backbone with timm
 from .experiment import build_model, describe, evaluation_transform, load_splits
 from .options import VALUE_RULES, DataOptions, Selection
 
+KINDS = ("fresh", "resampled", "ignored")  # weights that a transfer does not take as they are
 PARTS = ("train", "validation", "test", "query", "gallery")
-REQUIRED = "run must be the folder of a trained run (or --config the config.yaml in it), got none"
+REQUIRED = (
+    "--run must be the folder of a training run or of `export`, got none (--config takes its place where it "
+    "is a run's config.yaml with checkpoints beside it)"
+)
 
 
 @dataclass(frozen=True)
@@ -44,27 +48,29 @@ class Trained:
         known = self.description
         return evaluation_transform(known.task, known.size, known.mean, known.std)
 
-    def splits(self, training: bool = False) -> Splits:
+    def splits(self, training: bool = False, validation: bool = True) -> Splits:
         """The dataset for evaluation: labels are the model's, and every part has evaluation's transform.
 
         Args:
             training: Read the training part, too.
+            validation: Read the validation part, too, if photos are held out. They lie among the training
+                photos.
 
         Raises:
             FileNotFoundError, ValueError: As `load_dataset`; a dataset for another task, or with classes that
                 the model does not know.
         """
         data, known = self.data, self.description
-        raise_faults(violations(vars(data), VALUE_RULES))
         if data.root is None and data.name in READERS:
             raise ValueError(
-                f"data.root must be the folder of the dataset {data.name}, got none: "
+                f"--data.root must be the folder of the dataset {data.name}, got none: "
                 "the run's config.yaml does not hold it"
             )
-        splits = load_dataset(data.name, data.root, holdout=data.holdout, seed=data.seed, training=training)
+        holdout = data.holdout if training or validation else 0
+        splits = load_dataset(data.name, data.root, holdout=holdout, seed=data.seed, training=training)
         if splits.task != known.task:
             raise ValueError(
-                f"data.name must be a dataset for the model's task, {known.task}, got {data.name!r} for "
+                f"--data.name must be a dataset for the model's task, {known.task}, got {data.name!r} for "
                 f"{splits.task}"
             )
         if known.task == "fgvc":
@@ -78,11 +84,14 @@ class Trained:
 
     def part(self, name: str) -> ImageDataset:
         """One part of the dataset; raises as `splits`, and ValueError if the dataset does not have it."""
-        splits = self.splits(training=name == "train")
+        splits = self.splits(training=name == "train", validation=name == "validation")
         dataset = getattr(splits, name)
         if dataset is None:
-            present = [part for part in PARTS if part == "train" or getattr(splits, part) is not None]
-            raise ValueError(f"part must be one of {', '.join(present)} for {self.data.name}, got {name!r}")
+            there = {part for part in PARTS if getattr(splits, part) is not None} | {"train"}
+            present = [
+                part for part in PARTS if part in there or (part == "validation" and self.data.holdout)
+            ]
+            raise ValueError(f"--part must be one of {', '.join(present)} for {self.data.name}, got {name!r}")
         return dataset
 
 
@@ -109,7 +118,13 @@ def load_trained(choice: Selection) -> Trained:
             f"got {len(known.classes)}"
         )
     if size != known.size:
-        faults.append(f"data.size must be the model's, {known.size}, got {size}")
+        faults.append(f"--data.size must be the model's, {known.size}, got {size}")
+    data = trained.data
+    if data.holdout not in (0, known.holdout):  # it would score photos that the model was trained on
+        least = f"{known.holdout} or 0 (which scores the test part)" if known.holdout else "0"
+        faults.append(f"--data.holdout must be the run's, {least}, got {data.holdout}")
+    if data.seed != known.seed:
+        faults.append(f"--data.seed must be the run's, {known.seed}, got {data.seed}")
     raise_faults(faults)
     trained.model.eval().to(this_process().device)
     if choice.weights is not None and choice.run is not None:
@@ -118,19 +133,62 @@ def load_trained(choice: Selection) -> Trained:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """A run's newest sound checkpoint and what it holds.
+    """A run's newest sound checkpoint and what it holds, or an exported model's file with its arguments.
+
+    In a folder that is both, the run's checkpoint is taken.
 
     Raises:
-        FileNotFoundError: The folder does not exist or holds no checkpoint.
+        FileNotFoundError: The folder does not exist or holds neither.
         ValueError: Each checkpoint in it is damaged.
     """
-    found = RunFolder(folder).find("auto")
-    if found is None:
+    if (found := RunFolder(folder).find("auto")) is not None:
+        return found
+    if is_exported(folder):
+        file = folder / SAFETENSORS_SINGLE_FILE
+        return file, {
+            "model_state_dict": load_checkpoint(file),
+            "model_arguments": read_config(folder / CONFIG_NAME, str(folder)),
+        }
+    raise FileNotFoundError(_no_model(folder))
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder holds an exported model and no run."""
+    return (folder / CONFIG_NAME).exists() and not RunFolder(folder).paths()
+
+
+def start_from(model: DualAttentionModel, source: Path) -> str:
+    """Load what fits of a run, an exported model or a checkpoint, averaged weights where it has them.
+
+    Returns:
+        What was loaded and what was not, to be printed.
+
+    Raises:
+        FileNotFoundError, ValueError: As `newest_checkpoint`; or nothing of it fits.
+    """
+    if not source.exists():
         raise FileNotFoundError(
-            f"run must be the folder of a training run or of `export`, got {str(folder)!r} without "
-            "checkpoint.pt and config.json"
+            f"--transfer must be a checkpoint or the folder of a run or of `export`, got {str(source)!r}: it "
+            "does not exist"
         )
-    return found
+    file, state = newest_checkpoint(source) if source.is_dir() else (source, load_checkpoint(source))
+    known = {"model_arguments": state.get("model_arguments")}
+    try:
+        found = load_weights(
+            model, {"model_state_dict": evaluation_weights(file, state)} | known, transfer=True
+        )
+    except ValueError as error:
+        raise ValueError(f"--transfer must fit the model, got {file} ({error})") from error
+    lists = [f"{kind} ({len(found[kind])}): {', '.join(found[kind])}" for kind in KINDS if found[kind]]
+    return "\n".join([f"Training starts from the weights of {file}", *(f"  {line}" for line in lists)])
+
+
+def _no_model(folder: Path) -> str:
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "which does not exist"
+    else:
+        found = "without checkpoint.pt and config.json"
+    return f"--run must be the folder of a training run or of `export`, got {str(folder)!r}, {found}"
 
 
 def _read(choice: Selection) -> tuple[Path, DualAttentionModel | None, dict[str, Any]]:
@@ -140,7 +198,7 @@ def _read(choice: Selection) -> tuple[Path, DualAttentionModel | None, dict[str,
         file, state = choice.weights, load_checkpoint(choice.weights)
     elif choice.run is None:
         raise ValueError(REQUIRED)
-    elif (choice.run / CONFIG_NAME).is_file() and not (choice.run / RUN_CHECKPOINT).exists():
+    elif is_exported(choice.run):
         model = DualAttentionModel.from_pretrained(choice.run, **options)
         return choice.run / SAFETENSORS_SINGLE_FILE, model, {}
     else:
@@ -157,7 +215,7 @@ def _by_dataset(
     data = _data(choice, None)
     options = {**choice.recorded_model, **choice.model, "pretrained": False}
     if "backbone_name" not in options and model is None:
-        raise ValueError(f"model.backbone_name must be given for {file}, which does not hold it, got none")
+        raise ValueError(f"--model.backbone_name must be given for {file}, which does not hold it, got none")
     name = options.get("backbone_name") or state["model_arguments"]["backbone_name"]
     splits = load_splits(data, name)
     if model is None:
@@ -175,5 +233,7 @@ def _data(choice: Selection, known: Description | None) -> DataOptions:
     if values.get("name") != choice.recorded_data.get("name") and "root" not in choice.data:
         values.pop("root", None)  # it is another dataset's
     if not values.get("name"):
-        raise ValueError("data.name must be given, got none")
-    return DataOptions(**values)
+        raise ValueError("--data.name must be given, got none")
+    data = DataOptions(**values)
+    raise_faults(violations(vars(data), VALUE_RULES))
+    return data

@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +17,11 @@ from PIL import Image
 from dca_triton import DualAttentionModel, PairSampler
 from dca_triton.checkpoint import load_checkpoint, save_checkpoint
 from dca_triton.cli import commands
-from dca_triton.cli.main import RECIPES, main
+from dca_triton.cli.config import RECIPES
+from dca_triton.cli.main import main
 from dca_triton.cli.options import DataOptions
 from dca_triton.training import DualAttentionTrainer
+from dca_triton.version import __version__
 
 SMALL = ["--model.backbone_name=test_vit", "--model.layout=paper", "--model.pretrained=false"]
 
@@ -198,7 +202,7 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
             ["train", "--config=fgvc", "--data.name=cub", "--pairs.hard_ratio=2"],
             "hard_ratio must be in [0, 1], got 2",
         ),
-        (["evaluate", "--config=fgvc", "--data.name=orl-fgvc"], "run must be the folder of a trained run"),
+        (["evaluate", "--config=fgvc", "--data.name=orl-fgvc"], "--run must be the folder of a training run"),
         (["evaluate", "--run=nowhere"], "nowhere"),
         (
             ["train", "--config=reid", "--data.name=orl-reid", "--data.batch_size=30"],
@@ -228,10 +232,44 @@ def test_help_imports_no_torch() -> None:
     script = """
 import contextlib, io, sys
 from dca_triton.cli import main
-for arguments in (["--help"], ["evaluate", "--help"], ["tune", "--help"]):
+commands = ("evaluate", "embed", "visualize", "export", "demo", "tune", "info")
+for arguments in (["--help"], *([name, "--help"] for name in commands)):
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
         main(arguments)
     assert "usage: dca-triton" in out.getvalue()
     assert "torch" not in sys.modules and "timm" not in sys.modules, arguments
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"dca-triton {__version__}\n"
+
+
+def test_ctrl_c_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dca_triton.cli.parser.run_command", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["info"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "dca-triton: interrupted\n"
+
+
+def test_a_path_that_is_not_utf8(run: Path, photos: Path, tmp_path: Path) -> None:
+    """Such paths work for photos, runs and outputs, and so does the config.yaml that holds one."""
+    odd = tmp_path / os.fsdecode(b"r\xff")
+    shutil.copytree(run, odd)
+    shutil.copytree(photos, odd / "photos")
+    main(["evaluate", f"--run={odd}", f"--data.root={odd / 'photos'}"])
+    assert (odd / "evaluation.json").is_file()
+    main(["embed", f"--run={odd}", f"--photos={odd / 'photos'}", f"--file={odd / 'a.npz'}"])
+    main(["train", *SMALL, *data(odd / "photos"), "--epochs=1", f"--output={odd / 'next'}"])
+    main(["evaluate", f"--config={odd / 'next' / 'config.yaml'}"])
+    assert (odd / "next" / "evaluation.json").is_file()

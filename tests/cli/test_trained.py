@@ -317,3 +317,117 @@ def test_old_options_are_explained(run: Path, photos: Path) -> None:
         main(["train", *SMALL, *data(photos), f"--weights={run / 'checkpoint.pt'}"])
     with pytest.raises(SystemExit, match="--run"):
         main(["evaluate", f"--output={run}"])
+
+
+def test_a_variation_of_a_run_needs_a_folder_of_its_own(run: Path, tmp_path: Path) -> None:
+    """A run's config.yaml without --resume would replace the run."""
+    before = {path: path.read_bytes() for path in run.rglob("*")}
+    again = ["train", f"--config={run}/config.yaml", "--epochs=1", "--trainer.lr=0.01"]
+    with pytest.raises(SystemExit, match="--output must be given"):
+        main(again)
+    main([*again, f"--output={tmp_path / 'other'}"])
+    main([again[0], f"--output={tmp_path / 'first'}", *again[1:]])  # in any order
+    assert {path: path.read_bytes() for path in run.rglob("*")} == before
+    assert (tmp_path / "other/checkpoint.pt").is_file() and (tmp_path / "first/checkpoint.pt").is_file()
+
+
+def test_scores_of_an_earlier_checkpoint_do_not_stay(run: Path) -> None:
+    main(["evaluate", f"--run={run}"])
+    main(["train", f"--config={run}/config.yaml", "--epochs=13", "--resume=auto"])
+    assert not (run / "evaluation.json").exists()
+
+
+def test_the_run_wins_over_an_export_in_its_folder(run: Path, photos: Path, tmp_path: Path) -> None:
+    fresh(photos, run, tmp_path / "other")
+    main(["export", str(tmp_path / "other"), str(tmp_path / "exported")])
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tmp_path / "exported" / name, run / name)
+    assert score(f"--run={run}") == 1
+    own = load_checkpoint(run / "checkpoint.pt")["model_state_dict"]
+    (run / "checkpoint.pt").rename(run / "checkpoint.1.pt")
+    assert score(f"--run={run}") == 1
+    model = DualAttentionModel.from_pretrained(run)
+    assert torch.equal(model.sa_head.weight, own["sa_head.weight"])
+
+
+def test_an_export_needs_a_new_folder(run: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*")}
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "config.json").write_text("{}")
+    for folder in (run, tmp_path / "others"):
+        with pytest.raises(SystemExit, match="folder must be new or empty"):
+            main(["export", str(run), str(folder)])
+    assert {path: path.read_bytes() for path in run.rglob("*")} == before
+    assert [path.name for path in (tmp_path / "others").iterdir()] == ["config.json"]
+    (tmp_path / "empty").mkdir()
+    main(["export", str(run), str(tmp_path / "empty")])
+    assert sorted(os.listdir(tmp_path / "empty")) == ["README.md", "config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("change", ["--data.holdout=2", "--data.seed=5"])
+def test_photos_of_training_are_not_scored_as_validation(change: str, run: Path) -> None:
+    with pytest.raises(SystemExit, match=rf"{change[:-2]} must be the run's, 0, got {change[-1]}"):
+        score(f"--run={run}", change)
+
+
+def test_the_test_part_of_a_run_with_held_out_photos(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tree = Path(shutil.copytree(photos, tmp_path / "tree"))
+    capsys.readouterr()
+    main(["train", *SMALL, *data(tree), "--epochs=1", "--data.holdout=1", "--output=held"])
+    assert "scored photos: validation" in capsys.readouterr().out
+    main(["evaluate", "--run=held"])
+    assert json.loads(Path("held/evaluation.json").read_text())["photos"] == {"validation": 3}
+    with pytest.raises(SystemExit, match=r"--data\.seed must be the run's"):
+        score("--run=held", "--data.seed=5")
+    shutil.rmtree(tree / "train")
+    main(["embed", "--run=held", "--part=test", "--file=a.npz"])
+    score("--run=held", "--data.holdout=0")
+    found = json.loads(Path("scores.json").read_text())
+    assert found["part"] == "test" and found["changed"] == {"data": {"holdout": 0}}
+
+
+def test_a_score_says_what_was_changed_for_it(run: Path, tmp_path: Path) -> None:
+    tree = make_photos(tmp_path / "another")
+    main(
+        ["evaluate", f"--run={run}", "--model={top_k_ratio: 1.0}", f"--data.root={tree}", "--data.workers=0"]
+    )
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["changed"] == {"model": {"top_k_ratio": 1.0}, "data": {"root": str(tree)}}
+
+
+def test_metrics_of_retrieval_are_refused_for_categories(run: Path) -> None:
+    for option in ("--metric=cosine", "--rerank=true", "--rerank=false"):
+        with pytest.raises(SystemExit, match=f"{option.partition('=')[0]} must not be given"):
+            score(f"--run={run}", option)
+
+
+def test_a_transfer_takes_the_weights_that_an_export_has(photos: Path, tmp_path: Path) -> None:
+    """The averaged ones, from the run and from its export alike; and the resumed run keeps its record."""
+    averaging = ["--epochs=1", "--trainer.ema_decay=0.5", "--trainer.lr=0.1", f"--output={tmp_path / 'run'}"]
+    main(["train", *SMALL, *data(photos), *averaging])
+    main(["export", str(tmp_path / "run"), str(tmp_path / "exported")])
+    average = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["ema_state_dict"]
+    for source in (tmp_path / "run", tmp_path / "exported", tmp_path / "run" / "checkpoint.pt"):
+        output = tmp_path / f"from_{source.name}"
+        start = ["--epochs=1", "--trainer.lr=1e-12", f"--output={output}", f"--transfer={source}"]
+        main(["train", *SMALL, *data(photos), *start])
+        own = load_checkpoint(output / "checkpoint.pt")["model_state_dict"]
+        torch.testing.assert_close(own["sa_head.weight"], average["sa_head.weight"], rtol=0, atol=1e-6)
+    resume = ["--epochs=2", "--trainer.lr=1e-12", f"--output={output}", "--resume=auto"]
+    for more in ([], [f"--transfer={tmp_path / 'exported'}"]):
+        main(["train", *SMALL, *data(photos), *resume, *more])
+        assert yaml.safe_load((output / "config.yaml").read_text())["transfer"] == str(source)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+def test_files_that_are_none(kind: str, run: Path, tmp_path: Path) -> None:
+    make: Callable[[Path], None] = os.mkfifo if kind == "fifo" else os.mkdir
+    make(tmp_path / "config.yaml")
+    with pytest.raises(SystemExit, match="--config must be a YAML file"):
+        main(["evaluate", f"--config={tmp_path / 'config.yaml'}"])
+    make(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json of .* must be a file"):
+        DualAttentionModel.from_pretrained(tmp_path)

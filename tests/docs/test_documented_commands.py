@@ -1,7 +1,6 @@
 """Every `dca-triton` line of the documentation is understood by the command line."""
 
 import functools
-import importlib
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 import pytest
 
-main = importlib.import_module("dca_triton.cli.main")  # its name in the package is that of its function
+from dca_triton.cli import main, parser
+
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -26,7 +26,7 @@ def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     called: list[str] = []
 
     def instead(name: str) -> Any:
-        @functools.wraps(main.COMMANDS[name])
+        @functools.wraps(parser.COMMANDS[name])
         def record(*run: Any, **options: Any) -> None:
             given = [option for option, value in options.items() if value and option != "selection"]
             called.append(f"{name} {' '.join(given)}".strip())
@@ -38,10 +38,10 @@ def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
         return record
 
-    for name in list(main.COMMANDS):
-        monkeypatch.setitem(main.COMMANDS, name, instead(name))
+    for name in list(parser.COMMANDS):
+        monkeypatch.setitem(parser.COMMANDS, name, instead(name))
     for line in lines():
-        main.main(shlex.split(line, comments=True)[1:])
+        main(shlex.split(line, comments=True)[1:])
     assert len(called) == len(lines()) >= 10
     assert {"visualize photos file distractors", "evaluate metric file", "evaluate rerank"} <= set(called)
     assert {"embed file photos", "export run folder"} <= set(called)
@@ -51,4 +51,4 @@ def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(SystemExit, match="dca-triton: "):
-        main.main(["visualize", "--no-such-option", "1"])
+        main(["visualize", "--no-such-option", "1"])

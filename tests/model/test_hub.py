@@ -239,3 +239,56 @@ def test_subclasses(make, tmp_path):
             assert torch.equal(again(IMAGES)[name], value)
     if isinstance(model, TiedHeads):
         assert again.glca_head.weight is again.sa_head.weight
+
+
+def crafted(**changes):
+    model = small_model()
+    state = {
+        "model_state_dict": model.state_dict(),
+        "ema_state_dict": None,
+        "model_arguments": model._hub_mixin_config,
+        "description": None,
+    }
+    return state | changes
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"ema_state_dict": torch.zeros(2)}, r"ema_state_dict of checkpoint .* must be a dict of tensors"),
+        ({"ema_state_dict": torch.zeros(1)}, r"ema_state_dict of checkpoint .* must be a dict of tensors"),
+        ({"ema_state_dict": {}}, "must fit its weights of 0 values"),
+        ({"model_state_dict": "/etc/passwd"}, r"model_state_dict of checkpoint .* must be a dict of tensors"),
+        ({"model_arguments": 3}, r"model_arguments of checkpoint .* must be a dict, got 3"),
+        (
+            {"model_arguments": torch.zeros(2)},
+            r"model_arguments of checkpoint .* must be a dict, got a float32",
+        ),
+        ({"description": torch.zeros(2)}, "description in checkpoint .* must be a dict, got a float32"),
+        ({"description": "x"}, "description in checkpoint .* must be a dict, got 'x'"),
+    ],
+)
+def test_crafted_checkpoints(changes, words, tmp_path):
+    torch.save(crafted(**changes), tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=words):
+        DualAttentionModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name, value", [("depth", 10**6), ("depth", 50)])
+def test_a_checkpoint_for_a_far_larger_model_takes_no_memory(name, value, tmp_path):
+    state = crafted()
+    state["model_arguments"] = {**state["model_arguments"], name: value}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"must fit its weights of .* got a model of"):
+        DualAttentionModel.from_pretrained(tmp_path)
+
+
+def test_an_empty_name_is_not_the_current_folder():
+    with pytest.raises(ValueError, match="must be a folder or a repository, got ''"):
+        DualAttentionModel.from_pretrained("")
+
+
+def test_an_option_of_the_call_is_not_blamed_on_the_file(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^top_k_ratio must be in \(0, 1\], got nan"):
+        DualAttentionModel.from_pretrained(tmp_path, top_k_ratio=float("nan"))
