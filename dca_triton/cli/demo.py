@@ -143,7 +143,7 @@ def _train(
         batches,
         optimizer="adamw",
         lr=1e-3,
-        warmup_epochs=10,
+        warmup_epochs=min(10, epochs - 1),
         label_smoothing=0.1,
         augment=partial(whole_batch_affine, rotation=8, scale=0.08, shift=0.08, flip=False),
         evaluate=evaluate,
