@@ -6,15 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_loader
+from jsonargparse._loaders_dumpers import yaml_load
 
 from ..arguments import shown
 from ..files import atomic_write
 from .options import Experiment
 
+MODE = "dca-triton"  # of parsing values
 RECIPES = Path(__file__).parent / "recipes"
 CONFIG, EVALUATION = "config.yaml", "evaluation.json"
 OF_TRAINING = ("on_corrupt", "photos")  # data options that no other command has
+
+
+def load_value(text: str) -> Any:
+    """A YAML value. Bytes of a path that are not UTF-8 are letters that libyaml refuses, plain or escaped."""
+    if any("\udc80" <= letter <= "\udcff" for letter in text):
+        return text
+    return yaml.safe_load(text) if "\\uDC" in text else yaml_load(text)
+
+
+set_loader(MODE, load_value, (yaml.YAMLError,))
 
 
 class ConfigFile(ActionConfigFile):

@@ -10,18 +10,15 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
-from jsonargparse._loaders_dumpers import yaml_load
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from ..version import __version__
 from . import commands
-from .config import ConfigFile, check_texts, config_writer, recipes
+from .config import MODE, ConfigFile, check_texts, config_writer, recipes
 from .options import DataChanges, DataOptions
 from .sentences import sentence
 from .values import experiment_of, selection_of
 
-MODE = "dca-triton"
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
@@ -35,14 +32,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
         commands.info,
     )
 }
-
-
-def load_value(text: str) -> Any:
-    """A YAML value; a path whose bytes are not UTF-8 is a text that YAML cannot hold."""
-    return text if any("\udc80" <= letter <= "\udcff" for letter in text) else yaml_load(text)
-
-
-set_loader(MODE, load_value, (yaml.YAMLError,))
 
 
 class HelpFormatter(DefaultHelpFormatter):

@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ..arguments import Rule, choice, integer, raise_faults, violations
-from .config import CONFIG, read_config, recorded, run_of
+from .config import CONFIG, MODE, read_config, recorded, run_of
 from .options import VALUE_RULES, DataOptions, Experiment, Selection
 
 
@@ -60,7 +60,7 @@ def selection_of(values: Mapping[str, Any]) -> Selection:
     file = run / CONFIG if run is not None else None
     known: Mapping[str, Any] = {}
     if file is not None and file.is_file():
-        parser = ArgumentParser(exit_on_error=False)
+        parser = ArgumentParser(exit_on_error=False, parser_mode=MODE)
         parser.add_argument("--model", type=dict[str, Any], default={})
         parser.add_class_arguments(DataOptions, "data", skip={"name"})
         parser.add_argument("--data.name", type=str | None, default=None)
