@@ -37,7 +37,7 @@ def test_types_in_words(typehint: Any, words: str) -> None:
         ([*TRAIN, "--trainer.clip_grad=a"], "--trainer.clip_grad must be a number, got a"),
         ([*TRAIN, "--data.size=3"], "--data.size must be a list [an integer, an integer], got 3"),
         ([*TRAIN, "--epochs=0"], "--epochs must be an integer >= 1, got 0"),
-        ([*TRAIN, "--trainer.lr=-1"], "--trainer.lr must be a finite number > 0, got -1.0"),
+        ([*TRAIN, "--trainer.lr=-1"], "--trainer.lr must be a number > 0 and <= 1e18, got -1.0"),
         ([*TRAIN, "--data.workers=-1"], "--data.workers must be an integer in [0, 1024], got -1"),
         ([*TRAIN, "--trainer.lr"], "--trainer.lr must have a value, got none"),
         (["train"], "--model.backbone_name, --data.name must be given, got nothing"),
