@@ -90,11 +90,11 @@ class CompiledMaps(Maps):
 
     def features(self, images: Tensor) -> Tensor:
         """As in `Maps`."""
-        backbone = self.model.backbone
-        x = backbone(images)
-        for block in backbone.model.blocks:
+        vit = self.model.backbone.model
+        x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+        for block in vit.blocks:
             x = self.timm_block(block, x)
-        return backbone.model.norm(x)
+        return vit.norm(x)
 
 
 class OwnWay(Maps):

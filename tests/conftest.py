@@ -4,8 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from matplotlib.figure import Figure
 from tuning_cases import configs
+
+# A slow machine is no fault, and a failure must be repeatable.
+settings.register_profile("dca_triton", deadline=None, derandomize=True)
+settings.load_profile("dca_triton")
 
 __all__ = ["configs"]  # fixtures that live beside their cases
 
