@@ -322,7 +322,10 @@ CRAFTED = {
         },
         r"param_groups\[0\]\.betas must be \(0\.9, 0\.999\), got 'x'; .*weight_decay must be 0\.05, got 9\.0",
     ),
-    "optimizer's shapes": ({"optimizer_state_dict": adam_state()}, "must hold a real tensor of shape"),
+    "optimizer's shapes": (
+        {"optimizer_state_dict": adam_state()},
+        "in optimizer_state_dict must be a dense floating-point tensor",
+    ),
     "optimizer's slots": (
         {"optimizer_state_dict": {"state": {0: {}}, "param_groups": []}},
         "must hold exp_avg",
