@@ -77,7 +77,7 @@ def face_model(
 def train_fgvc(
     save_dir: Path, epochs: int = 220, holdout: int = 0, seed: int = 0, progress: bool = True
 ) -> dict[str, float]:
-    """40 people, 6 photos each to train, 4 to test; the scores, with nearest neighbour on raw pixels.
+    """40 people, 6 photos each to train, 4 to test; the scores, with nearest neighbor on raw pixels.
 
     holdout: photos a person kept from training and scored instead of the test photos.
     """
@@ -94,7 +94,7 @@ def train_fgvc(
     history = _train(model, batches, evaluate, epochs, save_dir, description, progress)
     _pictures(model, test, history, save_dir)
     scores = {k: v for k, v in history[-1].items() if k.endswith(("top1", "top5"))}
-    return scores | {"pixels_top1": nearest_neighbour(train, test)}
+    return scores | {"pixels_top1": nearest_neighbor(train, test)}
 
 
 def train_reid(save_dir: Path, epochs: int = 60, seed: int = 0, progress: bool = True) -> dict[str, float]:
@@ -157,7 +157,7 @@ def _train(
     return trainer.train(epochs, save_dir)
 
 
-def nearest_neighbour(train: InMemory, test: InMemory) -> float:
+def nearest_neighbor(train: InMemory, test: InMemory) -> float:
     """Top-1 of the nearest training photo in raw pixels."""
     (x, labels), (y, truth) = _stack(train), _stack(test)
     nearest = torch.cdist(y.flatten(1), x.flatten(1)).argmin(1)

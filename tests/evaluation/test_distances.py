@@ -78,7 +78,7 @@ def test_rerank_equals_the_paper_in_plain_loops(
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
 
-def test_rerank_takes_fewer_photos_than_neighbours() -> None:
+def test_rerank_takes_fewer_photos_than_neighbors() -> None:
     (q, _), (g, _) = people(2, 4, 0), people(3, 4, 1)
     expected = torch.tensor(slow_rerank(q, g, k1=20, k2=4, original_weight=0.3), dtype=torch.float64)
     found = torch.cat(list(k_reciprocal_rerank(q, g, 2, k1=20, k2=4)))
