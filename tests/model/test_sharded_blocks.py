@@ -1,12 +1,7 @@
 """Two processes: FSDP2 with a unit per block gives DDP's gradients and trains like it; DDP without pairs."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from programs import output_of
 
 LAYOUTS = pytest.mark.parametrize("layout", ["paper", "reference"])
 
@@ -14,16 +9,7 @@ LAYOUTS = pytest.mark.parametrize("layout", ["paper", "reference"])
 @pytest.fixture(scope="module")
 def found() -> list[dict]:
     """What each of the two processes found."""
-    program = Path(__file__).parents[1] / "helpers/sharded_blocks.py"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(program)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return output_of("sharded_blocks.py")
 
 
 @LAYOUTS

@@ -1,26 +1,14 @@
 """Two processes train as one: gradients of the joint batch, photos shared out, one writer, one stop."""
 
-import json
-import os
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 
 import pytest
+from programs import output_of
 
 
 def found(what: str, scratch: Path) -> dict:
-    program = Path(__file__).parents[1] / "helpers/two_processes.py"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(program), str(scratch), what],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return output_of("two_processes.py", scratch, what)
 
 
 def test_gradients_equal_those_of_one_process_on_the_joint_batch(tmp_path):

@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from programs import output_of
 from small_training import Photos, bits, plain_loader, small_model, small_trainer
 
 from dca_triton.checkpoint import load_checkpoint, save_checkpoint
@@ -24,16 +23,7 @@ from dca_triton.training.interrupt import delayed_interrupts
 @pytest.mark.parametrize("kind", ["seeded", "plain"])
 def test_killed_runs_end_with_the_bits_of_an_unbroken_one(kind, tmp_path):
     """SIGKILL and SIGTERM at random moments, and SIGKILL at each call with which a save touches the disk."""
-    program = Path(__file__).parents[1] / "helpers/killed_runs.py"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(program), str(tmp_path), kind, "7"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = output_of("killed_runs.py", tmp_path, kind, "7")
     assert all(found["same"] for found in report), report
     kills = {way: sum(r["kills"] for r in report if r["way"] == way) for way in {r["way"] for r in report}}
     assert kills["SIGKILL"] >= 8 and kills["SIGTERM"] >= 3 and kills["inside a save"] >= 7
