@@ -13,6 +13,7 @@ import numpy as np
 import timm
 import torch
 
+from dca_triton.files import atomic_write
 from dca_triton.ops import launch_table
 
 from .measure import Measured
@@ -158,9 +159,8 @@ def write(file: File, results: Results) -> None:
 def replace(file: File, data: bytes) -> None:
     """Write a file atomically: it has the old content or the new, never a part."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(file)
+    with atomic_write(file) as stream:
+        stream.write(data)
 
 
 def read(file: File) -> Results:

@@ -5,11 +5,9 @@ import mmap
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from io import BufferedRandom
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from .arguments import flag, raise_faults, violations
+from .files import replacing
 from .transfer import shape_of, transferable
 
 MAX_KEYS_SHOWN = 3  # of each kind, in an error
@@ -28,26 +27,6 @@ LOAD_RULES = {
     "transfer": flag(),
 }
 WEIGHT_KEYS = ("model_state_dict", "state_dict", "model", "ema_state_dict")  # in this order
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BufferedRandom]:
-    """Open a binary file that replaces `path` when the block ends, and never if it fails.
-
-    The bytes reach the disk under another name in the same folder first, so a reader finds the old file or
-    the new one, never a part. Use one writer per path; a later one overwrites what a killed one left.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
@@ -64,7 +43,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
         ValueError: `load_checkpoint` would refuse `state`. An older file remains whole.
     """
     try:
-        with replacing(path) as file:
+        with replacing(Path(path)) as file:
             torch.save(state, file)
             _sign(file)
             file.seek(0)
@@ -76,16 +55,6 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
         raise OSError(
             f"checkpoint {path} cannot be written ({_line(error)}); an older one remains whole"
         ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable where the system can (on POSIX)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -206,12 +175,13 @@ def _line(error: Exception) -> str:
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
-def _sign(file: BufferedRandom) -> None:
+def _sign(file: IO[bytes]) -> None:
     """Append the digest of all bytes before it as the comment that ends the archive."""
     file.seek(-2, os.SEEK_END)
     file.write(SIGNATURE_BYTES.to_bytes(2, "little"))
     file.seek(0)
-    file.write(DIGEST + hashlib.file_digest(file, "sha256").hexdigest().encode())
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # IO has no readinto
+    file.write(DIGEST + digest.encode())
 
 
 def _check_zip(path: Path) -> None:

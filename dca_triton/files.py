@@ -8,6 +8,36 @@ from typing import IO, Any, Literal
 
 
 @contextmanager
+def replacing(path: Path, mode: str = "w+b", writer: str = "") -> Iterator[IO[Any]]:
+    """Open a file that replaces `path` when the block ends, and never if it fails.
+
+    The bytes reach the disk under another name in the same folder first, so a reader finds the old file or
+    the new one, never a part. Several writers of one path must have different `writer` names; without one, a
+    later writer overwrites what a killed one left.
+    """
+    temporary = path.with_name(f".{path.name}{writer}.tmp")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable where the system can (on POSIX)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
     """Open a file that replaces `path` when the block ends, and disappears if the block raises.
 
@@ -26,15 +56,9 @@ def atomic_write(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "wb") 
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise OSError(f"{path} must be a file, got a folder, a device or a pipe")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")  # two processes must not share it
     try:
-        with open(temporary, mode, encoding="utf-8" if mode == "w" else None) as file:
+        with replacing(target, mode, f".{os.getpid()}") as file:  # two processes must not share it
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
     except OSError as error:
         kind = type(error) if type(error).__module__ == "builtins" else OSError  # others take more arguments
         raise kind(f"{path} cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)

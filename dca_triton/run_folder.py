@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import raise_faults
-from .checkpoint import load_checkpoint, replacing, save_checkpoint, sync_folder
+from .checkpoint import load_checkpoint, save_checkpoint
+from .files import replacing, sync_folder
 
 State = dict[str, Any]
 NEWEST, BEST, FIRST, FRESH = "checkpoint.pt", "best.pt", "checkpoint.first.pt", "checkpoint.new.pt"

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..files import atomic_write
+
 CONFIGS = Path(__file__).parent / "configs"
 COMMAND = "dca-triton tune"
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 128)
@@ -204,9 +206,8 @@ def write_lines(path: Path, head: Mapping[str, Any], lines: Mapping[str, list[An
             opening, closing = "[]"
             encoded = [f"    {json.dumps(value)}" for value in entries]
         items.append(f"  {json.dumps(name)}: {opening}\n" + ",\n".join(encoded) + f"\n  {closing}")
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("{\n" + ",\n".join(items) + "\n}\n")
-    partial.replace(path)
+    with atomic_write(path, "w") as file:
+        file.write("{\n" + ",\n".join(items) + "\n}\n")
 
 
 def triton_version() -> str:
