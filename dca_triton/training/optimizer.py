@@ -13,7 +13,7 @@ from torch import nn
 
 from ..arguments import Rule, choice, flag, integer, number, optional, raise_faults, violations
 from .losses import BRANCHES
-from .run_settings import plain, shown
+from .run_settings import plain, stable_repr
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 LARGEST = 1e18  # products of two such numbers are within float32, which PyTorch demands of a step
@@ -94,7 +94,7 @@ def check_scores(
         try:
             numbers[str(name)] = float(value)  # also of NumPy and PyTorch
         except (TypeError, ValueError, RuntimeError):
-            faults.append(f"evaluate must return numbers, got {shown(value)} as {name}")
+            faults.append(f"evaluate must return numbers, got {stable_repr(value)} as {name}")
     if taken := sorted(set(numbers) & set(line)):
         faults.append(f"evaluate must return names other than {', '.join(line)}, got {', '.join(taken)}")
     if best_by is not None and best_by not in numbers:

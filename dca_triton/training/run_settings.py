@@ -40,7 +40,6 @@ BATCH_ATTRIBUTES = (
     "seed",
     "p",
     "k",
-    "on_corrupt",
 )
 
 
@@ -54,7 +53,7 @@ def plain(name: str, value: Any, faults: list[str]) -> Any:
         return {key: plain(f"{name}.{key}", item, faults) for key, item in value.items()}
     faults.append(
         f"{name} must be None, True, False, an int, a finite float, a str, or a list or dict of these, "
-        f"got {shown(value)}"
+        f"got {stable_repr(value)}"
     )
     return None
 
@@ -66,8 +65,8 @@ def model_arguments(model: Any) -> dict[str, Any] | None:
     return None if faults or getattr(model, "_not_json", None) else arguments
 
 
-def shown(value: Any) -> str:
-    """Return `repr` in one line, without memory addresses."""
+def stable_repr(value: Any) -> str:
+    """Return `repr` in one line without memory addresses, so that it can be compared after a restart."""
     return "nothing" if value is ABSENT else " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(value)).split())
 
 
@@ -81,7 +80,7 @@ def differences(name: str, before: Any, now: Any) -> Iterator[str]:
         for number, (old, new) in enumerate(zip(before, now, strict=True)):
             yield from differences(f"{name}[{number}]", old, new)
     elif before != now:
-        old, new = _cut(shown(before), shown(now))
+        old, new = _cut(stable_repr(before), stable_repr(now))
         yield f"{name} must be {old}, got {new}"
 
 
@@ -100,7 +99,7 @@ def _cut(*texts: str) -> list[str]:
 def describe(model: nn.Module, batches: Iterable[Batch], pairs: Any, augment: Any) -> dict[str, Any]:
     """Return the settings that are not plain arguments of the trainer or the model."""
     return {
-        "augment": shown(augment),
+        "augment": stable_repr(augment),
         "pairs": {"type": type(pairs).__qualname__, **plain("pairs", getattr(pairs, "__dict__", {}), [])},
         "learning_parameters": [name for name, p in model.named_parameters() if p.requires_grad],
         "batches": describe_batches(batches),
@@ -123,9 +122,8 @@ def describe_batches(batches: Iterable[Batch]) -> dict[str, Any]:
     if isinstance(batches, list | tuple):
         labels = [batch.get("label") for batch in batches if isinstance(batch, dict)]
         found["content"] = _digest(labels)
-    dataset = getattr(batches, "dataset", None)
     content: list[Any] = []
-    while dataset is not None:
+    for dataset in _datasets(batches):
         if isinstance(dataset, Subset):
             content.append(list(dataset.indices))
         records = getattr(dataset, "records", ())
@@ -135,19 +133,23 @@ def describe_batches(batches: Iterable[Batch]) -> dict[str, Any]:
         elif isinstance(getattr(dataset, "labels", None), Tensor):
             content.append(dataset.labels.tolist())
         if getattr(dataset, "transform", None) is not None:
-            found["transform"] = shown(dataset.transform)
+            found["transform"] = stable_repr(dataset.transform)
         found["photos"] = length(dataset)
-        dataset = getattr(dataset, "dataset", None)
     return found | {"content": _digest(content)} if content else found
 
 
-def _on_corrupt(batches: Iterable[Batch]) -> str | None:
-    """What the dataset, or the one that it wraps, does with a photo that cannot be read."""
+def _datasets(batches: Iterable[Batch]) -> Iterator[Any]:
+    """A loader's dataset, the one that it wraps, and so on."""
     dataset = getattr(batches, "dataset", None)
-    while dataset is not None and not hasattr(dataset, "on_corrupt"):
+    while dataset is not None:
+        yield dataset
         dataset = getattr(dataset, "dataset", None)
-    value = getattr(dataset, "on_corrupt", None)
-    return None if value is None else str(value)
+
+
+def _on_corrupt(batches: Iterable[Batch]) -> str | None:
+    """What happens to a photo that cannot be read; None if no dataset of the loader says so."""
+    known = (getattr(dataset, "on_corrupt", None) for dataset in _datasets(batches))
+    return next((str(value) for value in known if value is not None), None)
 
 
 def _digest(content: list[Any]) -> str:
