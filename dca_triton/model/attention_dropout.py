@@ -7,21 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops import Backend, Partners, torch_backend
+from ..ops import Backend, torch_backend
 
 
-def dropped_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    partner_k: Tensor | None,
-    partner_v: Tensor | None,
-    pairs: Tensor | Partners | None,
-    scale: float,
-    dropout: float,
-    *,
-    backend: Backend,
-) -> tuple[Tensor, Tensor]:
+def dropped_attention(attention: ops.Attention, dropout: float, *, backend: Backend) -> tuple[Tensor, Tensor]:
     """`pair_attention` that drops the share `dropout` > 0 of the probabilities.
 
     It runs on PyTorch. Where backend="auto" could choose a GPU's kernels, it warns once; backend="triton"
@@ -32,7 +21,6 @@ def dropped_attention(
         raise RuntimeError(f"backend='triton' cannot run here: {message}; set drop_rate=0 or backend='auto'")
     if backend == "auto" and torch.cuda.is_available() and not torch.compiler.is_compiling():
         _warn_once(message)
-    attention = ops.Attention(q, k, v, partner_k, partner_v, pairs, scale=scale)
     return torch_backend.pair_attention(attention, dropout)
 
 

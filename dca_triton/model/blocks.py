@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .. import ops
 from ..ops import Backend, Partners, local_attention, pair_attention
 from ..ops.torch_backend import take_rows
 from .attention_dropout import dropout_rate, dropped_attention
@@ -83,11 +84,11 @@ class Attention(TimmAttention):
             out = local_attention(q, k, v, rows, scale, backend=self.backend)
         else:
             q = q if rows is None else take_rows(q, rows)
-            arguments = (q, k, v, partner_k, partner_v, pairs, scale)
             if dropout:
-                out, lse = dropped_attention(*arguments, dropout, backend=self.backend)
+                attention = ops.Attention(q, k, v, partner_k, partner_v, pairs, scale=scale)
+                out, lse = dropped_attention(attention, dropout, backend=self.backend)
             else:
-                out, lse = pair_attention(*arguments, backend=self.backend)
+                out, lse = pair_attention(q, k, v, partner_k, partner_v, pairs, scale, backend=self.backend)
             if trace is not None:
                 trace.record(q, k, lse)
         return self.proj_drop(self.proj(self.norm(out.flatten(2))))

@@ -3,6 +3,7 @@
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .. import ops
 from ..ops import Backend, local_attention, pair_attention
 from ..ops.torch_backend import take_rows
 from .attention_dropout import dropout_rate, dropped_attention
@@ -38,7 +39,9 @@ class GlobalLocalAttention(nn.Module):
             out = local_attention(q, k, v, scale=scale, backend=self.backend)
         else:
             if dropout:
-                out, lse = dropped_attention(q, k, v, None, None, None, scale, dropout, backend=self.backend)
+                out, lse = dropped_attention(
+                    ops.Attention(q, k, v, scale=scale), dropout, backend=self.backend
+                )
             else:
                 out, lse = pair_attention(q, k, v, scale=scale, backend=self.backend)
             if trace is not None:
