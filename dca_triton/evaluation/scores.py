@@ -161,7 +161,7 @@ def score_table(scores: Mapping[str, float], part: str = "") -> str:
     else:
         columns = ["top-1", "top-5"]
         # Without GLCA its row and that of the sum, which is SA's, say nothing.
-        alone = not any(name.startswith("glca_") for name in scores) and "sum_top1" in scores
+        alone = "sum_top1" in scores and not {"glca_top1", "glca_top5"} & {*scores}
         predictions = {"sa": PREDICTIONS["sa"]} if alone else PREDICTIONS
         names = {text: [f"{name}_top1", f"{name}_top5"] for name, text in predictions.items()}
     if missing := [name for row in names.values() for name in row if name not in scores]:
