@@ -91,7 +91,7 @@ def evaluate(
 
     from ..evaluation import score_table
     from ..files import atomic_write
-    from .experiment import scored_part, scores
+    from .experiment import scored_part, scored_parts, scores
     from .outputs import check_file, counted, named
     from .trained import load_trained
 
@@ -108,16 +108,20 @@ def evaluate(
     options: dict[str, Any] = {"metric": "cosine", "rerank": False} if splits.task == "reid" else {}
     options |= asked
     found = scores(trained.model, splits, trained.data, **options)
-    part = scored_part(splits)
-    photos = {name: len(getattr(splits, name)) for name in part.split(" and ")}
-    record = {"checkpoint": named(trained.file, selection.run), "part": part, "photos": photos}
+    photos = {name: len(getattr(splits, name)) for name in scored_parts(splits)}
+    record = {
+        "checkpoint": named(trained.file, selection.run),
+        "dataset": splits.dataset,
+        "part": " and ".join(photos),
+        "photos": photos,
+    }
     if changed := selection.changed():
         record["changed"] = changed
     if output is not None:
         with atomic_write(output, "w") as stream:
             stream.write(json.dumps(record | options | found, indent=2, default=str) + "\n")
     numbers = ", ".join(f"{counted(count, 'photo')} of {name}" for name, count in photos.items())
-    print(f"{trained.file}: {numbers}\n{score_table(found, part=part)}")
+    print(f"{trained.file}: {numbers}\n{score_table(found, part=scored_part(splits))}")
 
 
 def embed(selection: Selection, file: Path, part: Part | None = None, photos: Path | None = None) -> None:

@@ -29,7 +29,12 @@ def load_splits(data: DataOptions, backbone_name: str) -> Splits:
     """
     raise_faults(violations(vars(data), VALUE_RULES))
     splits = load_dataset(
-        data.name, data.root, holdout=data.holdout, seed=data.seed, on_corrupt=data.on_corrupt
+        data.name,
+        data.root,
+        holdout=data.holdout,
+        seed=data.seed,
+        on_corrupt=data.on_corrupt,
+        gallery_seed=data.gallery_seed,
     )
     raise_faults(_faults(data, splits.task))
     mean, std = normalization(backbone_name)
@@ -106,11 +111,16 @@ def describe(splits: Splits, data: DataOptions, backbone_name: str) -> Descripti
     )
 
 
-def scored_part(splits: Splits) -> str:
-    """Which photos `scores` scores."""
+def scored_parts(splits: Splits) -> tuple[str, ...]:
+    """The parts that `scores` scores."""
     if splits.task == "reid":
-        return "query and gallery"
-    return "validation" if splits.validation else "test"
+        return "query", "gallery"
+    return ("validation",) if splits.validation else ("test",)
+
+
+def scored_part(splits: Splits) -> str:
+    """Which photos `scores` scores, in words: "query and gallery of MSMT17_V1"."""
+    return f"{' and '.join(scored_parts(splits))} of {splits.dataset}"
 
 
 def check_best_by(name: str | None, task: Task) -> None:

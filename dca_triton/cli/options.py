@@ -27,6 +27,7 @@ VALUE_RULES: dict[str, Rule] = {
     "holdout": integer(0),
     "workers": _up_to(2**10, least=0),
     "seed": _up_to(2**63 - 1, least=0),
+    "gallery_seed": _up_to(2**63 - 1, least=0),
 }
 
 
@@ -35,8 +36,10 @@ class DataOptions:
     """The photos and how they become batches.
 
     Args:
-        name: cub, cars, aircraft, folder, orl-fgvc (fine-grained categories); market1501, dukemtmc, msmt17,
-            veri776, orl-reid (re-identification); a folder with query and gallery parts is the latter, too.
+        name: cub, nabirds, cars, dogs, aircraft, folder, orl-fgvc (fine-grained categories); market1501,
+            dukemtmc (which its authors withdrew), occluded-duke, msmt17, cuhk03-detected, cuhk03-labeled,
+            veri776, vehicleid-800, vehicleid-1600, vehicleid-2400, orl-reid (re-identification); a folder
+            with query and gallery parts is the latter, too.
         root: The dataset's own folder, the one that its archive unpacks to; orl-* have none.
         size: Height and width in pixels that the model sees; a square for categories.
         resize: Side in pixels of the photo from which training crops `size`, >= the side of `size`; for
@@ -48,6 +51,7 @@ class DataOptions:
         on_corrupt: An unreadable photo in training stops ("raise") or is replaced and counted ("skip").
         workers: Processes that decode photos; 0 decodes in this one.
         seed: Seeds the batches' order and the choice of the photos that are held out.
+        gallery_seed: Draws the gallery of vehicleid-*.
     """
 
     name: str
@@ -60,6 +64,7 @@ class DataOptions:
     on_corrupt: Literal["raise", "skip"] = "raise"
     workers: int = 2
     seed: int = 0
+    gallery_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class DataChanges:
         holdout: Photos of each class that training held out; 0 scores the test part instead.
         workers: Processes that decode photos; 0 decodes in this one.
         seed: As in training, for a checkpoint that does not hold it.
+        gallery_seed: Draws the gallery of vehicleid-*.
     """
 
     name: str | None = None
@@ -85,6 +91,7 @@ class DataChanges:
     holdout: int | None = None
     workers: int | None = None
     seed: int | None = None
+    gallery_seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,14 @@ class Trained:
                 "the run's config.yaml does not hold it"
             )
         holdout = data.holdout if training or validation else 0
-        splits = load_dataset(data.name, data.root, holdout=holdout, seed=data.seed, training=training)
+        splits = load_dataset(
+            data.name,
+            data.root,
+            holdout=holdout,
+            seed=data.seed,
+            training=training,
+            gallery_seed=data.gallery_seed,
+        )
         if splits.task != known.task:
             raise ValueError(
                 f"--data.name must be a dataset for the model's task, {known.task}, got {data.name!r} for "
@@ -230,8 +237,9 @@ def _data(choice: Selection, known: Description | None) -> DataOptions:
         names = ("size", "resize", "batch_size", "photos", "holdout", "seed")
         values |= {name: getattr(known, name) for name in names} | {"name": known.dataset}
     values |= choice.data
-    if values.get("name") != choice.recorded_data.get("name") and "root" not in choice.data:
-        values.pop("root", None)  # it is another dataset's
+    if values.get("name") != choice.recorded_data.get("name"):
+        for name in {"root", "gallery_seed"} - set(choice.data):
+            values.pop(name, None)  # it is another dataset's
     if not values.get("name"):
         raise ValueError("--data.name must be given, got none")
     data = DataOptions(**values)

@@ -62,7 +62,7 @@ def test_train_then_evaluate_by_the_config_that_training_wrote(
     capsys.readouterr()
     main(["evaluate", f"--config={run / 'config.yaml'}"])
     found = json.loads((run / "evaluation.json").read_text())
-    scored = {"checkpoint": "checkpoint.pt", "part": "test", "photos": {"test": 6}}
+    scored = {"checkpoint": "checkpoint.pt", "dataset": "folder", "part": "test", "photos": {"test": 6}}
     assert found == scored | {name: lines[-1][name] for name in found.keys() - scored.keys()}
     assert f"{100 * found['sum_top1']:.2f}%" in capsys.readouterr().out
 
