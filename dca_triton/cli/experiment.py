@@ -37,19 +37,30 @@ def load_splits(data: DataOptions, backbone_name: str) -> Splits:
         gallery_seed=data.gallery_seed,
     )
     raise_faults(_faults(data, splits.task))
-    mean, std = normalization(backbone_name)
+    mean, std = normalization(backbone_name, data)
     assert splits.train is not None
     splits.train.transform = train_transform(data, splits.task, mean, std)
     for part in (splits.validation, splits.test, splits.query, splits.gallery):
         if part is not None:
-            part.transform = evaluation_transform(splits.task, data.size, mean, std)
+            part.transform = evaluation_transform(splits.task, data.size, mean, std, center_of(data))
     return splits
 
 
-def normalization(backbone_name: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation (3,) that the backbone was pretrained with; ImageNet's for one that was not."""
+def normalization(
+    backbone_name: str, data: DataOptions | None = None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation (3,) of the options; by default those that the backbone was pretrained with.
+
+    They are ImageNet's for a backbone that was not.
+    """
     pretrained = get_pretrained_cfg(backbone_name)
-    return (pretrained.mean, pretrained.std) if pretrained else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    own = (pretrained.mean, pretrained.std) if pretrained else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return own if data is None else (data.mean or own[0], data.std or own[1])
+
+
+def center_of(data: DataOptions) -> int | None:
+    """The side from which evaluation of categories crops the center; None if it resizes only."""
+    return data.resize if data.test_crop == "center" else None
 
 
 def train_transform(data: DataOptions, task: Task, mean: Sequence[float], std: Sequence[float]) -> Transform:
@@ -60,10 +71,14 @@ def train_transform(data: DataOptions, task: Task, mean: Sequence[float], std: S
 
 
 def evaluation_transform(
-    task: Task, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+    task: Task,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    resize: int | None = None,
 ) -> Transform:
-    """The paper's preprocessing in evaluation; `size` is (height, width) in pixels."""
-    return reid_test(size, mean=mean, std=std) if task == "reid" else fgvc_test(size[0], mean, std)
+    """The preprocessing in evaluation; `size` is (height, width) in pixels, `resize` as in `fgvc_test`."""
+    return reid_test(size, mean=mean, std=std) if task == "reid" else fgvc_test(size[0], mean, std, resize)
 
 
 def train_batches(splits: Splits, data: DataOptions) -> DataLoader:
@@ -95,7 +110,7 @@ def build_model(splits: Splits, data: DataOptions, options: dict[str, Any]) -> D
 
 def describe(splits: Splits, data: DataOptions, backbone_name: str) -> Description:
     """What the run's checkpoints say of themselves, and what must stay when it is resumed."""
-    mean, std = normalization(backbone_name)
+    mean, std = normalization(backbone_name, data)
     return Description(
         task=splits.task,
         classes=splits.classes,
@@ -108,6 +123,7 @@ def describe(splits: Splits, data: DataOptions, backbone_name: str) -> Descripti
         photos=data.photos,
         holdout=data.holdout,
         seed=data.seed,
+        test_crop=data.test_crop,
     )
 
 
@@ -145,11 +161,15 @@ def scores(
 
 
 def _faults(data: DataOptions, task: Task) -> list[str]:
+    faults = []
     if task == "reid":
         if data.batch_size % data.photos:
-            return [f"--data.batch_size must be a multiple of photos={data.photos}, got {data.batch_size}"]
-        return []
-    faults = []
+            faults.append(
+                f"--data.batch_size must be a multiple of photos={data.photos}, got {data.batch_size}"
+            )
+        if data.test_crop != "resize":
+            faults.append(f"--data.test_crop must be 'resize' for identities, got {data.test_crop!r}")
+        return faults
     if data.size[0] != data.size[1]:
         faults.append(f"--data.size must be a square for categories, got {data.size}")
     if data.resize < max(data.size):
