@@ -8,10 +8,11 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..arguments import raise_faults, violations
+from ..arguments import optional, raise_faults, violations
 from ..data import ImageDataset, Splits, fgvc_test, fgvc_train, load_dataset, reid_test, reid_train
 from ..description import Description
 from ..evaluation import evaluate_fgvc, evaluate_reid
+from ..evaluation.expansion import VALUE_RULES as EXPANSION
 from ..evaluation.scores import PREDICTIONS, RETRIEVAL
 from ..model import DualAttentionModel
 from ..training import training_loader
@@ -146,18 +147,32 @@ def check_best_by(name: str | None, task: Task) -> None:
         raise ValueError(f"--trainer.best_by must be one of {', '.join(names)}, got {name!r}")
 
 
+def check_expansion(expand: int | None, alpha: float | None) -> None:
+    """Raise ValueError unless query expansion can be done so, or is not asked for."""
+    rules = {"--expand": optional(EXPANSION["k"]), "--alpha": optional(EXPANSION["alpha"])}
+    faults = violations({"--expand": expand, "--alpha": alpha}, rules)
+    if alpha is not None and expand is None:
+        faults.append("--expand must be given with --alpha, got none")
+    raise_faults(faults)
+
+
 def scores(
-    model: DualAttentionModel, splits: Splits, data: DataOptions, progress: bool = True, **options: Any
+    model: DualAttentionModel,
+    splits: Splits,
+    data: DataOptions,
+    progress: bool = True,
+    flip: bool = False,
+    **options: Any,
 ) -> dict[str, float]:
     """The task's scores in [0, 1] on the validation photos if some are held out, else on the test part.
 
-    `options` go to `evaluate_reid`.
+    `flip` averages over each photo and its mirror image; `options` go to `evaluate_reid`.
     """
     if splits.task == "fgvc":
         photos = splits.validation or splits.test
-        return evaluate_fgvc(model, evaluation_batches(photos, data), progress=progress)
+        return evaluate_fgvc(model, evaluation_batches(photos, data), progress, flip)
     query, gallery = evaluation_batches(splits.query, data), evaluation_batches(splits.gallery, data)
-    return evaluate_reid(model, query, gallery, progress=progress, **options)
+    return evaluate_reid(model, query, gallery, progress=progress, flip=flip, **options)
 
 
 def _faults(data: DataOptions, task: Task) -> list[str]:

@@ -117,3 +117,45 @@ def test_identities_are_never_cropped() -> None:
     data = ["--data.name=orl-reid", "--data.size=[32, 32]", "--data.batch_size=8", "--data.test_crop=center"]
     with pytest.raises(SystemExit, match=r"--data\.test_crop must be 'resize' for identities, got 'center'"):
         main(["train", *SMALL, *data])
+
+
+def test_flip_averaging_is_off_unless_asked_for(runs: Path, photos: Path, tmp_path: Path) -> None:
+    run, file = f"--run={runs / 'own'}", tmp_path / "a.npz"
+    plain, flipped = features(file, run, "--flip=false"), features(file, run, "--flip=true")
+    np.testing.assert_array_equal(features(file, run), plain)
+    assert not np.array_equal(flipped, plain)
+    for path in (mirror := tmp_path / "mirror").joinpath("x"), mirror / "y":
+        path.mkdir(parents=True)
+    for name, path in (("a", mirror / "x"), ("b", mirror / "y")):
+        for photo in sorted((photos / "test" / name).iterdir()):
+            with Image.open(photo) as image:
+                image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path / photo.name)
+    main(["embed", run, f"--photos={mirror}", f"--file={file}"])
+    np.testing.assert_allclose(flipped, (plain + np.load(file)["features"]) / 2, atol=1e-4)
+    scores = tmp_path / "scores.json"
+    for options, recorded in (([], None), (["--flip=true"], True)):
+        main(["evaluate", run, f"--file={scores}", *options])
+        assert json.loads(scores.read_text()).get("flip") == recorded
+
+
+def test_query_expansion_is_for_identities(runs: Path) -> None:
+    for options, sentence in (
+        (["--expand=5"], r"--expand must not be given for categories, got \{'expand': 5\}"),
+        (["--alpha=1"], "--expand must be given with --alpha, got none"),
+        (["--expand=0", "--alpha=-1"], r"--expand must be an integer >= 1 .*--alpha must be a number >= 0"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            main(["evaluate", f"--run={runs / 'own'}", *options])
+
+
+def test_scores_record_how_queries_were_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--data.name=orl-reid", "--data.size=[32, 32]", "--data.batch_size=32", "--data.workers=0"]
+    main(["train", *SMALL, *data, *TRAINER, "--output=run"])
+    found = []
+    for options in ([], ["--expand=4"], ["--expand=4", "--alpha=900"]):
+        main(["evaluate", "--run=run", *options])
+        found.append(json.loads(Path("run/evaluation.json").read_text()))
+    assert len({scores["mAP"] for scores in found}) == 3
+    assert [scores.get("expand") for scores in found] == [None, 4, 4]
+    assert [scores.get("alpha") for scores in found] == [None, None, 900]
