@@ -42,8 +42,8 @@ def train(
     pairs = PairSampler(**experiment.pairs)
     torch.manual_seed(experiment.seed)
     splits = load_splits(data, name)
-    check_best_by(experiment.trainer.get("best_by"), splits.task)
     model = build_model(splits, data, experiment.model)
+    check_best_by(experiment.trainer.get("best_by"), splits.task, model.branches)
     source = experiment.transfer if resumed_folder(experiment.output, resume) is None else None
     transferred = source and start_from(model, source)
     trainer = DualAttentionTrainer(

@@ -113,9 +113,10 @@ def scored_part(splits: Splits) -> str:
     return "validation" if splits.validation else "test"
 
 
-def check_best_by(name: str | None, task: Task) -> None:
-    """Raise ValueError unless `name` is None or one of the task's scores in [0, 1]."""
-    names = [f"{branch}_top{k}" for branch in PREDICTIONS for k in (1, 5)] if task == "fgvc" else [*RETRIEVAL]
+def check_best_by(name: str | None, task: Task, branches: Sequence[str]) -> None:
+    """Raise ValueError unless `name` is None or one of the scores in [0, 1] of the task and the branches."""
+    scored = [branch for branch in PREDICTIONS if branch == "sum" or branch in branches]
+    names = [f"{branch}_top{k}" for branch in scored for k in (1, 5)] if task == "fgvc" else [*RETRIEVAL]
     if name is not None and name not in names:
         raise ValueError(f"--trainer.best_by must be one of {', '.join(names)}, got {name!r}")
 
