@@ -17,8 +17,7 @@ def ablate(plan: Plan, seeds: int = 3, variants: Path | None = None, score: str 
         seeds: Runs of each variant, >= 1, with the seeds `seed`, `seed` + 1, ...
         variants: A YAML file of names and what each changes in the config; by default sa, sa+glca, sa+pwca,
             all, and all with both readouts. The others are compared with the first.
-        score: The score to compare; by default each variant's own prediction: sum_top1 (sa_top1 without
-            GLCA), or mAP.
+        score: The score to compare; by default sum_top1, which is SA's without GLCA, or mAP.
     """
     from ..arguments import integer, raise_faults, violations
 
@@ -41,7 +40,8 @@ def ablate(plan: Plan, seeds: int = 3, variants: Path | None = None, score: str 
     if not checked.done:
         raise RuntimeError(f"no run ended well ({failed})")
     timed = timing(runs, TURNS)
-    ablation = Ablation(results(runs, checked, failures, overrides, timed), checked.part, timed.text)
+    found = results(runs, checked.done, failures, overrides, timed)
+    ablation = Ablation(found, checked.score, checked.part, timed.text)
     ablation.write(plan.output)
     print(ablation.table())
     print(f"\nablation.json, ablation.png and a folder for each run are in {plan.output}.")

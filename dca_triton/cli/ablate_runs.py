@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 import yaml
 
-from ..evaluation import SCORES
 from ..process import this_process
 from ..progress import progress
 from ..run_folder import RunFolder
@@ -16,10 +15,11 @@ from ..training.optimizer import has_scores
 from ..training.step_time import step_times
 from .ablate_plan import Overrides, PlannedRun
 from .ablate_table import Result
+from .experiment import check_score
 from .outputs import check_folder
 from .training_run import prepare
 
-PREDICTION = {"fgvc": ("sum_top1", "sa_top1"), "reid": ("mAP",)}
+PREDICTION = {"fgvc": "sum_top1", "reid": "mAP"}  # what a user of the model would take; without GLCA SA's
 Scores = dict[str, float]
 Runs = Sequence[PlannedRun]
 Key = tuple[str, int]  # variant and seed
@@ -31,12 +31,12 @@ class Checked:
 
     Attributes:
         part: Which photos are scored.
-        names: The score that counts: the first of these that a variant has.
+        score: The score that counts.
         done: The scores of the runs that are done, by variant and seed.
     """
 
     part: str
-    names: tuple[str, ...]
+    score: str
     done: dict[Key, Scores]
 
 
@@ -64,16 +64,14 @@ def check(runs: Runs, score: str | None) -> Checked:
         try:
             ready = prepare(run.experiment)
             ready.trainer.check_epochs(run.experiment.epochs)
+            check_score("--score", score, ready.trainer.model)
         except (ValueError, RuntimeError, FileNotFoundError) as error:
             raise ValueError(f"variant {run.variant!r}: {error}") from error
         if ready.transferred:
             print(f"{run.variant}: {ready.transferred}")
-        task, part = ready.trainer.model.task_type, ready.part
-        if score is not None and score not in SCORES[task]:
-            raise ValueError(f"--score must be one of {', '.join(SCORES[task])}, got {score!r}")
-    names = (score,) if score is not None else PREDICTION[task]
+    deciding = score or PREDICTION[ready.trainer.model.task_type]
     done = {(run.variant, run.seed): scores for run in runs if (scores := finished(run)) is not None}
-    return Checked(part, names, done)
+    return Checked(ready.part, deciding, done)
 
 
 def firsts(runs: Runs) -> list[PlannedRun]:
@@ -158,7 +156,7 @@ def timing(runs: Runs, turns: int) -> Timing:
 
 def results(
     runs: Runs,
-    checked: Checked,
+    done: Mapping[Key, Scores],
     failures: Mapping[Key, str],
     overrides: Mapping[str, Overrides],
     timed: Timing,
@@ -167,12 +165,10 @@ def results(
     found = {}
     for run in firsts(runs):
         name = run.variant
-        scores = {seed: each for (variant, seed), each in sorted(checked.done.items()) if variant == name}
-        names = [score for score in checked.names if all(score in each for each in scores.values())]
+        scores = {seed: each for (variant, seed), each in sorted(done.items()) if variant == name}
         found[name] = Result(
             overrides=overrides[name],
             config=yaml.safe_load(run.config),
-            score=names[0] if scores and names else None,
             all_scores=scores,
             failures={seed: reason for (variant, seed), reason in failures.items() if variant == name},
             seconds=timed.seconds.get(name, []),

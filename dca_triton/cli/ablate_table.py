@@ -10,12 +10,10 @@ from typing import Any
 import timm
 import torch
 
-from ..evaluation.paired import Estimate, estimate, paired_differences
+from ..evaluation.paired import estimate, paired_differences
 from ..files import atomic_write
 from ..version import __version__
 from ..visualization.comparison import comparison
-
-HEAD = ("variant", "score", "mean, %", "SD", "n", "difference", "SE", "step")
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,6 @@ class Result:
     Attributes:
         overrides: What it changes in the config.
         config: All its options, those of its first run.
-        score: The name of the score that counts; None without a finished run.
         all_scores: Every score of each finished run, by seed.
         failures: The reason of each run that failed, by seed.
         seconds: Of each step that was timed.
@@ -33,15 +30,9 @@ class Result:
 
     overrides: Mapping[str, Any]
     config: Mapping[str, Any]
-    score: str | None
     all_scores: Mapping[int, Mapping[str, float]]
     failures: Mapping[int, str]
     seconds: list[float]
-
-    @property
-    def scores(self) -> dict[int, float]:
-        """The score that counts, by seed."""
-        return {} if self.score is None else {k: found[self.score] for k, found in self.all_scores.items()}
 
 
 @dataclass(frozen=True)
@@ -50,11 +41,13 @@ class Ablation:
 
     Attributes:
         variants: By name.
+        score: The name of the score that counts.
         part: Which photos were scored.
         timed: What was timed, in words.
     """
 
     variants: Mapping[str, Result]
+    score: str
     part: str
     timed: str
 
@@ -70,9 +63,13 @@ class Ablation:
             {seed for each in self.variants.values() for seed in (*each.all_scores, *each.failures)}
         )
 
-    def differences(self) -> dict[str, Estimate | None]:
-        """The paired differences to the first variant."""
-        return paired_differences({name: result.scores for name, result in self.variants.items()})
+    @property
+    def scores(self) -> dict[str, dict[int, float]]:
+        """The score that counts, by variant and seed."""
+        return {
+            name: {seed: each[self.score] for seed, each in result.all_scores.items()}
+            for name, result in self.variants.items()
+        }
 
     def step(self, name: str) -> float | None:
         """The median seconds of a variant's step."""
@@ -82,13 +79,13 @@ class Ablation:
     def table(self) -> str:
         """The table in Markdown, with what its numbers mean below."""
         base = self.step(self.first)
-        rows = [HEAD, ("---",) * len(HEAD)]
+        head = ("variant", f"{self.score}, %", "SD", "n", "difference", "SE", "step")
+        rows = [head, ("---",) * len(head)]
         for name, found in self.record()["variants"].items():
             relative = found["step_relative"]
             rows.append(
                 (
                     name,
-                    found["score"] or "-",
                     _percent(found["mean"]),
                     _percent(found["sd"]),
                     str(len(found["scores"])),
@@ -101,7 +98,7 @@ class Ablation:
         seeds = ", ".join(map(str, self.seeds))
         lines += [
             "",
-            f"Scores after the last epoch, scored photos: {self.part}; mean and SD over the seeds {seeds}.",
+            f"Score after the last epoch, scored photos: {self.part}; mean and SD over the seeds {seeds}.",
             f"Difference: to {self.first}, in points, paired by seed; SE: its SD divided by the root of n.",
         ]
         if base is not None:
@@ -110,15 +107,15 @@ class Ablation:
 
     def record(self) -> dict[str, Any]:
         """Everything, as plain values."""
-        differences, base = self.differences(), self.step(self.first)
+        differences, base = paired_differences(self.scores), self.step(self.first)
         variants = {}
         for name, result in self.variants.items():
-            found, difference, step = estimate(result.scores), differences.get(name), self.step(name)
+            scores, difference, step = self.scores[name], differences.get(name), self.step(name)
+            found = estimate(scores)
             variants[name] = {
                 "overrides": result.overrides,
                 "config": result.config,
-                "score": result.score,
-                "scores": result.scores,
+                "scores": scores,
                 "mean": found and found.mean,
                 "sd": found and found.deviation,
                 "difference": difference and difference.mean,
@@ -133,6 +130,7 @@ class Ablation:
         return {
             "first": self.first,
             "seeds": self.seeds,
+            "score": self.score,
             "part": self.part,
             "timed": self.timed,
             "variants": variants,
@@ -140,15 +138,17 @@ class Ablation:
         }
 
     def write(self, folder: Path) -> None:
-        """Write ablation.json and, if a run was scored, ablation.png."""
+        """Write ablation.json and ablation.png."""
         with atomic_write(folder / "ablation.json", "w") as stream:
             stream.write(json.dumps(self.record(), indent=2, default=str) + "\n")
-        scores = {name: list(result.scores.values()) for name, result in self.variants.items()}
-        found = {name: estimate(result.scores) for name, result in self.variants.items()}
-        means = {name: (each.mean, each.deviation) for name, each in found.items() if each}
-        gaps = {name: (each.mean, each.error) for name, each in self.differences().items() if each}
-        names = dict.fromkeys(result.score for result in self.variants.values() if result.score)
-        comparison(scores, means, gaps, folder / "ablation.png", f"{' or '.join(names)}, %")
+        found = {name: estimate(scores) for name, scores in self.scores.items()}
+        comparison(
+            {name: list(scores.values()) for name, scores in self.scores.items()},
+            {name: (each.mean, each.deviation) for name, each in found.items() if each},
+            {name: (e.mean, e.error) for name, e in paired_differences(self.scores).items() if e},
+            folder / "ablation.png",
+            f"{self.score}, %",
+        )
 
 
 def _percent(value: float | None, sign: str = "") -> str:

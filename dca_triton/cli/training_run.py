@@ -10,7 +10,7 @@ from ..run_folder import RunFolder
 from ..training import DualAttentionTrainer, PairSampler
 from .experiment import (
     build_model,
-    check_best_by,
+    check_score,
     describe,
     load_splits,
     scored_part,
@@ -50,8 +50,8 @@ def prepare(experiment: Experiment, resume: Resume = None) -> TrainingRun:
     pairs = PairSampler(**experiment.pairs)
     torch.manual_seed(experiment.seed)
     splits = load_splits(data, name)
-    check_best_by(experiment.trainer.get("best_by"), splits.task)
     model = build_model(splits, data, experiment.model)
+    check_score("--trainer.best_by", experiment.trainer.get("best_by"), model)
     source = experiment.transfer if resumed_folder(experiment.output, resume) is None else None
     transferred = start_from(model, source) if source else None
     trainer = DualAttentionTrainer(

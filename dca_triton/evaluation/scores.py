@@ -33,13 +33,16 @@ def evaluate_fgvc(
 ) -> dict[str, float]:
     """Top-1 and top-5 of SA, GLCA and the sum of their probabilities, the paper's prediction.
 
+    A model without GLCA has no scores of it, and predicts by SA alone: its sum is that of SA.
+
     Args:
         model: Left in evaluation mode.
         test: Dicts of "image" (B, 3, h, w) and "label" (B,).
         progress: Show a progress bar.
 
     Returns:
-        {sa,glca,sum}_top1 and _top5 (`SCORES["fgvc"]`), each in 0..1.
+        {sa,glca,sum}_top1 and _top5 (`SCORES["fgvc"]`), each in 0..1, without those of GLCA if the model has
+        no such branch.
 
     Raises:
         ValueError: There is no batch, or a label is not one of the model's classes.
@@ -49,15 +52,18 @@ def evaluate_fgvc(
     parts = []
     for batch in progress_bar(test, desc="evaluate", unit="batch", leave=False, disable=not progress):
         outputs = model(batch["image"].to(device, non_blocking=True), class_tokens_only=True)
-        sa, glca = (outputs[f"{branch}_logits"].float().softmax(1).cpu() for branch in ("sa", "glca"))
-        parts.append((sa, glca, torch.as_tensor(batch["label"])))
+        logits = {name: outputs[f"{name}_logits"] for name in PREDICTIONS if f"{name}_logits" in outputs}
+        found = {name: value.float().softmax(1).cpu() for name, value in logits.items()}
+        parts.append((found | {"sum": sum(found.values())}, torch.as_tensor(batch["label"])))
     if not parts:
         raise ValueError("test must hold at least one batch, got none")
-    sa, glca, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    predictions, labels = zip(*parts, strict=True)
     return {
         f"{name}_top{k}": score
-        for name, probabilities in zip(PREDICTIONS, (sa, glca, sa + glca), strict=True)
-        for k, score in topk_accuracy(probabilities, labels, ks=(1, 5)).items()
+        for name in predictions[0]
+        for k, score in topk_accuracy(
+            torch.cat([part[name] for part in predictions]), torch.cat(labels), ks=(1, 5)
+        ).items()
     }
 
 
@@ -154,7 +160,10 @@ def score_table(scores: Mapping[str, float], part: str = "") -> str:
         columns, names = [*RETRIEVAL.values()], {"": [*SCORES["reid"]]}
     else:
         columns = ["top-1", "top-5"]
-        names = {text: [f"{name}_top1", f"{name}_top5"] for name, text in PREDICTIONS.items()}
+        # Without GLCA its row and that of the sum, which is SA's, say nothing.
+        alone = not any(name.startswith("glca_") for name in scores) and "sum_top1" in scores
+        predictions = {"sa": PREDICTIONS["sa"]} if alone else PREDICTIONS
+        names = {text: [f"{name}_top1", f"{name}_top5"] for name, text in predictions.items()}
     if missing := [name for row in names.values() for name in row if name not in scores]:
         raise_faults([f"scores must hold {', '.join(missing)}, got {', '.join(scores)}"])
     rows = {text: [scores[name] for name in row] for text, row in names.items()}
