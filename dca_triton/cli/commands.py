@@ -21,56 +21,15 @@ def train(
         resume: "auto" goes on from the newest sound checkpoint in `output` if there is any; or that file.
         save_config: Writes config.yaml; called when the run is known to be sound.
     """
-    import torch
-
     from ..evaluation import score_table
-    from ..training import DualAttentionTrainer, PairSampler
-    from .experiment import (
-        build_model,
-        check_best_by,
-        describe,
-        load_splits,
-        scored_part,
-        scores,
-        train_batches,
-    )
-    from .outputs import check_folder
-    from .trained import start_from
+    from .training_run import prepare
 
-    data, name = experiment.data, experiment.model["backbone_name"]
-    check_folder(experiment.output)
-    pairs = PairSampler(**experiment.pairs)
-    torch.manual_seed(experiment.seed)
-    splits = load_splits(data, name)
-    model = build_model(splits, data, experiment.model)
-    check_best_by(experiment.trainer.get("best_by"), splits.task, model.branches)
-    source = experiment.transfer if resumed_folder(experiment.output, resume) is None else None
-    transferred = source and start_from(model, source)
-    trainer = DualAttentionTrainer(
-        model,
-        train_batches(splits, data),
-        pairs=pairs,
-        evaluate=lambda: scores(model, splits, data, progress=experiment.trainer.get("progress", True)),
-        description=describe(splits, data, name).plain(),
-        seed=experiment.seed,
-        **experiment.trainer,
-    )
-    if trainer.main and transferred:
-        print(transferred)
-    history = trainer.train(experiment.epochs, experiment.output, resume, began=save_config)
-    if trainer.main:
-        print(score_table(history[-1], part=scored_part(splits)))
-
-
-def resumed_folder(output: Path, resume: Literal["auto"] | Path | None) -> Path | None:
-    """The folder of the run that training goes on from; None for a new run."""
-    from ..run_folder import RunFolder
-
-    if resume is None:
-        return None
-    if Path(resume) != Path("auto"):
-        return Path(resume).parent
-    return output if RunFolder(output).paths() else None
+    run = prepare(experiment, resume)
+    if run.trainer.main and run.transferred:
+        print(run.transferred)
+    history = run.trainer.train(experiment.epochs, experiment.output, resume, began=save_config)
+    if run.trainer.main:
+        print(score_table(history[-1], part=run.part))
 
 
 def evaluate(

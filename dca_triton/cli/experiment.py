@@ -140,12 +140,14 @@ def scored_part(splits: Splits) -> str:
     return f"{' and '.join(scored_parts(splits))} of {splits.dataset}"
 
 
-def check_best_by(name: str | None, task: Task, branches: Sequence[str]) -> None:
-    """Raise ValueError unless `name` is None or one of the scores in [0, 1] of the task and the branches."""
-    scored = [branch for branch in PREDICTIONS if branch == "sum" or branch in branches]
-    names = [f"{branch}_top{k}" for branch in scored for k in (1, 5)] if task == "fgvc" else [*RETRIEVAL]
+def check_score(option: str, name: str | None, model: DualAttentionModel) -> None:
+    """Raise ValueError unless `name` is None or one of the scores in [0, 1] of the model."""
+    scored = [branch for branch in PREDICTIONS if branch == "sum" or branch in model.branches]
+    names = [f"{branch}_top{k}" for branch in scored for k in (1, 5)]
+    if model.task_type == "reid":
+        names = [*RETRIEVAL]
     if name is not None and name not in names:
-        raise ValueError(f"--trainer.best_by must be one of {', '.join(names)}, got {name!r}")
+        raise ValueError(f"{option} must be one of {', '.join(names)}, got {name!r}")
 
 
 def check_expansion(expand: int | None, alpha: float | None) -> None:

@@ -63,7 +63,7 @@ class Epoch:
                     return None
                 if not min(images):  # the epoch ends for all processes when one has no more batches
                     break
-                self._step(group, sum(images))
+                self.step(group, sum(images))
                 progress.step += 1
                 if progress.step > progress.skipped:
                     stepped()
@@ -94,7 +94,7 @@ class Epoch:
         stop_requested.signal = max(signals)
         return counts
 
-    def _step(self, group: list[Batch], images: int) -> None:
+    def step(self, group: list[Batch], images: int) -> None:
         """Take one step of the optimizer on the batches of `group`; all processes have `images` images."""
         run, progress = self.run, self.run.progress
         skips = self.on_nonfinite == "skip"
