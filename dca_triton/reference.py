@@ -106,7 +106,8 @@ def rollout_row(
 ) -> Tensor:
     """One row of the rollout without a matrix product: r <- 0.5 r + 0.5 mean_h(r P_l,h), l = L..1 -> (B, N).
 
-    Same arguments as `dca_triton.rollout_row`, in the dtype of `qs`.
+    Same arguments as `dca_triton.rollout_row`, in the dtype of `qs`; the last layer's queries may be the
+    class token's alone, because the unit vector has no other row.
     """
     B, N = ks[-1].shape[:2]
     if row is None:
@@ -114,7 +115,7 @@ def rollout_row(
         row[:, 0] = 1
     for q, k, lse in zip(reversed(qs), reversed(ks), reversed(lses), strict=True):
         weights = (attention_scores(q, k, scale) - lse[..., None]).exp()
-        row = 0.5 * row + 0.5 * torch.einsum("bm,bhmn->bhn", row, weights).mean(1)
+        row = 0.5 * row + 0.5 * torch.einsum("bm,bhmn->bhn", row[:, : q.shape[1]], weights).mean(1)
     return row
 
 
@@ -128,3 +129,11 @@ def select_local(row: Tensor, num_prefix: int, top_k_ratio: float) -> Tensor:
     count = num_local(row.shape[1] - num_prefix, top_k_ratio)
     patches = row[:, num_prefix:].topk(count).indices + num_prefix
     return torch.cat([patches.new_zeros(patches.shape[0], 1), patches], 1)
+
+
+def read_out(tokens: Tensor, local: Tensor, readout: str) -> Tensor:
+    """A branch's embedding: the class token of `tokens` (B, M, C), the mean of its `local` rows (B, R, C), or
+    both side by side (B, 2C); `readout` is "class", "local" or "both".
+    """
+    parts = {"class": [tokens[:, 0]], "local": [local.mean(1)], "both": [tokens[:, 0], local.mean(1)]}
+    return torch.cat(parts[readout], 1)

@@ -4,7 +4,7 @@ Blocks and attentions are timm's own classes with another forward, so weights an
 are called, never run from outside: hooks, adapters, wrappers and replaced forwards take effect.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import Attention as TimmAttention
@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import ops
 from ..ops import Backend, Partners, local_attention, pair_attention
-from ..ops.torch_backend import take_rows
 from .attention_dropout import dropout_rate, dropped_attention
 from .plain import is_plain
 from .stochastic_depth import add_residual, kept_rows
@@ -63,27 +62,24 @@ class Attention(TimmAttention):
         x: Tensor,
         partner_x: Tensor | None = None,
         pairs: Tensor | Partners | None = None,
-        rows: Tensor | None = None,
+        context: Tensor | None = None,
         images: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """Normed tokens x (B, N, C) -> (B, N, C), or (B, R, C) with `rows`.
-
-        Arguments as in `Block`. `images` (K,): only the queries of these images are computed -> (K, ·, C).
-        """
-        q, k, v = self.project(x)
+        """Attention of normed tokens x (B, M, C); arguments as in `Block`, all tokens normed -> (K, M, C)."""
+        if context is None:
+            q, k, v = self.project(x)
+        else:
+            q, (k, v) = self.project_queries(x), self.project_keys(context)
         partner_k, partner_v = (None, None) if partner_x is None else self.project_keys(partner_x)
         if images is not None:
-            if pairs is not None:  # others may attend to an image that itself attends to nothing
-                partner_k, partner_v = (k, v) if partner_k is None else (partner_k, partner_v)
-                pairs = pairs.of(images) if isinstance(pairs, Partners) else pairs[images]
+            if pairs is not None and partner_x is None:
+                partner_k, partner_v = k, v
             q, k, v = q[images], k[images], v[images]
-            rows = None if rows is None else rows[images]
         scale, dropout = self.head_dim**-0.5, dropout_rate(self.attn_drop)
-        if rows is not None and pairs is None and trace is None and not dropout:
-            out = local_attention(q, k, v, rows, scale, backend=self.backend)
+        if context is not None and pairs is None and trace is None and not dropout:
+            out = local_attention(q, k, v, scale=scale, backend=self.backend)
         else:
-            q = q if rows is None else take_rows(q, rows)
             if dropout:
                 attention = ops.Attention(q, k, v, partner_k, partner_v, pairs, scale=scale)
                 out, lse = dropped_attention(attention, dropout, backend=self.backend)
@@ -98,16 +94,27 @@ class Attention(TimmAttention):
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).unbind(2)
         return self.q_norm(q), self.k_norm(k), v
 
+    def project_queries(self, x: Tensor) -> Tensor:
+        """Queries (B, N, H, D) alone; of a plain Linear, only their third is computed."""
+        if not is_plain(self.qkv, nn.Linear):
+            return self.project(x)[0]
+        return self.q_norm(
+            self._part(x, slice(self.num_heads * self.head_dim)).unflatten(2, (self.num_heads, self.head_dim))
+        )
+
     def project_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, N, H, D) alone; of a plain Linear, only their two thirds are computed."""
         if not is_plain(self.qkv, nn.Linear):
             _, k, v = self.project(x)
             return k, v
-        own = self.num_heads * self.head_dim
-        bias = None if self.qkv.bias is None else self.qkv.bias[own:]
-        packed = nn.functional.linear(x, self.qkv.weight[own:], bias)
+        packed = self._part(x, slice(self.num_heads * self.head_dim, None))
         k, v = packed.unflatten(2, (2, self.num_heads, self.head_dim)).unbind(2)
         return self.k_norm(k), v
+
+    def _part(self, x: Tensor, rows: slice) -> Tensor:
+        """Some outputs of the packed projection."""
+        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+        return nn.functional.linear(x, self.qkv.weight[rows], bias)
 
 
 class Block(TimmBlock):
@@ -124,28 +131,37 @@ class Block(TimmBlock):
         x: Tensor,
         partner_x: Tensor | None = None,
         pairs: Tensor | Partners | None = None,
-        rows: Tensor | None = None,
+        context: Tensor | None = None,
+        images: Tensor | None = None,
         trace: Trace | None = None,
         *,
         within_checkpoint: bool = False,
     ) -> Tensor:
-        """Tokens x (B, N, C) -> (B, N, C), or (B, R, C) with `rows`. Without more it is timm's own block.
+        """Tokens x (B, M, C) -> (K, M, C), K = B without `images`. Without more it is timm's own block.
 
         Args:
             x: Tokens of every stream.
-            partner_x: Tokens (B', N', C) whose keys and values are the partners'; x itself by default.
-            pairs: Which row of `partner_x` each image is paired with (B,), -1 = none, or `pair_up` of it.
-            rows: Compute only these queries (B, R), int64 in [0, N).
+            partner_x: Tokens (B', N', C) whose keys and values are the partners'; `context` by default.
+            pairs: Which row of `partner_x` each image of the result is paired with (K,), -1 = none, or
+                `pair_up` of it.
+            context: Tokens (B, N, C) that x attends to instead of itself: x may be some rows of them.
+            images: The image of x that each image of the result comes from (K,), int64. A repeated one is
+                normed and projected once; that is where PWCA leaves SA.
             trace: Receives queries, keys and log-sum-exp. Without it, stochastic depth computes no attention
                 of the images that it drops.
             within_checkpoint: The call is that of `grad_checkpointing` itself.
         """
         if self.grad_checkpointing and not within_checkpoint and torch.is_grad_enabled():
-            return self._checkpointed(x, partner_x, pairs, rows, trace)
-        kept = None if trace is not None else kept_rows(self.drop_path1, x)
+            return self._checkpointed(x, partner_x, pairs, context, images, trace)
         partner_x = None if partner_x is None else self.norm1(partner_x)
-        attended = self.attn(self.norm1(x), partner_x, pairs, rows, kept, trace)
-        x = x if rows is None else take_rows(x, rows)
+        context = None if context is None else self.norm1(context)
+        normed = self.norm1(x)
+        x = x if images is None else x[images]
+        kept = None if trace is not None else kept_rows(self.drop_path1, x)
+        if kept is not None:
+            images = kept if images is None else images[kept]
+            pairs = pairs.of(kept) if isinstance(pairs, Partners) else None if pairs is None else pairs[kept]
+        attended = self.attn(normed, partner_x, pairs, context, images, trace)
         x = add_residual(x, self.drop_path1, kept, self.ls1(attended))
         kept = kept_rows(self.drop_path2, x)
         chosen = x if kept is None else x[kept]
@@ -156,21 +172,21 @@ class Block(TimmBlock):
         x: Tensor,
         partner_x: Tensor | None,
         pairs: Tensor | Partners | None,
-        rows: Tensor | None,
+        context: Tensor | None,
+        images: Tensor | None,
         trace: Trace | None,
     ) -> Tensor:
         """`forward`, computed again in the backward pass."""
 
-        def run(
-            x: Tensor, partner_x: Tensor | None, pairs: Tensor | Partners | None, rows: Tensor | None
-        ) -> tuple[Tensor, list[BlockTrace]]:
+        def run(*inputs: Any) -> tuple[Tensor, list[BlockTrace]]:
             own = Trace()
+            x, partner_x, pairs, context, images = inputs
             traces = None if trace is None else own
-            x = Block.forward(self, x, partner_x, pairs, rows, traces, within_checkpoint=True)
+            x = Block.forward(self, x, partner_x, pairs, context, images, traces, within_checkpoint=True)
             return x, own.take()
 
         # A checkpoint that is compiled may change nothing outside, so what it traces is one of its outputs.
-        x, traced = checkpoint(run, x, partner_x, pairs, rows, use_reentrant=False)
+        x, traced = checkpoint(run, x, partner_x, pairs, context, images, use_reentrant=False)
         if trace is not None:
             trace.record(*traced[0])
         return x

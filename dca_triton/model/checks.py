@@ -4,16 +4,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ..arguments import choice, flag, integer, number, raise_faults, size, violations
+from ..arguments import choice, flag, integer, number, optional, raise_faults, size, violations
 from ..ops import checks
 from .backbone import Backbone
+from .branches import BRANCHES, READOUTS
 
 VALUE_RULES = {
     "backbone_name": (lambda v: isinstance(v, str), "a timm model's name"),
     "num_classes": integer(1),
     "task_type": choice("fgvc", "reid"),
     "num_sa_blocks": integer(1),
-    "num_glca_blocks": integer(1),
+    "num_glca_blocks": integer(0),
     "num_heads": integer(1),
     "top_k_ratio": number(lambda v: 0 < v <= 1, "in (0, 1]"),
     "drop_rate": number(lambda v: 0 <= v < 1, "in [0, 1)"),
@@ -21,17 +22,38 @@ VALUE_RULES = {
     "img_size": size(),
     "cache_attention_rollout": flag(),
     "layout": choice("reference", "paper"),
+    "branches": (
+        lambda v: _is_sequence(v) and all(b in BRANCHES for b in v) and "sa" in v and len({*v}) == len(v),
+        f"a list of different branches out of {', '.join(BRANCHES)}, sa among them",
+    ),
+    "sa_readout": choice(*READOUTS),
+    "glca_readout": choice(*READOUTS),
+    "pwca_blocks": optional(
+        (
+            lambda v: (
+                _is_sequence(v) and len(v) == 2 and all(type(n) is int for n in v) and 1 <= v[0] <= v[1]
+            ),
+            "a first and a last block, counted from 1",
+        )
+    ),
     "pretrained": flag(),
     "backend": choice("auto", "triton", "torch"),
 }
 
 
+def _is_sequence(value: object) -> bool:
+    return isinstance(value, list | tuple)
+
+
 def check_arguments(arguments: dict[str, Any]) -> None:
     """Raise ValueError for every argument of a model that is outside its range."""
-    faults = violations(arguments, VALUE_RULES)
-    if arguments["layout"] == "paper" and arguments["num_glca_blocks"] != 1:
-        faults.append(f"num_glca_blocks must be 1 with layout='paper', got {arguments['num_glca_blocks']!r}")
-    raise_faults(faults)
+    raise_faults(violations(arguments, VALUE_RULES))
+
+
+def check_pwca_blocks(pwca_blocks: tuple[int, int] | None, num_blocks: int) -> None:
+    """Raise ValueError unless the blocks of PWCA exist."""
+    if pwca_blocks is not None and pwca_blocks[1] > num_blocks:
+        raise_faults([f"pwca_blocks must be in [1, {num_blocks}], the model's SA blocks, got {pwca_blocks}"])
 
 
 def check_heads(num_heads: int, width: int) -> None:
@@ -41,7 +63,11 @@ def check_heads(num_heads: int, width: int) -> None:
 
 
 def check_inputs(
-    backbone: Backbone, x: Tensor, x_pair: Tensor | None = None, partner_index: Tensor | None = None
+    backbone: Backbone,
+    x: Tensor,
+    x_pair: Tensor | None = None,
+    partner_index: Tensor | None = None,
+    takes_pairs: bool = True,
 ) -> None:
     """Raise ValueError for every input of `DualAttentionModel.forward` that does not fit."""
     checks.check_tensors({"x": x}, x_pair=x_pair, partner_index=partner_index)
@@ -60,6 +86,8 @@ def check_inputs(
             faults.append(f"{name} must be floating point, got {images.dtype}")
     if x_pair is not None and x_pair.shape != x.shape:
         faults.append(f"x_pair must have the shape of x, {tuple(x.shape)}, got {tuple(x_pair.shape)}")
+    if not takes_pairs and (x_pair is not None or partner_index is not None):
+        faults.append("x_pair and partner_index must be None for a model without PWCA, got a pair")
     if x_pair is not None and partner_index is not None:
         faults.append("x_pair must be None where partner_index is given, got both")
     if partner_index is not None and (

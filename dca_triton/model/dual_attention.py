@@ -1,27 +1,32 @@
 """The dual cross-attention model: a timm ViT with SA, GLCA and (in training) PWCA branches and heads."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import Backend
+from ..ops.torch_backend import take_rows
 from ..reference import select_local
 from .attention_maps import attention_maps
 from .backbone import Backbone, TimmModule
-from .blocks import Attention, BlockTrace, Trace
-from .checks import check_arguments, check_heads, check_inputs
+from .blocks import Attention, BlockTrace, Trace, first_row
+from .branches import BRANCHES, Branch, Readout, read_out, width_of
+from .checks import check_arguments, check_heads, check_inputs, check_pwca_blocks
 from .glca import GlobalLocalAttention
 from .heads import branch_head
 from .hub import HubMixin
 from .layouts import (
+    ClassRows,
     Streams,
     paper_blocks,
+    paper_inputs,
     paper_local,
-    paper_streams,
     reference_blocks,
+    reference_inputs,
     reference_local,
-    reference_streams,
+    sa_and_pwca_rows,
 )
 from .rollout import RolloutCache, rollout_of
 
@@ -34,7 +39,9 @@ class DualAttentionModel(nn.Module, HubMixin):
         num_classes: Classes of each head, at least 1.
         task_type: "fgvc" (linear heads) or "reid" (Linear-BatchNorm1d-ReLU-Linear heads, combined features).
         num_sa_blocks: SA blocks on top of the backbone; layout="reference" only.
-        num_glca_blocks: GLCA blocks; layout="paper" has exactly 1.
+        num_glca_blocks: GLCA blocks, at least 0; 0 is the same as `branches` without "glca". In
+            layout="paper" a further block takes the rows of the one before, and keys and values of SA's
+            tokens as the first does.
         num_pwca_blocks: Accepted as in the reference; PWCA runs all SA blocks with their weights.
         embed_dim: Accepted as in the reference; C is the backbone's.
         num_heads: Heads of the own blocks, a divisor of C; layout="reference" only.
@@ -43,6 +50,14 @@ class DualAttentionModel(nn.Module, HubMixin):
         drop_path_rate: Stochastic depth of the last block in [0, 1), rising linearly from 0.
         img_size: Pixels, a side or (height, width); multiples of the backbone's patch.
         cache_attention_rollout: Keep rollout rows of images seen in evaluation (see `RolloutCache`).
+        branches: The branches to build: "sa" with or without "glca" and "pwca". Nothing of the others is
+            computed, has parameters or takes part in the loss.
+        sa_readout: What the heads of SA and PWCA read: the "class" token, the mean of the patch tokens
+            ("local"), or "both" side by side.
+        glca_readout: What GLCA's head reads: the "class" token, the mean of the selected rows ("local"), or
+            "both". With "class" and one block the selection reaches neither logits nor gradients.
+        pwca_blocks: The first and the last SA block, counted from 1, in which an image also attends to its
+            partner; all by default. Up to the first one SA and PWCA are computed once.
         layout: "reference" computes what the reference implementation does, and loads its checkpoints;
             "paper" has the paper's cost: the backbone's own blocks carry SA and PWCA.
         pretrained: Load timm's pretrained backbone weights.
@@ -54,6 +69,10 @@ class DualAttentionModel(nn.Module, HubMixin):
             reason.
         RuntimeError: Pretrained weights that cannot be had.
     """
+
+    sa_head: nn.Module
+    glca_head: nn.Module
+    pwca_head: nn.Module
 
     def __init__(
         self,
@@ -71,6 +90,10 @@ class DualAttentionModel(nn.Module, HubMixin):
         img_size: int | tuple[int, int] = 224,
         cache_attention_rollout: bool = True,
         *,
+        branches: Sequence[Branch] = BRANCHES,
+        sa_readout: Readout = "class",
+        glca_readout: Readout = "class",
+        pwca_blocks: tuple[int, int] | None = None,
         layout: Literal["reference", "paper"] = "reference",
         pretrained: bool = True,
         backend: Backend = "auto",
@@ -82,21 +105,29 @@ class DualAttentionModel(nn.Module, HubMixin):
         self.num_classes = num_classes
         self.top_k_ratio = top_k_ratio
         self.layout = layout
+        self.sa_readout: Readout = sa_readout
+        self.glca_readout: Readout = glca_readout
         self.cache = RolloutCache() if cache_attention_rollout else None
+        self.branches = tuple(b for b in BRANCHES if b in branches and (b != "glca" or num_glca_blocks))
+        num_glca_blocks = num_glca_blocks if "glca" in branches else 0
         if layout == "paper":
             rates = dict(proj_drop_rate=drop_rate, attn_drop_rate=drop_rate, drop_path_rate=drop_path_rate)
             self.backbone = Backbone(backbone_name, layout, pretrained, img_size, **rates, **kwargs)
-            self.glca_blocks = paper_blocks(self.backbone)
+            self.glca_blocks = paper_blocks(self.backbone, num_glca_blocks)
         else:
             self.backbone = Backbone(backbone_name, layout, pretrained, img_size, **kwargs)
             check_heads(num_heads, self.backbone.embed_dim)
             self.sa_blocks, self.glca_blocks = reference_blocks(
                 self.backbone.embed_dim, num_heads, num_sa_blocks, num_glca_blocks, drop_rate, drop_path_rate
             )
+        check_pwca_blocks(pwca_blocks, len(self._sa_blocks))
+        first, last = (1, len(self._sa_blocks)) if pwca_blocks is None else pwca_blocks
+        self.pwca_blocks = first, last
         self.embed_dim = self.backbone.embed_dim
-        self.sa_head, self.glca_head, self.pwca_head = (
-            branch_head(self.embed_dim, num_classes, task_type) for _ in range(3)
-        )
+        for branch in self.branches:
+            readout = glca_readout if branch == "glca" else sa_readout
+            head = branch_head(width_of(readout, self.embed_dim), num_classes, task_type)
+            self.add_module(f"{branch}_head", head)
         self.backend = backend
 
     @property
@@ -130,49 +161,51 @@ class DualAttentionModel(nn.Module, HubMixin):
         Args:
             x: Images (B, 3, h, w), floating point.
             x_pair: The distractor of each image, shaped as x. Used in training only, as in the reference.
-                A training step without pairs gives `pwca_head` no gradient; freeze it by
-                `model.pwca_head.requires_grad_(False)` before DistributedDataParallel, which waits for it.
+                A training step without pairs gives `pwca_head` no gradient, and DistributedDataParallel waits
+                for it: leave "pwca" out of `branches` for such a training.
             partner_index: Instead of `x_pair`, the row of x that is each image's distractor (B,), -1 = none;
                 nothing of it is computed again. Used in training only.
-            class_tokens_only: Features hold the class token alone (B, 1, C); the last block then computes
-                one query row (in layout="paper" that of PWCA, since GLCA reads all of SA's tokens), and with
-                one GLCA block no rollout is needed, since no selected patch reaches the class token.
-                The logits are the same.
+            class_tokens_only: Features hold the class token alone (B, 1, C). Nothing is computed that neither
+                they nor the logits need: with a class-token readout the last block computes one query row (in
+                layout="paper" that of PWCA, since GLCA reads all of SA's tokens), and no rollout is computed
+                where no selected patch reaches GLCA's readout. The logits are the same.
 
         Returns:
             sa_logits, glca_logits (B, K); sa_features (B, N, C); glca_features (B, N, C), in layout="paper"
             its selected rows (B, 1 + R, C), class token first; in training with a pair pwca_logits and
-            pwca_features; for reid combined_features (B, 2C), the class tokens of SA and GLCA.
+            pwca_features; for reid combined_features, the embeddings of SA and GLCA side by side. With a
+            readout other than "class" also each branch's embedding, which its head reads: sa_embedding,
+            glca_embedding, pwca_embedding (B, C), or (B, 2C) with "both". A branch that is not in `branches`
+            has no entries.
 
         Raises:
             ValueError: Inputs that do not fit, with every reason: also images of other channels or another
-                size than the backbone's (with dynamic_img_size, a size that the patch does not divide).
+                size than the backbone's (with dynamic_img_size, a size that the patch does not divide), and
+                pairs for a model without PWCA.
         """
-        check_inputs(self.backbone, x, x_pair, partner_index)
+        check_inputs(self.backbone, x, x_pair, partner_index, takes_pairs="pwca" in self.branches)
         if not self.training:
             x_pair = partner_index = None
-        streams = self.sa_and_pwca(x, x_pair, partner_index, class_tokens_only)
-        selected = None
-        if streams.traces:
-            row = self._rollout(streams.sa_traces)
-            selected = select_local(row, self.backbone.num_prefix_tokens, self.top_k_ratio)
-        branches = {"sa": streams.sa, "glca": self.local_branch(streams.local, selected)}
+        selects = self._selects(class_tokens_only)
+        streams = self.sa_and_pwca(x, x_pair, partner_index, class_tokens_only, traced=selects)
+        features = {"sa": streams.sa}
+        embeddings = {"sa": self.read_out_sa(streams.sa)}
+        if "glca" in self.branches:
+            selected = self._selected(streams) if selects else first_row(x)
+            glca = features["glca"] = self.local_branch(streams.local, selected, class_tokens_only)
+            rows = glca if class_tokens_only or self.layout == "paper" else take_rows(glca, selected)
+            embeddings["glca"] = read_out(glca, rows[:, 1:], self.glca_readout)
         if streams.pwca is not None:
-            branches["pwca"] = streams.pwca
-        if class_tokens_only and selected is not None:
-            branches = {branch: tokens[:, :1] for branch, tokens in branches.items()}
-        sa, glca = branches["sa"], branches["glca"]
-        outputs = {
-            "sa_logits": self.sa_head(sa[:, 0]),
-            "glca_logits": self.glca_head(glca[:, 0]),
-            "sa_features": sa,
-            "glca_features": glca,
-        }
-        if (pwca := branches.get("pwca")) is not None:
-            outputs["pwca_logits"] = self.pwca_head(pwca[:, 0])
-            outputs["pwca_features"] = pwca
+            features["pwca"] = streams.pwca
+            embeddings["pwca"] = self.read_out_sa(streams.pwca)
+        outputs = {f"{b}_logits": self.get_submodule(f"{b}_head")(e) for b, e in embeddings.items()}
+        outputs |= {f"{b}_features": x[:, :1] if class_tokens_only else x for b, x in features.items()}
         if self.task_type == "reid":
-            outputs["combined_features"] = torch.cat([sa[:, 0], glca[:, 0]], 1)
+            outputs["combined_features"] = torch.cat(
+                [embeddings[b] for b in ("sa", "glca") if b in embeddings], 1
+            )
+        if (self.sa_readout, self.glca_readout) != ("class", "class"):
+            outputs |= {f"{b}_embedding": e for b, e in embeddings.items()}
         return outputs
 
     def sa_and_pwca(
@@ -181,20 +214,54 @@ class DualAttentionModel(nn.Module, HubMixin):
         x_pair: Tensor | None = None,
         partner_index: Tensor | None = None,
         class_tokens_only: bool = False,
+        traced: bool = True,
     ) -> Streams:
-        """SA's and PWCA's tokens, GLCA's input, and each block's trace where a rollout is needed.
+        """SA's and PWCA's tokens, GLCA's input, and with `traced` each block's trace for rollout.
 
-        Arguments are those of `forward`, which checks them; pairs count in evaluation too.
+        Other arguments are those of `forward`, which checks them; pairs count in evaluation too.
         """
-        class_row_only = class_tokens_only and len(self.glca_blocks) == 1
-        streams_of = paper_streams if self.layout == "paper" else reference_streams
-        return streams_of(self.backbone, self._sa_blocks, x, x_pair, partner_index, class_row_only)
+        paper, B, trace = self.layout == "paper", x.shape[0], Trace() if traced else None
+        inputs = paper_inputs if paper else reference_inputs
+        tokens, pairing = inputs(self.backbone, x, x_pair, partner_index, self.pwca_blocks)
+        class_row = class_tokens_only and self.sa_readout == "class"
+        glca_reads_sa = paper and "glca" in self.branches
+        class_rows = ClassRows(sa=class_row and not glca_reads_sa, pwca=class_row)
+        sa, pwca = sa_and_pwca_rows(self._sa_blocks, tokens, B, pairing, class_rows, trace)
+        local = sa if paper else tokens
+        if paper:
+            sa, pwca = (
+                self.backbone.norm(sa[:, :1] if class_row else sa),
+                None if pwca is None else self.backbone.norm(pwca),
+            )
+        first, last = self.pwca_blocks
+        return Streams(sa, pwca, local, [] if trace is None else trace.take(), slice(first - 1, last))
 
-    def local_branch(self, tokens: Tensor, selected: Tensor | None, trace: Trace | None = None) -> Tensor:
-        """GLCA on `Streams.local` for the selected rows (B, 1 + R); None: for the class token alone."""
+    def local_branch(
+        self, tokens: Tensor, selected: Tensor, only_selected: bool = False, trace: Trace | None = None
+    ) -> Tensor:
+        """GLCA on `Streams.local` for the selected rows (B, R): their tokens (B, R, C), in layout="reference"
+        without `only_selected` all tokens (B, N, C).
+        """
         if self.layout == "paper":
             return paper_local(self.backbone, self.glca_blocks, tokens, selected, trace)
-        return reference_local(self.glca_blocks, tokens, selected, trace)
+        return reference_local(self.glca_blocks, tokens, selected, only_selected, trace)
+
+    def _selects(self, class_tokens_only: bool) -> bool:
+        """Whether a selected patch reaches what is computed of GLCA."""
+        if "glca" not in self.branches:
+            return False
+        # In the paper's layout every block reads SA's tokens, so no row of GLCA ever reaches another.
+        rows_meet = self.layout == "reference" and len(self.glca_blocks) > 1
+        return not class_tokens_only or self.glca_readout != "class" or rows_meet
+
+    def _selected(self, streams: Streams) -> Tensor:
+        """The rows (B, 1 + R) that GLCA computes."""
+        row = self._rollout(streams.sa_traces)
+        return select_local(row, self.backbone.num_prefix_tokens, self.top_k_ratio)
+
+    def read_out_sa(self, tokens: Tensor) -> Tensor:
+        """The embedding of SA's or PWCA's tokens (B, N, C): (B, C), or (B, 2C) with a readout of "both"."""
+        return read_out(tokens, tokens[:, self.backbone.num_prefix_tokens :], self.sa_readout)
 
     @property
     def attention_scale(self) -> float:
@@ -223,11 +290,14 @@ class DualAttentionModel(nn.Module, HubMixin):
 
     @torch.no_grad()
     def extract_features(self, x: Tensor) -> Tensor:
-        """Embeddings of images x (B, 3, h, w): combined features (B, 2C) for reid, SA class tokens (B, C) for
-        fgvc, in the model's dtype or autocast's. Raises ValueError as `forward`.
+        """Embeddings of images x (B, 3, h, w): combined features for reid, those of SA and GLCA side by side
+        (B, 2C), or SA's (B, C) for fgvc, in the model's dtype or autocast's. An embedding has 2C features
+        with a readout of "both". Raises ValueError as `forward`.
         """
         outputs = self(x, class_tokens_only=True)
-        return outputs["combined_features"] if self.task_type == "reid" else outputs["sa_features"][:, 0]
+        if self.task_type == "reid":
+            return outputs["combined_features"]
+        return outputs.get("sa_embedding", outputs["sa_features"][:, 0])
 
     @torch.no_grad()
     def get_attention_maps(self, x: Tensor) -> dict[str, Any]:
@@ -246,7 +316,8 @@ class DualAttentionModel(nn.Module, HubMixin):
         streams, local = self.sa_and_pwca(x), Trace()
         row = rollout_of(streams.sa_traces, self.attention_scale, self.backend)
         selected = select_local(row, self.backbone.num_prefix_tokens, self.top_k_ratio)
-        self.local_branch(streams.local, selected, local)
+        if "glca" in self.branches:
+            self.local_branch(streams.local, selected, trace=local)
         return attention_maps(streams.sa_traces, local.take(), selected)
 
     def freeze_backbone(self, freeze: bool = True) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..arguments import raise_faults
 from ..ops import pair_attention
 from ..reference import select_local
+from .branches import read_out
 from .checks import check_inputs
 from .dual_attention import DualAttentionModel
 from .rollout import rollout_of
@@ -15,13 +16,13 @@ from .rollout import rollout_of
 
 class Explanation(NamedTuple):
     """Rollout of the class token (B, N) float32, selected rows (B, 1 + R) int64, probabilities of SA and GLCA
-    (B, K) float32.
+    (B, K) float32; None for GLCA if the model has no such branch.
     """
 
     rollout: Tensor
     selected: Tensor
     sa: Tensor
-    glca: Tensor
+    glca: Tensor | None
 
 
 @torch.no_grad()
@@ -36,17 +37,17 @@ def explain(model: DualAttentionModel, images: Tensor) -> Explanation:
     streams = model.sa_and_pwca(images)
     row = rollout_of(streams.sa_traces, model.attention_scale, model.backend)
     selected = select_local(row, model.backbone.num_prefix_tokens, model.top_k_ratio)
-    glca = model.local_branch(streams.local, selected)
-    probabilities = (
-        head(tokens[:, 0]).float().softmax(1)
-        for head, tokens in ((model.sa_head, streams.sa), (model.glca_head, glca))
-    )
-    return Explanation(row, selected, *probabilities)
+    sa = model.sa_head(model.read_out_sa(streams.sa)).float().softmax(1)
+    if "glca" not in model.branches:
+        return Explanation(row, selected, sa, None)
+    tokens = model.local_branch(streams.local, selected, only_selected=True)
+    glca = model.glca_head(read_out(tokens, tokens[:, 1:], model.glca_readout)).float().softmax(1)
+    return Explanation(row, selected, sa, glca)
 
 
 @torch.no_grad()
 def distractor_share(model: DualAttentionModel, images: Tensor, distractors: Tensor) -> Tensor:
-    """Return each token's share of attention on the distractor, in every PWCA block: (B, L, N) in 0..1.
+    """Return each token's share of attention on the distractor, in every PWCA block: (B, blocks, N) in 0..1.
 
     The share is the softmax's mass on the partner's keys, 1 - exp(lse_own - lse_pair), averaged over the
     heads. It is exact. A token that attends equally to both images has 0.5. The model is left in evaluation
@@ -58,8 +59,10 @@ def distractor_share(model: DualAttentionModel, images: Tensor, distractors: Ten
         distractors: The partner of each image, shaped as `images`.
 
     Raises:
-        ValueError: Images that do not fit, or of different shapes.
+        ValueError: Images that do not fit, or of different shapes, or a model without PWCA.
     """
+    if "pwca" not in model.branches:
+        raise_faults([f"model must have a PWCA branch, got the branches {', '.join(model.branches)}"])
     if images.shape != distractors.shape:
         raise_faults(
             [

@@ -1,19 +1,21 @@
 """The two layouts of DCAL in two steps each: SA and PWCA on every image, then GLCA on the selected rows.
 
-In training the SA and PWCA streams pass each block as one batch: SA rows first, with partner -1. Nothing of
-a partner in the batch is computed again.
+SA and PWCA are the same tokens up to the first block in which an image attends to its partner, so they are
+computed once up to its projections. From there the two streams pass each block as one batch: SA rows first,
+with partner -1. Nothing of a partner in the batch is computed again.
 """
 
 import copy
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import Partners, pair_up
+from ..ops import pair_up
+from ..ops.torch_backend import take_rows
 from .backbone import Backbone
-from .blocks import Attention, Block, BlockTrace, Trace, first_row, init_linears
+from .blocks import Attention, Block, BlockTrace, Trace, init_linears
 from .glca import GLCABlock
 
 
@@ -21,13 +23,14 @@ class Streams(NamedTuple):
     """What the SA blocks leave.
 
     Tokens of SA and PWCA (B, N, C), or (B, 1, C) where only the class token's row is computed; GLCA's input
-    (B, N, C); a trace of each block, SA rows first, if it was asked for.
+    (B, N, C); a trace of each block, SA rows first, if it was asked for; which blocks are PWCA's.
     """
 
     sa: Tensor
     pwca: Tensor | None
     local: Tensor
     traces: list[BlockTrace]
+    pair_blocks: slice
 
     @property
     def sa_traces(self) -> list[BlockTrace]:
@@ -37,9 +40,50 @@ class Streams(NamedTuple):
 
     @property
     def pwca_traces(self) -> list[BlockTrace]:
-        """Those of the images' PWCA rows, whose log-sum-exp is over own and partner's keys."""
+        """Those of PWCA's blocks and rows, whose log-sum-exp is over own and partner's keys."""
         B = self.sa.shape[0]
-        return [trace.of(slice(B, 2 * B)) for trace in self.traces]
+        return [trace.of(slice(B, 2 * B)) for trace in self.traces[self.pair_blocks]]
+
+
+class Pairing:
+    """Which rows of a batch attend to which distractors, in the blocks `first` to `last`, counted from 1.
+
+    Before `first` the batch is the images themselves (P, N, C). From there it is the SA rows of the first B
+    images, which attend to no partner, and then the PWCA rows of all P.
+
+    Args:
+        partner: The row of the distractors that each image is paired with (P,), -1 = none.
+        tokens: The distractors' tokens (B', N, C) in every block; None: the images' PWCA rows at that depth.
+        B: How many images have an SA row, at most P.
+        first: As `last`, a block.
+    """
+
+    def __init__(self, partner: Tensor, tokens: Tensor | None, B: int, first: int, last: int) -> None:
+        P = partner.shape[0]
+        self.tokens, self.B, self.first, self.last = tokens, B, first, last
+        self.of_pwca = partner
+        own = torch.arange(P, device=partner.device)
+        self.images = torch.cat([own[:B], own])
+        unpaired = torch.full_like(partner[:B], -1)
+        distractors = P if tokens is None else tokens.shape[0]
+        self.at_first = self.later = pair_up(torch.cat([unpaired, partner]), distractors)
+        if tokens is None and first < last:
+            among_all = torch.where(partner < 0, -1, B + partner)
+            self.later = pair_up(torch.cat([unpaired, among_all]), B + P)
+
+    def arguments(self, number: int, x: Tensor) -> dict[str, Any]:
+        """What the block `number` takes beside its input x to give the rows of both streams."""
+        if not self.first <= number <= self.last:
+            return {}
+        partner_x = None if self.tokens is x else self.tokens
+        if number == self.first:
+            return {"partner_x": partner_x, "pairs": self.at_first, "images": self.images}
+        return {"partner_x": partner_x, "pairs": self.later}
+
+    def pwca_arguments(self, number: int) -> dict[str, Any]:
+        """What the block `number` takes beside PWCA rows (P, N, C) alone."""
+        within = self.first <= number <= self.last
+        return {"partner_x": self.tokens, "pairs": self.of_pwca} if within else {}
 
 
 def reference_blocks(
@@ -64,108 +108,108 @@ def reference_blocks(
     return sa_blocks, glca_blocks
 
 
-def paper_blocks(backbone: Backbone) -> nn.ModuleList:
-    """GLCA's one block, with weights of its own that start as a copy of the last block's."""
-    return nn.ModuleList([copy.deepcopy(backbone.model.blocks[-1])])
+def paper_blocks(backbone: Backbone, num_glca: int) -> nn.ModuleList:
+    """GLCA's blocks, with weights of their own that start as copies of the last block's."""
+    return nn.ModuleList(copy.deepcopy(backbone.model.blocks[-1]) for _ in range(num_glca))
 
 
-def reference_streams(
+def reference_inputs(
     backbone: Backbone,
-    sa_blocks: Iterable[nn.Module],
     x: Tensor,
     x_pair: Tensor | None,
     partner_index: Tensor | None,
-    class_row_only: bool,
-) -> Streams:
-    """SA and PWCA on a whole ViT's output f; a distractor's tokens stay f of the pair in every block."""
-    B, trace = x.shape[0], None if class_row_only else Trace()
-    if x_pair is None:
-        f = pair_f = backbone(x)
-    else:
+    pair_blocks: tuple[int, int],
+) -> tuple[Tensor, Pairing | None]:
+    """The output f of a whole ViT (B, N, C); a distractor's tokens stay f of the pair in every block."""
+    B = x.shape[0]
+    if x_pair is not None:
         features = backbone(torch.cat([x, x_pair]))
-        f, pair_f = features[:B], features[B:]
-        partner_index = torch.arange(B, device=f.device)
-    tokens, partner_x, pairs = f, None, None
-    if partner_index is not None:
-        tokens, partner_x = torch.cat([f, f]), pair_f
-        index = torch.cat([torch.full_like(partner_index, -1), partner_index])
-        pairs = pair_up(index, pair_f.shape[0])
-    *blocks, last = sa_blocks
-    for block in blocks:
-        tokens = block(tokens, partner_x, pairs, trace=trace)
-    rows = first_row(tokens) if class_row_only else None
-    tokens = last(tokens, partner_x, pairs, rows, trace)
-    pwca = None if partner_index is None else tokens[B:]
-    return Streams(tokens[:B], pwca, f, [] if trace is None else trace.take())
+        images = torch.arange(B, device=features.device)
+        return features[:B], Pairing(images, features[B:], B, *pair_blocks)
+    f = backbone(x)
+    return f, None if partner_index is None else Pairing(partner_index, f, B, *pair_blocks)
 
 
-def reference_local(
-    glca_blocks: Iterable[nn.Module], tokens: Tensor, selected: Tensor | None, trace: Trace | None = None
-) -> Tensor:
-    """GLCA on f (B, N, C) -> (B, N, C); the class token's row (B, 1, C) where nothing is selected."""
-    if selected is None:
-        (block,) = glca_blocks
-        return block(tokens, first_row(tokens), only_selected=True, trace=trace)
-    for block in glca_blocks:
-        tokens = block(tokens, selected, trace=trace)
-    return tokens
-
-
-def paper_streams(
+def paper_inputs(
     backbone: Backbone,
-    sa_blocks: Iterable[nn.Module],
     x: Tensor,
     x_pair: Tensor | None,
     partner_index: Tensor | None,
-    class_row_only: bool,
-) -> Streams:
-    """The backbone's blocks carry SA and PWCA; a distractor is its partner's PWCA stream at that depth."""
-    B, trace = x.shape[0], None if class_row_only else Trace()
-    tokens, index = _paper_rows(backbone, x, x_pair, partner_index)
-    pairs: Partners | None = None if index is None else pair_up(index, tokens.shape[0])
-    *blocks, last = sa_blocks
-    for block in blocks:
-        tokens = block(tokens, pairs=pairs, trace=trace)
-    pwca = None
-    if not class_row_only:
-        tokens = last(tokens, pairs=pairs, trace=trace)
-        sa = local = tokens[:B]
-        pwca = None if index is None else tokens[B : 2 * B]
-    else:  # GLCA reads all of SA's rows, nobody those of PWCA
-        if index is not None:
-            partner_in_pwca = torch.where(index[B:] < 0, -1, index[B:] - B)
-            pwca = last(tokens[B:], pairs=partner_in_pwca, rows=first_row(tokens[B:]))[:B]
-        local = last(tokens[:B])
-        sa = local[:, :1]
-    pwca = None if pwca is None else backbone.norm(pwca)
-    return Streams(backbone.norm(sa), pwca, local, [] if trace is None else trace.take())
-
-
-def paper_local(
-    backbone: Backbone,
-    glca_blocks: nn.ModuleList,
-    tokens: Tensor,
-    selected: Tensor | None,
-    trace: Trace | None = None,
-) -> Tensor:
-    """GLCA on SA's tokens (B, N, C) -> its selected rows (B, R, C), the class token's where none are."""
-    # No selected patch can reach the class token of a single GLCA block.
-    rows = first_row(tokens) if selected is None else selected
-    return backbone.norm(glca_blocks[0](tokens, rows=rows, trace=trace))
-
-
-def _paper_rows(
-    backbone: Backbone, x: Tensor, x_pair: Tensor | None, partner_index: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """SA rows, then PWCA rows, then PWCA rows of the pair images; partners index this batch."""
+    pair_blocks: tuple[int, int],
+) -> tuple[Tensor, Pairing | None]:
+    """The embedded patches (P, N, C), those of x_pair at the end; distractors are PWCA rows themselves."""
     B = x.shape[0]
     if x_pair is not None:
         tokens = backbone(torch.cat([x, x_pair]))
         images = torch.arange(B, device=tokens.device)
-        index = torch.cat([torch.full_like(images, -1), 2 * B + images, B + images])
-        return torch.cat([tokens[:B], tokens]), index
+        return tokens, Pairing(torch.cat([B + images, images]), None, B, *pair_blocks)
     tokens = backbone(x)
-    if partner_index is None:
-        return tokens, None
-    partner = torch.where(partner_index < 0, -1, B + partner_index)
-    return torch.cat([tokens, tokens]), torch.cat([torch.full_like(partner, -1), partner])
+    return tokens, None if partner_index is None else Pairing(partner_index, None, B, *pair_blocks)
+
+
+class ClassRows(NamedTuple):
+    """Whether the class token's row is all that the last block computes of a stream."""
+
+    sa: bool
+    pwca: bool
+
+
+def sa_and_pwca_rows(
+    blocks: Iterable[nn.Module],
+    tokens: Tensor,
+    B: int,
+    pairing: Pairing | None,
+    class_rows: ClassRows,
+    trace: Trace | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Run the SA blocks on images (P, N, C) -> SA and PWCA tokens (B, N, C), or (B, 1, C) by `class_rows`."""
+    *blocks, last = blocks
+    number = 0
+    for number, block in enumerate(blocks, 1):
+        arguments = {} if pairing is None else pairing.arguments(number, tokens)
+        tokens = block(tokens, trace=trace, **arguments)
+        if pairing is not None and number == pairing.last:
+            tokens = tokens[: 2 * B]  # an image that is nothing but a distractor is needed no longer
+    number += 1
+    if pairing is None:
+        return last(**_queries(tokens, class_rows.sa), trace=trace), None
+    if class_rows.sa == class_rows.pwca:
+        arguments = pairing.arguments(number, tokens)
+        tokens = last(**_queries(tokens, class_rows.sa), trace=trace, **arguments)
+        return tokens[:B], tokens[B : 2 * B]
+    pwca = tokens if number == pairing.first else tokens[B:]
+    pwca = last(**_queries(pwca, class_rows.pwca), **pairing.pwca_arguments(number))
+    return last(**_queries(tokens[:B], class_rows.sa), trace=trace), pwca[:B]
+
+
+def _queries(tokens: Tensor, class_row: bool) -> dict[str, Tensor | None]:
+    """A block's input: the class token that attends to all tokens, or all of them."""
+    return {"x": tokens[:, :1], "context": tokens} if class_row else {"x": tokens}
+
+
+def reference_local(
+    glca_blocks: Iterable[nn.Module],
+    tokens: Tensor,
+    selected: Tensor,
+    only_selected: bool,
+    trace: Trace | None = None,
+) -> Tensor:
+    """GLCA on f (B, N, C) -> (B, N, C), or the selected rows (B, R, C) with `only_selected`."""
+    *blocks, last = glca_blocks
+    for block in blocks:
+        tokens = block(tokens, selected, trace=trace)
+    return last(tokens, selected, only_selected, trace)
+
+
+def paper_local(
+    backbone: Backbone,
+    glca_blocks: Iterable[nn.Module],
+    tokens: Tensor,
+    selected: Tensor,
+    trace: Trace | None = None,
+) -> Tensor:
+    """GLCA on SA's tokens -> the selected rows (B, R, C); in every block they attend to SA's tokens."""
+    rows = take_rows(tokens, selected)
+    for block in glca_blocks:
+        rows = block(rows, context=tokens, trace=trace)
+    return backbone.norm(rows)

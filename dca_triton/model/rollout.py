@@ -111,12 +111,12 @@ class RolloutCache:
     def _keys(self, traces: Sequence[BlockTrace], scale: float, backend: Backend) -> list[bytes]:
         """The key of each image."""
         device = traces[0].q.device
-        layout = [(tuple(part.shape[1:]), part.dtype) for part in traces[0]]
+        layout = [(tuple(part.shape[1:]), part.dtype) for trace in traces for part in trace]
         settings = (_float32_precision(device), torch.get_num_threads())
         context = repr((len(traces), layout, device, scale, backend, settings)).encode()
         hashes = [xxhash.xxh3_128(context, seed=self._seed) for _ in traces[0].q]
         for part in self._host_parts((part.detach() for trace in traces for part in trace), device):
-            for state, image in zip(hashes, part.contiguous().view(torch.uint8).numpy(), strict=True):
+            for state, image in zip(hashes, _bytes(part).numpy(), strict=True):
                 state.update(image)
         return [state.digest() for state in hashes]
 
@@ -148,13 +148,23 @@ def condense(parts: Iterable[Tensor], multipliers: Tensor) -> Tensor:
         (B, n) int64, with n fixed by the shapes.
     """
     first, second = multipliers
-    words = torch.cat([_multilinear(part.contiguous().flatten(1), first) for part in parts], 1)
+    words = torch.cat([_multilinear(part, first) for part in parts], 1)
     return _multilinear(words, second)
 
 
-def _multilinear(flat: Tensor, multipliers: Tensor) -> Tensor:
-    """Four words below 2^32, as int64, of each chunk of the rows of `flat` (B, n) -> (B, 4 chunks)."""
-    data = flat.view(torch.uint8)
+def _bytes(part: Tensor) -> Tensor:
+    """The bytes of each image of a tensor (B, ...) -> (B, n) uint8."""
+    flat = part.contiguous().flatten(1)
+    if (
+        flat.stride(1) != 1
+    ):  # a dimension of size 1 may have any stride, which a view of another width refuses
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
+
+
+def _multilinear(part: Tensor, multipliers: Tensor) -> Tensor:
+    """Four words below 2^32, as int64, of each chunk of the bytes of each image -> (B, 4 chunks)."""
+    data = _bytes(part)
     data = torch.nn.functional.pad(data, (0, -data.shape[1] % (4 * CHUNK)))
     words = data.view(torch.int32).unflatten(1, (-1, CHUNK)).long() & WORD
     sums = torch.stack([(words * row).sum(-1) for row in multipliers], -1)

@@ -148,7 +148,9 @@ def rollout_row(
     Args:
         qs: Queries (B, N, H, D) of each layer, first to last; dtypes as in `pair_attention`.
         ks: Keys, shaped as the queries.
-        lses: Log-sum-exps (B, H, N) from `pair_attention`, float32 (or float64).
+        lses: Log-sum-exps (B, H, N) from `pair_attention`, float32 (or float64). Without `row`, the queries
+            and log-sum-exps of the last layer may be those of the class token alone, (B, 1, H, D) and
+            (B, H, 1).
         scale: As in `pair_attention`.
         row: The row vector to start from (B, N), float32 or float64, finite and >= 0; by default the class
             token's e_0.

@@ -142,8 +142,12 @@ def rollout_row(
         counts = f"{len(qs)}, {len(ks)} and {len(lses)}"
         return [f"qs, ks and lses must hold one tensor for each of at least 1 layer, got {counts}"]
     faults = []
-    q0 = qs[0]
+    # The class token's row of the last layer is all that a rollout from it reads there.
+    short = row is None and _is_class_row(qs[-1], ks[-1], lses[-1])
+    q0 = ks[0] if short and len(qs) == 1 else qs[0]
     for layer, (q, k, lse) in enumerate(zip(qs, ks, lses, strict=True)):
+        if short and layer == len(qs) - 1:
+            q, lse = q.expand(-1, k.shape[1], -1, -1), lse.expand(-1, -1, k.shape[1])
         for name, x in ((f"qs[{layer}]", q), (f"ks[{layer}]", k)):
             faults += _tensor_faults(name, x, FLOATS, "(B, N, H, D)", like=q0, like_name="qs[0]")
             if x.shape != q0.shape:
@@ -161,6 +165,13 @@ def rollout_row(
         if row.is_floating_point() and _readable(row) and not _is_start_row(row):
             faults.append(f"{START_ROW}, got others")
     return faults + _scale_faults(scale)
+
+
+def _is_class_row(q: Tensor, k: Tensor, lse: Tensor) -> bool:
+    if not q.dim() == k.dim() == 4:
+        return False
+    B, _, H, D = k.shape
+    return tuple(q.shape) == (B, 1, H, D) and tuple(lse.shape) == (B, H, 1)
 
 
 START_ROW = "row must hold finite values >= 0"

@@ -43,7 +43,8 @@ def launch(
         row = torch.zeros(B, N, dtype=torch.float32, device=device)
         row[:, 0] = 1
     row = row.float().contiguous()
-    lses = [lse.float().contiguous() for lse in lses]
+    # The last layer may hold the class token's row alone; the weights of all others are 0 there.
+    lses = [lse.float().expand(B, H, N).contiguous() for lse in lses]
     tokens = (triton.cdiv(N, TOKENS) * B,)
     config, meta = launch_options("rollout_row", "step", ks[0])
     with torch.cuda.device_of(row):

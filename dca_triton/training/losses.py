@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import Rule, choice, number, optional, raise_faults, violations
+from ..model.branches import BRANCHES
 from ..ops.checks import check_range
 from ..tensor_arguments import tensor_violations
 
-BRANCHES = ("sa", "glca", "pwca")
 TaskType = Literal["fgvc", "reid"]
 
 NUM_TASKS: Rule = (lambda n: type(n) is int and 1 <= n <= len(BRANCHES), "1, 2 or 3")
@@ -133,19 +133,20 @@ class BranchLoss(nn.Module):
         self.triplet = TripletMarginLoss(margin=triplet_margin, distance=distance)
 
     def forward(self, outputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Return the scalar losses "sa", "glca" and, if the model ran its PWCA branch, "pwca".
+        """Return the scalar losses "sa", and "glca" and "pwca" of the branches that the model ran.
 
         Args:
-            outputs: The model's outputs: {sa,glca,pwca}_logits (B, K), where pwca is optional, and for
+            outputs: The model's outputs: {sa,glca,pwca}_logits (B, K), where all but sa are optional, and for
                 "reid" {sa,glca,pwca}_features (B, N, C) with the class token in row 0. N may differ by
-                branch.
+                branch. The triplet loss takes {sa,glca,pwca}_embedding (B, E) where there is one.
             labels: (B,) int64 in [0, K).
 
         Raises:
             ValueError: Missing outputs, wrong shapes or dtypes, labels out of range (on a GPU the range is
                 asserted without a host sync).
         """
-        present = [i for i in BRANCHES if i != "pwca" or "pwca_logits" in outputs]
+        kinds = ("logits", "features", "embedding")
+        present = [b for b in BRANCHES if b == "sa" or any(f"{b}_{kind}" in outputs for kind in kinds)]
         raise_faults(self._violations(outputs, labels, present))
         check_range("labels", labels, 0, outputs["sa_logits"].shape[1])
         return {branch: self._branch(outputs, labels, branch) for branch in present}
@@ -155,15 +156,18 @@ class BranchLoss(nn.Module):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         if self.task_type == "fgvc":
             return loss
-        cls = outputs[f"{branch}_features"][:, 0]
-        cls = cls.to(torch.promote_types(cls.dtype, torch.float32))  # half-precision distances overflow
-        return loss + self.triplet(cls, labels, self.miner(cls, labels))
+        x = outputs.get(f"{branch}_embedding")
+        x = outputs[f"{branch}_features"][:, 0] if x is None else x
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # half-precision distances overflow
+        return loss + self.triplet(x, labels, self.miner(x, labels))
 
     def _violations(self, outputs: Mapping[str, Tensor], labels: Tensor, present: list[str]) -> list[str]:
         rules = {}
         for branch in present:
             rules[f"{branch}_logits"] = "floating-point (B, K)"
-            if self.task_type == "reid":  # GLCA's tokens may be fewer
+            if self.task_type == "reid" and f"{branch}_embedding" in outputs:
+                rules[f"{branch}_embedding"] = f"floating-point (B, E_{branch})"
+            elif self.task_type == "reid":  # GLCA's tokens may be fewer
                 rules[f"{branch}_features"] = f"floating-point (B, N_{branch}, C)"
         if missing := [name for name in rules if name not in outputs]:
             return [f"outputs must hold {', '.join(missing)} for {self.task_type!r}, got {sorted(outputs)}"]

@@ -101,15 +101,20 @@ class Objective:
         labels = torch.as_tensor(batch["label"]).to(self.accelerator.device, non_blocking=True)
         if self.augment:
             images = self.augment(images, own)
-        features = self._features(images)
-        if self.gather_partners and self.accelerator.num_processes > 1:
-            pair = {"x_pair": self._distractors(images, labels, features, common)}
-        else:
-            pair = {"partner_index": self.pairs(labels, features, own)}
+        pair = self._pair(images, labels, own, common) if "pwca" in self.model.branches else {}
         outputs = self.parallel(images, **pair, class_tokens_only=True)
         losses = self.branch_loss(outputs, labels)
         total = self.weighting(losses)["total_loss"]
         return {"total_loss": total, **{f"{branch}_loss": loss for branch, loss in losses.items()}}
+
+    def _pair(
+        self, images: Tensor, labels: Tensor, own: torch.Generator, common: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The model's argument that gives each image its distractor."""
+        features = self._features(images)
+        if self.gather_partners and self.accelerator.num_processes > 1:
+            return {"x_pair": self._distractors(images, labels, features, common)}
+        return {"partner_index": self.pairs(labels, features, own)}
 
     def _features(self, images: Tensor) -> Tensor | None:
         """Features of an evaluation pass for hard negatives; None if the strategy does not need them."""

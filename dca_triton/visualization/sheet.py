@@ -57,7 +57,7 @@ class Explained(NamedTuple):
     rollout: Tensor
     selected: Tensor
     sa: Tensor
-    glca: Tensor
+    glca: Tensor | None
     distractor: Tensor | None
     shares: Tensor | None
 
@@ -168,7 +168,7 @@ def _explained(
                 rollout=seen.rollout[i].cpu(),
                 selected=seen.selected[i].cpu(),
                 sa=seen.sa[i].cpu(),
-                glca=seen.glca[i].cpu(),
+                glca=None if seen.glca is None else seen.glca[i].cpu(),
                 distractor=others[i],
                 shares=shares[i],
             )
@@ -186,7 +186,7 @@ def _draw(model: DualAttentionModel, rows: Sequence[Explained], classes: Sequenc
         _draw_predictions(line[3], one, classes)
         if one.distractor is not None and one.shares is not None:
             show_picture(line[4], one.distractor)
-            _draw_shares(line[5], one.shares, prefix)
+            _draw_shares(line[5], one.shares, prefix, model.pwca_blocks[0])
     heat_scale(figure, axes[-1, 1])
     return figure
 
@@ -195,6 +195,8 @@ def _likeliest(one: Explained, classes: Sequence[str]) -> dict[str, list[tuple[s
     """The TOP classes of each branch with their probabilities."""
     found = {}
     for branch, probabilities in (("sa", one.sa), ("glca", one.glca)):
+        if probabilities is None:
+            continue
         top = probabilities.topk(min(TOP, len(probabilities)))
         found[branch] = [
             (classes[k], p) for k, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
@@ -214,10 +216,10 @@ def _draw_predictions(axis: Axes, one: Explained, classes: Sequence[str]) -> Non
             axis.text(0.02, top + y, text, va="center", fontsize=8, clip_on=True, parse_math=False)
 
 
-def _draw_shares(axis: Axes, shares: Tensor, prefix: int) -> None:
+def _draw_shares(axis: Axes, shares: Tensor, prefix: int, first: int) -> None:
     axis.set_axis_off()
     inner = axis.inset_axes((0.18, 0.18, 0.8, 0.78))
-    blocks = range(1, len(shares) + 1)
+    blocks = range(first, first + len(shares))
     inner.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")  # equal attention to both images
     inner.plot(blocks, shares[:, 0], label="class token", color="#222222", marker="o", markersize=3)
     patches = shares[:, prefix:].mean(1)

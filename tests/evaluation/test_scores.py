@@ -62,6 +62,25 @@ def test_fgvc_by_hand() -> None:
     assert {*scores} == {*SCORES["fgvc"]}
 
 
+class Alone(Spoken):
+    """The same without GLCA."""
+
+    def forward(self, images: Tensor, class_tokens_only: bool) -> dict[str, Tensor]:
+        return {"sa_logits": super().forward(images, class_tokens_only)["sa_logits"]}
+
+
+def test_without_glca_the_prediction_is_that_of_sa() -> None:
+    images = torch.randn(9, 2, 7, generator=torch.Generator().manual_seed(0))
+    batches = [{"image": images, "label": torch.arange(9) % 3}]
+    whole, alone = (evaluate_fgvc(m, batches, progress=False) for m in (Spoken(), Alone()))  # type: ignore[arg-type]
+    assert alone == {f"{name}_top{k}": whole[f"sa_top{k}"] for name in ("sa", "sum") for k in (1, 5)}
+    lines = score_table(alone).splitlines()
+    assert len(lines) == 2 and lines[1].startswith("SA") and "GLCA" not in lines[1]
+    del whole["glca_top1"]
+    with pytest.raises(ValueError, match="scores must hold glca_top1, got"):
+        score_table(whole)
+
+
 def test_fgvc_without_a_batch() -> None:
     with pytest.raises(ValueError, match="test must hold at least one batch, got none"):
         evaluate_fgvc(Spoken(), [], progress=False)  # type: ignore[arg-type]

@@ -97,7 +97,7 @@ def local(layout: Layout, chance: random.Random, head_dims: Sequence[int]) -> tu
 
 
 def rollout(layout: Layout, chance: random.Random, head_dims: Sequence[int]) -> tuple[Case, list[Tensor]]:
-    """rollout_row over one or two layers, from the class token or a given row."""
+    """rollout_row over one or two layers, from the class token, also by its query alone, or a given row."""
     B, N, H, D, L = (chance.choice(some) for some in ([1, 3], [1, 5, 18], [1, 2], head_dims, [1, 2]))
     leaves = [layout((B, N, H, D)) for _ in range(2 * L)]
     lses = []
@@ -106,6 +106,8 @@ def rollout(layout: Layout, chance: random.Random, head_dims: Sequence[int]) -> 
         lses.append(lse.copy_(reference.attention_scores(q.double(), k.double(), 0.3).logsumexp(-1)))
     start = laid_out((B, N), torch.float32, chance, chance.choice(["dense", "permuted", "stepped"])).abs_()
     start = None if chance.random() < 0.5 else start
+    if start is None and chance.random() < 0.5:
+        leaves[L - 1], lses[-1] = leaves[L - 1][:, :1], lses[-1][:, :, :1]
 
     def case(module: object, leaves: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         dtype = leaves[0].dtype if module is reference else torch.float32

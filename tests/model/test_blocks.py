@@ -51,18 +51,31 @@ def test_selected_rows_of_a_whole_block(
     if index is None:
         partner = None
     expected = torch.take_along_dim(own(X, partner, index), rows[:, :, None], 1)
-    torch.testing.assert_close(own(X, partner, index, rows), expected)
+    queries = torch.take_along_dim(X, rows[:, :, None], 1)
+    torch.testing.assert_close(own(queries, partner, index, X), expected)
     trace = Trace()
-    torch.testing.assert_close(own(X, partner, index, rows, trace), expected)
+    torch.testing.assert_close(own(queries, partner, index, X, trace=trace), expected)
     ((q, _, _),) = trace.take()
     assert q.shape == (B, 2, H, C // H)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_image_may_come_twice_with_and_without_its_partner(checkpointing: bool) -> None:
+    own, images = block().eval(), torch.tensor([0, 1, 2, 0, 1, 2])
+    own.grad_checkpointing = checkpointing
+    index = torch.cat([torch.full((B,), -1), INDEX])
+    for pairs in (index, pair_up(index, B)):
+        torch.testing.assert_close(
+            own(X, pairs=pairs, images=images), torch.cat([own(X), own(X, pairs=INDEX)])
+        )
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_keys_alone_are_those_of_the_whole_projection(bias: bool) -> None:
     attn = Attention(C, H, qkv_bias=bias, qk_norm=True, norm_layer=torch.nn.LayerNorm)
-    _, k, v = attn.project(X)
+    q, k, v = attn.project(X)
     torch.testing.assert_close(attn.project_keys(X), (k, v))
+    torch.testing.assert_close(attn.project_queries(X), q)
 
 
 def test_glca_replaces_the_selected_rows_before_the_projection() -> None:
@@ -98,6 +111,6 @@ def test_dropout_of_probabilities_drops_and_keeps_the_mean(index: Tensor | Partn
 def test_dropout_refuses_the_triton_backend() -> None:
     own = block(attn_drop=0.5).train()
     own.attn.backend = "triton"
-    for rows in (None, torch.zeros(B, 1, dtype=torch.long)):
+    for arguments in ({"x": X}, {"x": X[:, :1], "context": X}):
         with pytest.raises(RuntimeError, match=r"drop_rate > 0 .* set drop_rate=0 or backend='auto'"):
-            own(X, rows=rows)
+            own(**arguments)

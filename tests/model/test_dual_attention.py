@@ -161,7 +161,7 @@ def test_init_leaves_the_backbone_alone():
         ({"top_k_ratio": 1.5}, ["top_k_ratio must be in (0, 1], got 1.5"]),
         ({"layout": "other"}, ["layout must be 'reference' or 'paper', got 'other'"]),
         ({"num_heads": 7}, ["num_heads must be a divisor of the backbone's width, 64, got 7"]),
-        ({"layout": "paper", "num_glca_blocks": 2}, ["num_glca_blocks must be 1 with layout='paper', got 2"]),
+        ({"layout": "paper", "num_glca_blocks": -1}, ["num_glca_blocks must be an integer >= 0, got -1"]),
     ],
 )
 def test_bad_arguments(kwargs, words):

@@ -204,6 +204,19 @@ def test_what_else_decides_a_row_is_in_the_key():
     assert cache.hits == 0
 
 
+def test_the_last_layer_may_hold_the_class_token_alone():
+    """Also with one head, where a dimension of size 1 has a stride of its own."""
+    for traces in (traces_of(packed()), traces_of(packed()[:1])):
+        for heads in (slice(None), slice(1)):
+            *first, last = [BlockTrace(t.q[:, :, heads], t.k[:, :, heads], t.lse[:, heads]) for t in traces]
+            short = [*first, BlockTrace(last.q[:, :1], last.k, last.lse[:, :, :1])]
+            cache = RolloutCache()
+            row = cache.lookup(short, SCALE, "auto")
+            torch.testing.assert_close(row, rollout_of([*first, last], SCALE, "auto"))
+            assert torch.equal(cache.lookup(short, SCALE, "auto"), row)
+            assert cache.stats()["cache_hits"] == len(row)
+
+
 def test_no_entry_keeps_the_batch():
     cache = RolloutCache()
     cache.lookup(traces_of(packed()), SCALE, "auto")

@@ -135,6 +135,25 @@ def test_local_attention_names_every_fault(changes: dict[str, object], reasons: 
                 "scale must .* got -2",
             ],
         ),
+        (  # only the last layer may hold the class token alone, only without a row, and then both do
+            {"qs": [normal(2, 9, H, D), normal(2, 1, H, D), normal(2, 9, H, D)]},
+            [r"qs\[1\] must have the shape of qs\[0\] \(2, 9, 2, 16\), got \(2, 1, 2, 16\)"],
+        ),
+        (
+            {"qs": [normal(2, 9, H, D)] * 2 + [normal(2, 1, H, D)]},
+            [r"qs\[2\] must have the shape of qs\[0\] \(2, 9, 2, 16\), got \(2, 1, 2, 16\)"],
+        ),
+        (
+            {
+                "qs": [normal(2, 9, H, D)] * 2 + [normal(2, 1, H, D)],
+                "lses": [normal(2, H, 9)] * 2 + [normal(2, H, 1)],
+                "row": torch.ones(2, 9),
+            },
+            [
+                r"qs\[2\] must have the shape of qs\[0\]",
+                r"lses\[2\] must have shape \(B, H, N\) = \(2, 2, 9\)",
+            ],
+        ),
         (
             {"lses": [normal(2, H, 9, dtype=torch.float16)] * 3},
             [r"lses\[2\] must be float32 or float64, got torch.float16"],

@@ -251,6 +251,28 @@ def test_wrong_outputs(change: dict[str, Tensor], sentence: str) -> None:
         BranchLoss("reid")(branch_outputs(2, 4) | change, torch.tensor([0, 1]))
 
 
+def test_the_triplet_takes_the_embedding_where_there_is_one() -> None:
+    outputs, labels = branch_outputs(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
+    loss = BranchLoss("reid")
+    before = loss(outputs, labels)
+    other = torch.randn(6, 4, generator=torch.Generator().manual_seed(7))
+    after = loss(outputs | {"glca_embedding": other}, labels)
+    assert torch.equal(before["sa"], after["sa"]) and not torch.equal(before["glca"], after["glca"])
+    as_features = loss(outputs | {"glca_features": other[:, None]}, labels)
+    assert torch.equal(after["glca"], as_features["glca"])
+    wide = torch.randn(6, 8, generator=torch.Generator().manual_seed(7))
+    loss(outputs | {"glca_embedding": wide}, labels)  # a readout of both has 2C features
+
+
+@pytest.mark.parametrize("task", ["fgvc", "reid"])
+def test_a_branch_that_the_model_lacks_has_no_loss(task: str) -> None:
+    outputs, labels = branch_outputs(4, 4), torch.tensor([0, 0, 1, 1])
+    alone = {name: value for name, value in outputs.items() if not name.startswith("glca")}
+    losses, whole = BranchLoss(task)(alone, labels), BranchLoss(task)(outputs, labels)
+    assert losses.keys() == {"sa", "pwca"} and whole.keys() == {"sa", "glca", "pwca"}
+    assert torch.equal(losses["sa"], whole["sa"])
+
+
 def test_missing_outputs_and_wrong_labels() -> None:
     outputs = branch_outputs(2, 4)
     del outputs["pwca_features"], outputs["glca_logits"]
