@@ -23,31 +23,29 @@ def pair_attention(a: Attention, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         return attention_with_lse(q, k, v, scale, dropout=dropout)
     if torch.compiler.is_compiling() or index.device.type != "cpu":  # where reading it costs a host sync
         keys, values = _gathered_pairs(k, a.partner_k, index), _gathered_pairs(v, a.partner_v, index)
-        mask = _partner_mask(index, k, k if a.partner_k is None else a.partner_k)
-        return attention_with_lse(q, keys, values, scale, mask, dropout)
+        return attention_with_lse(q, keys, values, scale, _partner_mask(index, k, keys), dropout)
     partners = index.tolist()
     # Leading rows without a partner, as SA's rows in a model's step, need neither a mask nor other keys.
     alone = next((row for row, partner in enumerate(partners) if partner >= 0), len(partners))
     if alone == len(partners):
         return attention_with_lse(q, k, v, scale, dropout=dropout)
-    others = k if a.partner_k is None else a.partner_k
-    mask = _partner_mask(index[alone:], k, others) if -1 in partners[alone:] else None
-    if not alone:
-        keys, values = _pairs((k,), a.partner_k, partners), _pairs((v,), a.partner_v, partners)
-        return attention_with_lse(q, keys, values, scale, mask, dropout)
     # The gradient of a split is one copy; that of slices would be a sum of padded ones.
-    (own_q, q), own_k, own_v = (x.split([alone, len(partners) - alone]) for x in (q, k, v))
-    keys, values = _pairs(own_k, a.partner_k, partners[alone:]), _pairs(own_v, a.partner_v, partners[alone:])
-    unpaired = attention_with_lse(own_q, own_k[0], own_v[0], scale, dropout=dropout)
-    paired = attention_with_lse(q, keys, values, scale, mask, dropout)
+    sizes = [alone, len(partners) - alone] if alone else [len(partners)]
+    qs, ks, vs = (x.split(sizes) for x in (q, k, v))
+    keys, values = _pairs(ks, a.partner_k, partners[alone:]), _pairs(vs, a.partner_v, partners[alone:])
+    mask = _partner_mask(index[alone:], k, keys) if -1 in partners[alone:] else None
+    paired = attention_with_lse(qs[-1], keys, values, scale, mask, dropout)
+    if not alone:
+        return paired
+    unpaired = attention_with_lse(qs[0], ks[0], vs[0], scale, dropout=dropout)
     out, lse = (torch.cat(both) for both in zip(unpaired, paired, strict=True))
     return out, lse
 
 
 def local_attention(a: Attention) -> Tensor:
     """As `dca_triton.local_attention`, for checked arguments."""
-    q = a.q if a.rows is None else take_rows(a.q, a.rows)
-    q, k, v = (x.transpose(1, 2) for x in (_in_rows(q), _adjacent(a.k), _adjacent(a.v)))
+    rows = a.q if a.rows is None else take_rows(a.q, a.rows)
+    q, k, v = (x.transpose(1, 2) for x in (_in_rows(rows), _adjacent(a.k), _adjacent(a.v)))
     return F.scaled_dot_product_attention(q, k, v, scale=a.factor).transpose(1, 2).contiguous()
 
 
@@ -138,9 +136,9 @@ def _gathered_pairs(own: Tensor, others: Tensor | None, index: Tensor) -> Tensor
     return own.index_select(0, pairs).unflatten(0, (len(own), 2)).flatten(1, 2)
 
 
-def _partner_mask(index: Tensor, own: Tensor, others: Tensor) -> Tensor:
+def _partner_mask(index: Tensor, own: Tensor, keys: Tensor) -> Tensor:
     """What hides the partner's keys from images that have none, to be added to the scores."""
-    absent = torch.zeros(len(index), own.shape[1] + others.shape[1], dtype=own.dtype, device=index.device)
+    absent = torch.zeros(len(index), keys.shape[1], dtype=own.dtype, device=index.device)
     absent[:, own.shape[1] :].masked_fill_((index < 0)[:, None], float("-inf"))
     return absent[:, None, None, :]
 
