@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import Rule, choice, number, optional, raise_faults, violations
-from ..model.branches import BRANCHES
+from ..branches import BRANCHES
 from ..ops.checks import check_range
 from ..tensor_arguments import tensor_violations
 
