@@ -16,6 +16,7 @@ from ..version import __version__
 from . import commands
 from .config import MODE, ConfigFile, check_texts, config_writer, recipes
 from .options import DataChanges, DataOptions
+from .rank import rank
 from .sentences import sentence
 from .values import experiment_of, selection_of
 
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
         commands.evaluate,
         commands.embed,
         commands.visualize,
+        rank,
         commands.export,
         commands.demo,
         commands.tune,
