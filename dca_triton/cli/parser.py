@@ -19,6 +19,7 @@ from .ablate import ablate
 from .ablate_plan import Plan
 from .config import MODE, ConfigFile, check_texts, config_text, recipes, write_config
 from .options import DataChanges, DataOptions
+from .rank import rank
 from .sentences import sentence
 from .values import experiment_of, selection_of
 
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
         commands.evaluate,
         commands.embed,
         commands.visualize,
+        rank,
         commands.export,
         commands.demo,
         commands.tune,
