@@ -1,7 +1,7 @@
 """Config files: recipes, the config.yaml of a run, and what each means to a command."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ def run_of(file: Path) -> Path | None:
     return folder if file.name == CONFIG and any(folder.glob("checkpoint*.pt")) else None
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """The options in a YAML file.
+def read_config(file: Path, option: str = "--config") -> dict[str, Any]:
+    """The options in a YAML file that `option` names.
 
     Raises:
         ValueError: There is no such file, it is not YAML, or it is not a mapping.
@@ -67,11 +67,10 @@ def read_config(file: Path) -> dict[str, Any]:
         json.dumps(content, default=str, skipkeys=True)  # raises ValueError if it holds itself
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(
-            f"--config must be a YAML file or one of {recipes()}, got {str(file)!r} ({reason})"
-        ) from error
+        kind = f"a YAML file or one of {recipes()}" if option == "--config" else "a YAML file"
+        raise ValueError(f"{option} must be {kind}, got {str(file)!r} ({reason})") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise ValueError(f"--config must hold a mapping of options, got {str(file)!r} with {shown(content)}")
+        raise ValueError(f"{option} must hold a mapping of options, got {str(file)!r} with {shown(content)}")
     return content
 
 
@@ -102,10 +101,10 @@ def recipes() -> str:
     return ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
 
 
-def config_writer(
+def config_text(
     parser: ArgumentParser, given: Namespace, experiment: Experiment, resumed: Path | None
-) -> Callable[[], None]:
-    """A function that writes the run's config.yaml.
+) -> str:
+    """The config.yaml of a run.
 
     Args:
         parser: Of the options.
@@ -120,12 +119,12 @@ def config_writer(
     if resumed is not None and (resumed / CONFIG).is_file():
         before = read_config(resumed / CONFIG).get("transfer")
         kept["transfer"] = None if before is None else Path(before)
-    text = parser.dump(kept, skip_validation=True, format="yaml")
+    return parser.dump(kept, skip_validation=True, format="yaml")
 
-    def write() -> None:
-        if (scores := experiment.output / EVALUATION).is_file():  # of another checkpoint
-            scores.unlink()
-        with atomic_write(experiment.output / CONFIG, "w") as stream:
-            stream.write(text)
 
-    return write
+def write_config(output: Path, text: str) -> None:
+    """Write a run's config.yaml, and remove the scores of the checkpoint before."""
+    if (scores := output / EVALUATION).is_file():
+        scores.unlink()
+    with atomic_write(output / CONFIG, "w") as stream:
+        stream.write(text)

@@ -6,6 +6,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +15,9 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from ..version import __version__
 from . import commands
-from .config import MODE, ConfigFile, check_texts, config_writer, recipes
+from .ablate import ablate
+from .ablate_plan import Plan
+from .config import MODE, ConfigFile, check_texts, config_text, recipes, write_config
 from .options import DataChanges, DataOptions
 from .sentences import sentence
 from .values import experiment_of, selection_of
@@ -23,6 +26,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
         commands.train,
+        ablate,
         commands.evaluate,
         commands.embed,
         commands.visualize,
@@ -47,11 +51,12 @@ class Parser(ArgumentParser):
     def __init__(self, command: str = "", **options: Any) -> None:
         super().__init__(parser_mode=MODE, formatter_class=HelpFormatter, **options)
         self.command = command
+        self.place = ""  # where the options are, if not on the command line
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         own = parser_of(self.command) if self.command else self
         typehints = {action.dest: getattr(action, "_typehint", dict) for action in own._actions}
-        fail(sentence(message, typehints, self.command))
+        fail(self.place + sentence(message, typehints, self.command))
 
 
 def fail(message: object) -> NoReturn:
@@ -65,10 +70,13 @@ def parser_of(name: str) -> Parser:
     own = Parser(name, description=summary(name))
     parameters = signature(command).parameters
     if "experiment" in parameters:
-        _add_experiment(own)
+        text = "The folder to write everything to; by default runs/train, or with --resume and a run's "
+        _add_experiment(own, text + "config.yaml the folder of that run.")
+    if "plan" in parameters:
+        _add_experiment(own, "The folder of all runs and the table; by default runs/ablation.")
     if "selection" in parameters:
         _add_selection(own, exports="run" in parameters)
-    skip: set[str | int] = {"experiment", "selection", "save_config"}
+    skip: set[str | int] = {"experiment", "plan", "selection", "save_config"}
     own.add_function_arguments(command, skip=skip, as_positional=name == "export")
     return own
 
@@ -78,7 +86,7 @@ def summary(name: str) -> str:
     return (COMMANDS[name].__doc__ or "").splitlines()[0]
 
 
-def _add_experiment(own: Parser) -> None:
+def _add_experiment(own: Parser, output: str) -> None:
     from ..model import DualAttentionModel
     from ..training import DualAttentionTrainer, PairSampler
 
@@ -93,11 +101,7 @@ def _add_experiment(own: Parser) -> None:
     own.add_class_arguments(DualAttentionTrainer, "trainer", skip=trained, instantiate=False)
     own.add_class_arguments(PairSampler, "pairs", instantiate=False)
     own.add_argument("--epochs", type=int, default=100, help="Epochs to train in all, >= 1.")
-    text = (
-        "The folder to write everything to; by default runs/train, or with --resume and a run's config.yaml "
-        "the folder of that run."
-    )
-    own.add_argument("--output", type=Path | None, default=None, help=text)
+    own.add_argument("--output", type=Path | None, default=None, help=output)
     text = "A checkpoint, or the folder of a run or of `export`: training starts from the weights that fit."
     own.add_argument("--transfer", type=Path | None, default=None, help=text)
     text = "Seeds the initial weights, batches, pairs and augmentation."
@@ -140,7 +144,7 @@ def run_command(arguments: list[str]) -> None:
             chosen = own
     try:
         _check_values(arguments)
-        options = root.parse_args(arguments, defaults=name == "train")
+        options = root.parse_args(arguments, defaults=name in ("train", "ablate"))
     except ValueError as error:
         fail(error)
     except Exception as error:  # of files that an option names: not text, too deep, ...
@@ -183,11 +187,16 @@ def _call(name: str, parser: Parser, given: Namespace) -> None:
     values = given.as_dict()
     command = COMMANDS[name]
     if name == "train":
+        from .training_run import resumed_folder
+
         experiment = experiment_of(values)
-        resumed = commands.resumed_folder(experiment.output, values["resume"])
-        command(experiment, values["resume"], config_writer(parser, given, experiment, resumed))
+        resumed = resumed_folder(experiment.output, values["resume"])
+        text = config_text(parser, given, experiment, resumed)
+        command(experiment, values["resume"], partial(write_config, experiment.output, text))
         return
     own = {key: given[key] for key in signature(command).parameters if key in given}
     if "selection" in signature(command).parameters:
         own["selection"] = selection_of(values)
+    if name == "ablate":
+        own["plan"] = Plan(parser_of("train"), given)
     command(**own)

@@ -22,6 +22,7 @@ VALUE = re.compile(r"(?:Got|Given) value: (.*)\Z", re.DOTALL)
 ABSENT = re.compile(r"the following arguments are required: (.+)")
 UNKNOWN = re.compile(
     r"unrecognized arguments: (.+)|does not accept option '([^']+)'|Key '([^']+)' is not expected"
+    r"|Option '([^']+)' is not accepted"
 )
 NO_VALUE = re.compile(r"argument (--\S+): expected")
 

@@ -63,7 +63,7 @@ class Epoch:
                     return None
                 if not min(images):  # the epoch ends for all processes when one has no more batches
                     break
-                self._step(group, sum(images))
+                self.step(group, sum(images))
                 progress.step += 1
                 if progress.step > progress.skipped:
                     stepped()
@@ -80,7 +80,9 @@ class Epoch:
         sums = self.run.accelerator.reduce(progress.sums, "mean")
         means = {name: float(total) / (progress.step - progress.skipped) for name, total in sums.items()}
         counted = {"skipped_steps": progress.skipped} if self.on_nonfinite == "skip" else {}
-        return means | counted | self.run.weighting.get_current_weights()
+        weights = self.run.weighting.get_current_weights()
+        trained = {name: w for name, w in weights.items() if f"{name.partition('_')[0]}_loss" in sums}
+        return means | counted | trained
 
     def _agree(self, images: int, stop_requested: StopRequest) -> list[int]:
         """Each process's number of images in the coming step; a request to stop reaches all processes."""
@@ -92,7 +94,7 @@ class Epoch:
         stop_requested.signal = max(signals)
         return counts
 
-    def _step(self, group: list[Batch], images: int) -> None:
+    def step(self, group: list[Batch], images: int) -> None:
         """Take one step of the optimizer on the batches of `group`; all processes have `images` images."""
         run, progress = self.run, self.run.progress
         skips = self.on_nonfinite == "skip"

@@ -8,8 +8,8 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from ..arguments import raise_faults
+from ..branches import BRANCHES
 from ..run_folder import RunFolder
-from .losses import BRANCHES
 from .run import Run
 from .run_settings import stable_repr
 

@@ -12,7 +12,7 @@ from timm.utils.model_ema import ModelEmaV3
 from ..arguments import optional, raise_faults, violations
 from ..data.records import Batch
 from ..model import DualAttentionModel
-from ..model.branches import width_of
+from ..model.readout import width_of
 from ..progress import progress as progress_bar
 from ..run_folder import RunFolder
 from .checks import COUNT, check_arguments, combination_faults
@@ -270,10 +270,7 @@ class DualAttentionTrainer:
             OSError: A checkpoint cannot be written, e.g. because the disk is full; older ones are whole.
         """
         raise_faults(violations(locals(), TRAIN_RULES))
-        if self.warmup_epochs >= num_epochs:
-            raise ValueError(
-                f"warmup_epochs must be less than num_epochs, {num_epochs}, got {self.warmup_epochs}"
-            )
+        self.check_epochs(num_epochs)
         folder = RunFolder(save_dir, self.keep_last, self.tensorboard)
         self._prepare(folder, num_epochs, resume)
         try:
@@ -282,6 +279,13 @@ class DualAttentionTrainer:
             if self.main:
                 folder.close()
         return self.run.progress.history
+
+    def check_epochs(self, num_epochs: int) -> None:
+        """Raise ValueError if the warm-up leaves nothing of `num_epochs`."""
+        if self.warmup_epochs >= num_epochs:
+            raise ValueError(
+                f"warmup_epochs must be less than num_epochs, {num_epochs}, got {self.warmup_epochs}"
+            )
 
     def _prepare(self, folder: RunFolder, num_epochs: int, resume: str | os.PathLike[str] | None) -> None:
         """Restore the run if it goes on, and find out whether the folder can be written."""
