@@ -14,6 +14,7 @@ from ..description import Description
 from ..evaluation import evaluate_fgvc, evaluate_reid
 from ..evaluation.scores import PREDICTIONS, RETRIEVAL
 from ..model import DualAttentionModel
+from ..model.branches import BRANCHES
 from ..training import training_loader
 from .options import VALUE_RULES, DataOptions
 
@@ -113,12 +114,10 @@ def scored_part(splits: Splits) -> str:
     return "validation" if splits.validation else "test"
 
 
-def check_score(option: str, name: str | None, model: DualAttentionModel) -> None:
-    """Raise ValueError unless `name` is None or one of the scores in [0, 1] of the model."""
-    scored = [branch for branch in PREDICTIONS if branch == "sum" or branch in model.branches]
-    names = [f"{branch}_top{k}" for branch in scored for k in (1, 5)]
-    if model.task_type == "reid":
-        names = [*RETRIEVAL]
+def check_score(option: str, name: str | None, task: Task, branches: Sequence[str] | None) -> None:
+    """Raise ValueError unless `name` is None or one of the scores in [0, 1] of the task and the branches."""
+    scored = [branch for branch in PREDICTIONS if branch == "sum" or branch in (branches or BRANCHES)]
+    names = [f"{branch}_top{k}" for branch in scored for k in (1, 5)] if task == "fgvc" else [*RETRIEVAL]
     if name is not None and name not in names:
         raise ValueError(f"{option} must be one of {', '.join(names)}, got {name!r}")
 
