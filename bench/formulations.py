@@ -1,9 +1,11 @@
-"""The implementations that the library is compared with; all use the weights of a `DualAttentionModel`.
+"""The reference layout as it is usually written, and the parts that all formulations share.
 
-None has dropout or stochastic depth, because random draws cannot be compared.
+All use the weights of a `DualAttentionModel`. None has dropout or stochastic depth, because random draws
+cannot be compared.
 """
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,90 +75,54 @@ class Maps(nn.Module):
 
 
 class CompiledMaps(Maps):
-    """`Maps` under torch.compile, one block at a time.
-
-    PyTorch recommends this for repeated blocks, because one compiled graph then serves all of them.
-    """
+    """`Maps` under torch.compile, one block at a time."""
 
     def __init__(self, model: DualAttentionModel) -> None:
         super().__init__(model)
-        torch.compiler.reset()  # graphs of other benchmarks would count toward the recompilation limit
-        # fullgraph: code that cannot be compiled is an error and never runs eagerly instead.
-        compiled = partial(torch.compile, dynamic=False, fullgraph=True)
-        self.timm_block = compiled(lambda block, x: block(x))
+        self.timm_block = compiled(timm_block)
         self.block = compiled(super().block)  # type: ignore[method-assign]
         self.pair_block = compiled(super().pair_block)  # type: ignore[method-assign]
         self.glca_logits = compiled(super().glca_logits)  # type: ignore[method-assign]
 
     def features(self, images: Tensor) -> Tensor:
         """As in `Maps`."""
-        vit = self.model.backbone.model
-        x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
-        for block in vit.blocks:
-            x = self.timm_block(block, x)
-        return vit.norm(x)
+        return features_by_block(self.model, images, self.timm_block)
 
 
-class OwnWay(Maps):
-    """`Maps` as users would speed it up, with scaled_dot_product_attention.
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a block under torch.compile, as PyTorch recommends for repeated blocks.
 
-    Keys and values of the partner are concatenated. The rollout uses its own map, averaged over
-    heads and without gradient.
+    One graph then serves all blocks. Code that cannot be compiled is an error and never runs eagerly instead.
     """
-
-    def block(self, block: TimmModule, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As in `Maps`; the map is (B, 1, N, N)."""
-        q, k, v = heads(block, x)
-        with torch.no_grad():
-            weights = attention_map(q, k).mean(1, keepdim=True)
-        return rest(block, x, F.scaled_dot_product_attention(q, k, v)), weights
-
-    def pair_block(self, block: TimmModule, x: Tensor, pair: Tensor) -> Tensor:
-        """As in `Maps`."""
-        q, k, v = with_pair(heads(block, x), heads(block, pair))
-        return rest(block, x, F.scaled_dot_product_attention(q, k, v))
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
-class PaperMaps(nn.Module):
-    """The paper layout with attention maps and no shortcuts; its outputs are the oracle of that layout."""
+def timm_block(block: TimmModule, x: Tensor) -> Tensor:
+    """A block of timm on tokens (B, N, C)."""
+    return block(x)
 
-    def __init__(self, model: DualAttentionModel) -> None:
-        super().__init__()
-        self.model = model
 
-    def forward(self, images: Tensor, partner_index: Tensor | None = None) -> Logits:
-        """As in `Maps`."""
-        model = self.model
-        tokens = model.backbone(images)
-        norm = model.backbone.model.norm
-        sa, maps = tokens, []
-        for block in model.backbone.model.blocks:
-            q, k, v = heads(block, sa)
-            maps.append(attention_map(q, k))
-            sa = rest(block, sa, maps[-1] @ v)
-        block = model.glca_blocks[0]
-        selected = select(model, maps)[:, :, None]
-        q, k, v = heads(block, sa)
-        local = attention_map(torch.take_along_dim(q, selected[:, None], 2), k) @ v
-        glca = rest(block, torch.take_along_dim(sa, selected, 1), local)
-        outputs = {
-            "sa_logits": model.sa_head(norm(sa)[:, 0]),
-            "glca_logits": model.glca_head(norm(glca)[:, 0]),
-        }
-        if partner_index is not None:
-            pwca = tokens
-            for block in model.backbone.model.blocks:
-                own = heads(block, pwca)
-                q, k, v = with_pair(own, tuple(t[partner_index] for t in own))
-                pwca = rest(block, pwca, attention_map(q, k) @ v)
-            outputs["pwca_logits"] = model.pwca_head(norm(pwca)[:, 0])
-        return outputs
+def features_by_block(model: DualAttentionModel, images: Tensor, block_of: Callable[..., Tensor]) -> Tensor:
+    """The whole timm backbone, each block by `block_of(block, x)` -> (B, N, C)."""
+    vit = model.backbone.model
+    x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+    for block in vit.blocks:
+        x = block_of(block, x)
+    return vit.norm(x)
 
 
 def heads(block: TimmModule, x: Tensor) -> tuple[Tensor, ...]:
     """Return queries, keys and values (B, H, N, D) of a pre-norm block's input (B, N, C)."""
     qkv = block.attn.qkv(block.norm1(x)).unflatten(2, (3, block.attn.num_heads, -1))
     return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def keys_and_values(block: TimmModule, x: Tensor) -> tuple[Tensor, ...]:
+    """Return keys and values (B, H, N, D) alone, by two thirds of the packed projection."""
+    qkv, C = block.attn.qkv, x.shape[-1]
+    bias = None if qkv.bias is None else qkv.bias[C:]
+    packed = F.linear(block.norm1(x), qkv.weight[C:], bias)
+    return packed.unflatten(2, (2, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def attention_map(q: Tensor, k: Tensor) -> Tensor:

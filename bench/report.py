@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from .results import Results, replace
 
 Entry = dict[str, Any]
+# What the ratios of whole steps are taken to: what users would write, what they run today, the usual way.
+BASES = ("best own way", "SA alone", "eager maps")
 
 
 def markdown(results: Results, figures: list[str] = ()) -> str:  # type: ignore[assignment]
@@ -28,8 +30,8 @@ def markdown(results: Results, figures: list[str] = ()) -> str:  # type: ignore[
         f"Peak rates measured in the same run: matrix product {products} TFLOP/s; "
         f"copy {peaks['copy'] / 1e9:.1f} GB/s (read plus written).",
         "",
-        "Times are medians. A ratio compares a path with the first one of its group, below 1 is better: the "
-        "median over rounds, with quartiles in brackets.",
+        "Times are medians. A ratio compares a path with the one named, or with the first of its group; "
+        "below 1 is better. It is the median over rounds, with quartiles in brackets.",
         "",
         *model_table(results),
         *operation_table(results),
@@ -40,25 +42,29 @@ def markdown(results: Results, figures: list[str] = ()) -> str:  # type: ignore[
 
 
 def model_table(results: Results) -> list[str]:
-    """Return the table of training and evaluation steps: time and memory, each with its ratio."""
+    """Return the table of training and evaluation steps: time and memory, each with its ratios to `BASES`.
+
+    The ratios of memory are in the order of those of time.
+    """
     rows = []
     for entries in groups(results):
         if "N" in entries[0]["params"]:
             continue
-        first = entries[0]["extra_info"]["peak_bytes"]
+        peaks = {entry["name"]: entry["extra_info"]["peak_bytes"] for entry in entries}
         for entry in entries:
-            peak = entry["extra_info"]["peak_bytes"]
+            peak = peaks[entry["name"]]
             rows.append(
                 [
                     entry["group"] if entry is entries[0] else "",
                     entry["name"],
                     _time(entry["stats"]["median"]),
-                    ratio(entry),
+                    *(ratio(entry, base) for base in BASES),
                     _bytes(peak),
-                    f"{peak / first:.2f}",
+                    " / ".join(f"{peak / peaks[base]:.2f}" for base in BASES),
                 ]
             )
-    return _table(["step", "path", "time", "ratio", "peak memory", "ratio"], rows)
+    ratios = [f"of {base}" for base in BASES]
+    return _table(["step", "path", "time", *ratios, "peak memory", " / ".join(ratios)], rows)
 
 
 def operation_table(results: Results) -> list[str]:
@@ -67,6 +73,7 @@ def operation_table(results: Results) -> list[str]:
     for entries in groups(results):
         if "N" not in entries[0]["params"]:
             continue
+        first = entries[0]["name"]
         for entry in entries:
             extra, median = entry["extra_info"], entry["stats"]["median"]
             rows.append(
@@ -74,7 +81,7 @@ def operation_table(results: Results) -> list[str]:
                     entry["group"] if entry is entries[0] else "",
                     entry["name"],
                     _time(median),
-                    ratio(entry),
+                    ratio(entry, first),
                     f"{share_of_matmul(results, entry):.0%}",
                     f"{extra['moved'] / median / 1e9:.1f}",
                     _bytes(extra["peak_bytes"]),
@@ -135,9 +142,9 @@ def share_of_matmul(results: Results, entry: Entry) -> float:
     return entry["extra_info"]["flops"] / entry["stats"]["median"] / peak
 
 
-def ratio(entry: Entry) -> str:
-    """Return the ratio to the first path as text, with quartiles."""
-    found = entry["extra_info"]["ratio"]
+def ratio(entry: Entry, base: str) -> str:
+    """Return the ratio to another path of the group as text, with quartiles."""
+    found = entry["extra_info"]["ratios"][base]
     return f"{found['50']:.2f} ({found['25']:.2f}-{found['75']:.2f})"
 
 

@@ -46,11 +46,7 @@ def collect(
 def entry(
     benchmark: Benchmark, path: str, figures: Measured, paths: Mapping[str, Measured]
 ) -> dict[str, Any]:
-    """Return the entry of one path: time statistics, and its ratio to the first path, taken per round."""
-    seconds = [t / 1e3 for t in figures.milliseconds]
-    first = next(iter(paths.values()))
-    ratios = [own / base for own, base in zip(figures.milliseconds, first.milliseconds, strict=True)]
-    low, median, high = np.percentile(ratios, (25, 50, 75)).tolist()
+    """Return the entry of one path: time statistics, and its ratio to every path, taken per round."""
     return {
         "group": benchmark.title,
         "name": path,
@@ -60,13 +56,19 @@ def entry(
         "options": {},
         "extra_info": {
             "benchmark": benchmark.name,
-            "ratio": {"25": low, "50": median, "75": high},
+            "ratios": {name: ratio(figures, base) for name, base in paths.items()},
             "peak_bytes": figures.peak_bytes,
             "flops": benchmark.flops,
             "moved": benchmark.moved,
         },
-        "stats": statistics_of(seconds),
+        "stats": statistics_of([t / 1e3 for t in figures.milliseconds]),
     }
+
+
+def ratio(figures: Measured, base: Measured) -> dict[str, float]:
+    """Return the quartiles over rounds of the time, as a share of that of the base in the same round."""
+    shares = [own / other for own, other in zip(figures.milliseconds, base.milliseconds, strict=True)]
+    return dict(zip(("25", "50", "75"), np.percentile(shares, (25, 50, 75)).tolist(), strict=True))
 
 
 def statistics_of(seconds: list[float]) -> dict[str, Any]:

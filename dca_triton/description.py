@@ -1,7 +1,7 @@
 """What a model's numbers mean: its task, classes, size and normalization, stored with its weights."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from .arguments import Rule, choice, integer, number, raise_faults, shown, violations
@@ -25,6 +25,7 @@ VALUE_RULES: dict[str, Rule] = {
     "photos": integer(1),
     "holdout": integer(0),
     "seed": integer(0),
+    "test_crop": choice("center", "resize"),
 }
 
 
@@ -44,6 +45,8 @@ class Description:
         photos: Photos of one identity in a batch (reid).
         holdout: Photos of each class kept for validation (fgvc).
         seed: Seeds the order of the batches and the choice of validation photos.
+        test_crop: How evaluation brings a photo to `size` (fgvc): "resize" does only that; "center" resizes
+            to `resize` first and crops the center.
 
     Raises:
         ValueError: Values of other types or ranges, all of them at once.
@@ -60,6 +63,7 @@ class Description:
     photos: int
     holdout: int
     seed: int
+    test_crop: Literal["center", "resize"] = "resize"
 
     def __post_init__(self) -> None:
         raise_faults(violations(vars(self), VALUE_RULES))
@@ -71,13 +75,15 @@ class Description:
         """Read the plain values that `plain` wrote; `source` names the file in errors.
 
         Raises:
-            ValueError: `values` is not a mapping with exactly these names and values of their types.
+            ValueError: `values` is not a mapping with exactly these names, of which those with a default may
+                be absent, and values of their types.
         """
         names = {field.name for field in fields(cls)}
+        required = {field.name for field in fields(cls) if field.default is MISSING}
         if not isinstance(values, Mapping):
             raise ValueError(f"description in {source} must be a dict, got {shown(values)}")
-        if names != set(values):
-            missing = ", ".join(sorted(names - set(values)))
+        if not required <= set(values) <= names:
+            missing = ", ".join(sorted(required - set(values)))
             unknown = ", ".join(sorted(map(str, set(values) - names)))
             raise ValueError(
                 f"description in {source} must hold {', '.join(sorted(names))}, "
@@ -89,5 +95,9 @@ class Description:
             raise ValueError(f"description in {source}: {error}") from error
 
     def plain(self) -> dict[str, Any]:
-        """The description as plain values, as checkpoints and config.json hold it."""
-        return asdict(self)
+        """The description as plain values, as checkpoints and config.json hold it.
+
+        Fields at their default are left out, so that checkpoints older than a field describe the same run.
+        """
+        defaults = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}

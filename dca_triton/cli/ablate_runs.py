@@ -11,7 +11,7 @@ import yaml
 from ..process import this_process
 from ..progress import progress
 from ..run_folder import RunFolder
-from ..training.optimizer import has_scores
+from ..training.scoring import has_scores
 from ..training.step_time import step_times
 from .ablate_plan import Overrides, PlannedRun
 from .ablate_table import Result

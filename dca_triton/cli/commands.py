@@ -36,6 +36,9 @@ def evaluate(
     selection: Selection,
     metric: Literal["euclidean", "cosine"] | None = None,
     rerank: bool | None = None,
+    flip: bool = False,
+    expand: int | None = None,
+    alpha: float | None = None,
     file: Path | None = None,
 ) -> None:
     """Score a trained model; prints a table and writes evaluation.json to the run's folder.
@@ -44,20 +47,25 @@ def evaluate(
         selection: The model and the photos.
         metric: Distance of Re-ID features; cosine by default.
         rerank: Rank Re-ID by k-reciprocal neighbors, which takes long on a large gallery; false by default.
+        flip: Average over each photo and its mirror image.
+        expand: Average each Re-ID query with that many nearest gallery photos first (query expansion).
+        alpha: Exponent of the weights of those photos, >= 0; 3 by default, 0 weighs all the same.
         file: Where to write the scores as JSON instead.
     """
     import json
 
     from ..evaluation import score_table
     from ..files import atomic_write
-    from .experiment import scored_part, scores
+    from .experiment import check_expansion, scored_part, scored_parts, scores
     from .outputs import check_file, counted, named
     from .trained import load_trained
 
     if file is not None:
         check_file(file, (".json",))
+    check_expansion(expand, alpha)
     trained = load_trained(selection)
-    asked = {name: value for name, value in (("metric", metric), ("rerank", rerank)) if value is not None}
+    of_reid = {"metric": metric, "rerank": rerank, "expand": expand, "alpha": alpha}
+    asked = {name: value for name, value in of_reid.items() if value is not None}
     if asked and trained.description.task != "reid":
         raise ValueError(f"--{' and --'.join(asked)} must not be given for categories, got {asked}")
     output = file or (selection.run and selection.run / "evaluation.json")
@@ -65,21 +73,31 @@ def evaluate(
         check_file(output, (".json",))
     splits = trained.splits()
     options: dict[str, Any] = {"metric": "cosine", "rerank": False} if splits.task == "reid" else {}
-    options |= asked
+    options |= asked | ({"flip": True} if flip else {})
     found = scores(trained.model, splits, trained.data, **options)
-    part = scored_part(splits)
-    photos = {name: len(getattr(splits, name)) for name in part.split(" and ")}
-    record = {"checkpoint": named(trained.file, selection.run), "part": part, "photos": photos}
+    photos = {name: len(getattr(splits, name)) for name in scored_parts(splits)}
+    record = {
+        "checkpoint": named(trained.file, selection.run),
+        "dataset": splits.dataset,
+        "part": " and ".join(photos),
+        "photos": photos,
+    }
     if changed := selection.changed():
         record["changed"] = changed
     if output is not None:
         with atomic_write(output, "w") as stream:
             stream.write(json.dumps(record | options | found, indent=2, default=str) + "\n")
     numbers = ", ".join(f"{counted(count, 'photo')} of {name}" for name, count in photos.items())
-    print(f"{trained.file}: {numbers}\n{score_table(found, part=part)}")
+    print(f"{trained.file}: {numbers}\n{score_table(found, part=scored_part(splits))}")
 
 
-def embed(selection: Selection, file: Path, part: Part | None = None, photos: Path | None = None) -> None:
+def embed(
+    selection: Selection,
+    file: Path,
+    part: Part | None = None,
+    photos: Path | None = None,
+    flip: bool = False,
+) -> None:
     """Write the features of photos to a .npz or .safetensors file.
 
     Args:
@@ -87,9 +105,10 @@ def embed(selection: Selection, file: Path, part: Part | None = None, photos: Pa
         file: What to write; features, labels, cameras and paths.
         part: Which photos of the dataset.
         photos: Instead of a part, any folder of photos, with all folders in it.
+        flip: Average the features of each photo and its mirror image.
     """
     from ..data import photos_in
-    from ..evaluation import embeddings
+    from ..evaluation import embeddings, flip_averaged
     from .experiment import evaluation_batches
     from .outputs import check_file, counted
     from .trained import load_trained
@@ -101,7 +120,8 @@ def embed(selection: Selection, file: Path, part: Part | None = None, photos: Pa
     check_file(file, embeddings.SUFFIXES)
     trained = load_trained(selection)
     dataset = trained.part(part) if part else photos_in(photos or "", trained.transform())
-    found = embeddings.embed(trained.model, evaluation_batches(dataset, trained.data), file)
+    model = flip_averaged(trained.model) if flip else trained.model
+    found = embeddings.embed(model, evaluation_batches(dataset, trained.data), file)
     count, width = found.features.shape
     print(f"{file}: {counted(count, 'photo')}, {counted(width, 'feature')} each")
 

@@ -8,10 +8,11 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..arguments import raise_faults, violations
+from ..arguments import optional, raise_faults, violations
 from ..data import ImageDataset, Splits, fgvc_test, fgvc_train, load_dataset, reid_test, reid_train
 from ..description import Description
 from ..evaluation import evaluate_fgvc, evaluate_reid
+from ..evaluation.expansion import VALUE_RULES as EXPANSION
 from ..evaluation.scores import PREDICTIONS, RETRIEVAL
 from ..model import DualAttentionModel
 from ..model.branches import BRANCHES
@@ -30,22 +31,38 @@ def load_splits(data: DataOptions, backbone_name: str) -> Splits:
     """
     raise_faults(violations(vars(data), VALUE_RULES))
     splits = load_dataset(
-        data.name, data.root, holdout=data.holdout, seed=data.seed, on_corrupt=data.on_corrupt
+        data.name,
+        data.root,
+        holdout=data.holdout,
+        seed=data.seed,
+        on_corrupt=data.on_corrupt,
+        gallery_seed=data.gallery_seed,
     )
     raise_faults(_faults(data, splits.task))
-    mean, std = normalization(backbone_name)
+    mean, std = normalization(backbone_name, data)
     assert splits.train is not None
     splits.train.transform = train_transform(data, splits.task, mean, std)
     for part in (splits.validation, splits.test, splits.query, splits.gallery):
         if part is not None:
-            part.transform = evaluation_transform(splits.task, data.size, mean, std)
+            part.transform = evaluation_transform(splits.task, data.size, mean, std, center_of(data))
     return splits
 
 
-def normalization(backbone_name: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation (3,) that the backbone was pretrained with; ImageNet's for one that was not."""
+def normalization(
+    backbone_name: str, data: DataOptions | None = None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation (3,) of the options; by default those that the backbone was pretrained with.
+
+    They are ImageNet's for a backbone that was not.
+    """
     pretrained = get_pretrained_cfg(backbone_name)
-    return (pretrained.mean, pretrained.std) if pretrained else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    own = (pretrained.mean, pretrained.std) if pretrained else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return own if data is None else (data.mean or own[0], data.std or own[1])
+
+
+def center_of(data: DataOptions) -> int | None:
+    """The side from which evaluation of categories crops the center; None if it resizes only."""
+    return data.resize if data.test_crop == "center" else None
 
 
 def train_transform(data: DataOptions, task: Task, mean: Sequence[float], std: Sequence[float]) -> Transform:
@@ -56,10 +73,14 @@ def train_transform(data: DataOptions, task: Task, mean: Sequence[float], std: S
 
 
 def evaluation_transform(
-    task: Task, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+    task: Task,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    resize: int | None = None,
 ) -> Transform:
-    """The paper's preprocessing in evaluation; `size` is (height, width) in pixels."""
-    return reid_test(size, mean=mean, std=std) if task == "reid" else fgvc_test(size[0], mean, std)
+    """The preprocessing in evaluation; `size` is (height, width) in pixels, `resize` as in `fgvc_test`."""
+    return reid_test(size, mean=mean, std=std) if task == "reid" else fgvc_test(size[0], mean, std, resize)
 
 
 def train_batches(splits: Splits, data: DataOptions) -> DataLoader:
@@ -91,7 +112,7 @@ def build_model(splits: Splits, data: DataOptions, options: dict[str, Any]) -> D
 
 def describe(splits: Splits, data: DataOptions, backbone_name: str) -> Description:
     """What the run's checkpoints say of themselves, and what must stay when it is resumed."""
-    mean, std = normalization(backbone_name)
+    mean, std = normalization(backbone_name, data)
     return Description(
         task=splits.task,
         classes=splits.classes,
@@ -104,14 +125,20 @@ def describe(splits: Splits, data: DataOptions, backbone_name: str) -> Descripti
         photos=data.photos,
         holdout=data.holdout,
         seed=data.seed,
+        test_crop=data.test_crop,
     )
 
 
-def scored_part(splits: Splits) -> str:
-    """Which photos `scores` scores."""
+def scored_parts(splits: Splits) -> tuple[str, ...]:
+    """The parts that `scores` scores."""
     if splits.task == "reid":
-        return "query and gallery"
-    return "validation" if splits.validation else "test"
+        return "query", "gallery"
+    return ("validation",) if splits.validation else ("test",)
+
+
+def scored_part(splits: Splits) -> str:
+    """Which photos `scores` scores, in words: "query and gallery of MSMT17_V1"."""
+    return f"{' and '.join(scored_parts(splits))} of {splits.dataset}"
 
 
 def check_score(option: str, name: str | None, task: Task, branches: Sequence[str] | None) -> None:
@@ -122,26 +149,44 @@ def check_score(option: str, name: str | None, task: Task, branches: Sequence[st
         raise ValueError(f"{option} must be one of {', '.join(names)}, got {name!r}")
 
 
+def check_expansion(expand: int | None, alpha: float | None) -> None:
+    """Raise ValueError unless query expansion can be done so, or is not asked for."""
+    rules = {"--expand": optional(EXPANSION["k"]), "--alpha": optional(EXPANSION["alpha"])}
+    faults = violations({"--expand": expand, "--alpha": alpha}, rules)
+    if alpha is not None and expand is None:
+        faults.append("--expand must be given with --alpha, got none")
+    raise_faults(faults)
+
+
 def scores(
-    model: DualAttentionModel, splits: Splits, data: DataOptions, progress: bool = True, **options: Any
+    model: DualAttentionModel,
+    splits: Splits,
+    data: DataOptions,
+    progress: bool = True,
+    flip: bool = False,
+    **options: Any,
 ) -> dict[str, float]:
     """The task's scores in [0, 1] on the validation photos if some are held out, else on the test part.
 
-    `options` go to `evaluate_reid`.
+    `flip` averages over each photo and its mirror image; `options` go to `evaluate_reid`.
     """
     if splits.task == "fgvc":
         photos = splits.validation or splits.test
-        return evaluate_fgvc(model, evaluation_batches(photos, data), progress=progress)
+        return evaluate_fgvc(model, evaluation_batches(photos, data), progress, flip)
     query, gallery = evaluation_batches(splits.query, data), evaluation_batches(splits.gallery, data)
-    return evaluate_reid(model, query, gallery, progress=progress, **options)
+    return evaluate_reid(model, query, gallery, progress=progress, flip=flip, **options)
 
 
 def _faults(data: DataOptions, task: Task) -> list[str]:
+    faults = []
     if task == "reid":
         if data.batch_size % data.photos:
-            return [f"--data.batch_size must be a multiple of photos={data.photos}, got {data.batch_size}"]
-        return []
-    faults = []
+            faults.append(
+                f"--data.batch_size must be a multiple of photos={data.photos}, got {data.batch_size}"
+            )
+        if data.test_crop != "resize":
+            faults.append(f"--data.test_crop must be 'resize' for identities, got {data.test_crop!r}")
+        return faults
     if data.size[0] != data.size[1]:
         faults.append(f"--data.size must be a square for categories, got {data.size}")
     if data.resize < max(data.size):

@@ -1,11 +1,11 @@
 """Options of the commands, as plain values: a training run's, and those that choose a trained model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..arguments import Rule, integer
+from ..arguments import Rule, choice, integer, number, optional
 
 
 def _up_to(most: int, least: int = 1) -> Rule:
@@ -16,17 +16,29 @@ def _up_to(most: int, least: int = 1) -> Rule:
 
 MOST_PIXELS = 2**13  # of a side
 _side, _ = _up_to(MOST_PIXELS)
+
+
+def _channels(fits: Callable[[float], bool], words: str) -> Rule:
+    """Three numbers that fit, one for each channel, or None."""
+    of_one, _ = number(fits, words)
+    return optional((lambda v: isinstance(v, tuple) and len(v) == 3 and all(map(of_one, v)), words))
+
+
 VALUE_RULES: dict[str, Rule] = {
     "size": (
         lambda v: isinstance(v, tuple) and len(v) == 2 and all(map(_side, v)),
         f"a height and a width in [1, {MOST_PIXELS}]",
     ),
     "resize": _up_to(MOST_PIXELS),
+    "test_crop": choice("center", "resize"),
+    "mean": _channels(lambda v: True, "3 finite numbers"),
+    "std": _channels(lambda v: v > 0, "3 finite numbers > 0"),
     "batch_size": _up_to(2**20),
     "photos": _up_to(2**20),
     "holdout": integer(0),
     "workers": _up_to(2**10, least=0),
     "seed": _up_to(2**63 - 1, least=0),
+    "gallery_seed": _up_to(2**63 - 1, least=0),
 }
 
 
@@ -35,12 +47,20 @@ class DataOptions:
     """The photos and how they become batches.
 
     Args:
-        name: cub, cars, aircraft, folder, orl-fgvc (fine-grained categories); market1501, dukemtmc, msmt17,
-            veri776, orl-reid (re-identification); a folder with query and gallery parts is the latter, too.
+        name: cub, nabirds, cars, dogs, aircraft, folder, orl-fgvc (fine-grained categories); market1501,
+            dukemtmc (which its authors withdrew), occluded-duke, msmt17, cuhk03-detected, cuhk03-labeled,
+            veri776, vehicleid-800, vehicleid-1600, vehicleid-2400, orl-reid (re-identification); a folder
+            with query and gallery parts is the latter, too.
         root: The dataset's own folder, the one that its archive unpacks to; orl-* have none.
         size: Height and width in pixels that the model sees; a square for categories.
         resize: Side in pixels of the photo from which training crops `size`, >= the side of `size`; for
             categories.
+        test_crop: How evaluation brings a photo to `size`: "resize" squashes the whole photo; "center"
+            squashes it to `resize` and crops the center, so that objects are as large as in training; for
+            categories.
+        mean: Mean of each channel, of values in [0, 1], for normalization; by default the one that the
+            backbone was pretrained with.
+        std: Standard deviation of each channel, likewise.
         batch_size: Photos in a batch of each process; in training of identities `photos` each of
             batch_size / photos identities.
         photos: Photos of one identity in a batch, a divisor of batch_size; for identities.
@@ -48,18 +68,23 @@ class DataOptions:
         on_corrupt: An unreadable photo in training stops ("raise") or is replaced and counted ("skip").
         workers: Processes that decode photos; 0 decodes in this one.
         seed: Seeds the batches' order and the choice of the photos that are held out.
+        gallery_seed: Draws the gallery of vehicleid-*.
     """
 
     name: str
     root: Path | None = None
     size: tuple[int, int] = (448, 448)
     resize: int = 550
+    test_crop: Literal["center", "resize"] = "resize"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     batch_size: int = 16
     photos: int = 4
     holdout: int = 0
     on_corrupt: Literal["raise", "skip"] = "raise"
     workers: int = 2
     seed: int = 0
+    gallery_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,21 +95,29 @@ class DataChanges:
         name: The dataset, as `train` takes it.
         root: The dataset's own folder.
         size: Height and width in pixels; they must be the model's.
-        resize: As in training, for a checkpoint that does not hold it.
+        resize: Side in pixels from which `test_crop` "center" crops.
+        test_crop: How photos are brought to `size`, as `train` takes it.
+        mean: As in training, for a checkpoint that does not hold it.
+        std: As in training, for a checkpoint that does not hold it.
         batch_size: Photos in a batch.
         holdout: Photos of each class that training held out; 0 scores the test part instead.
         workers: Processes that decode photos; 0 decodes in this one.
         seed: As in training, for a checkpoint that does not hold it.
+        gallery_seed: Draws the gallery of vehicleid-*.
     """
 
     name: str | None = None
     root: Path | None = None
     size: tuple[int, int] | None = None
     resize: int | None = None
+    test_crop: Literal["center", "resize"] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     batch_size: int | None = None
     holdout: int | None = None
     workers: int | None = None
     seed: int | None = None
+    gallery_seed: int | None = None
 
 
 @dataclass(frozen=True)

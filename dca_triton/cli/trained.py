@@ -16,7 +16,7 @@ from ..model.hub_files import evaluation_weights, read_config
 from ..process import this_process
 from ..run_folder import RunFolder
 from . import demo  # noqa: F401  registers the demo's backbone with timm
-from .experiment import build_model, describe, evaluation_transform, load_splits
+from .experiment import build_model, center_of, describe, evaluation_transform, load_splits
 from .options import VALUE_RULES, DataOptions, Selection
 
 KINDS = ("fresh", "resampled", "ignored")  # weights that a transfer does not take as they are
@@ -46,7 +46,7 @@ class Trained:
     def transform(self) -> Any:
         """Photo to image, as evaluation sees it."""
         known = self.description
-        return evaluation_transform(known.task, known.size, known.mean, known.std)
+        return evaluation_transform(known.task, known.size, known.mean, known.std, center_of(self.data))
 
     def splits(self, training: bool = False, validation: bool = True) -> Splits:
         """The dataset for evaluation: labels are the model's, and every part has evaluation's transform.
@@ -67,7 +67,14 @@ class Trained:
                 "the run's config.yaml does not hold it"
             )
         holdout = data.holdout if training or validation else 0
-        splits = load_dataset(data.name, data.root, holdout=holdout, seed=data.seed, training=training)
+        splits = load_dataset(
+            data.name,
+            data.root,
+            holdout=holdout,
+            seed=data.seed,
+            training=training,
+            gallery_seed=data.gallery_seed,
+        )
         if splits.task != known.task:
             raise ValueError(
                 f"--data.name must be a dataset for the model's task, {known.task}, got {data.name!r} for "
@@ -120,6 +127,13 @@ def load_trained(choice: Selection) -> Trained:
     if size != known.size:
         faults.append(f"--data.size must be the model's, {known.size}, got {size}")
     data = trained.data
+    for name in ("mean", "std"):
+        if (value := getattr(data, name)) not in (None, getattr(known, name)):
+            faults.append(f"--data.{name} must be the run's, {getattr(known, name)}, got {value}")
+    if known.task == "reid" and data.test_crop != "resize":
+        faults.append(f"--data.test_crop must be 'resize' for identities, got {data.test_crop!r}")
+    if data.test_crop == "center" and data.resize < max(known.size):
+        faults.append(f"--data.resize must be at least size, {max(known.size)}, got {data.resize}")
     if data.holdout not in (0, known.holdout):  # it would score photos that the model was trained on
         least = f"{known.holdout} or 0 (which scores the test part)" if known.holdout else "0"
         faults.append(f"--data.holdout must be the run's, {least}, got {data.holdout}")
@@ -227,11 +241,12 @@ def _by_dataset(
 def _data(choice: Selection, known: Description | None) -> DataOptions:
     values = dict(choice.recorded_data)
     if known is not None:
-        names = ("size", "resize", "batch_size", "photos", "holdout", "seed")
+        names = ("size", "resize", "batch_size", "photos", "holdout", "seed", "test_crop", "mean", "std")
         values |= {name: getattr(known, name) for name in names} | {"name": known.dataset}
     values |= choice.data
-    if values.get("name") != choice.recorded_data.get("name") and "root" not in choice.data:
-        values.pop("root", None)  # it is another dataset's
+    if values.get("name") != choice.recorded_data.get("name"):
+        for name in {"root", "gallery_seed"} - set(choice.data):
+            values.pop(name, None)  # it is another dataset's
     if not values.get("name"):
         raise ValueError("--data.name must be given, got none")
     data = DataOptions(**values)

@@ -85,7 +85,7 @@ def _rules() -> dict[str, dict[str, Rule]]:
     """The rules of the library by the section of options."""
     from ..data.splits import INSTALLED, READERS
     from ..model.checks import VALUE_RULES as MODEL_RULES
-    from ..training.optimizer import ARGUMENT_RULES
+    from ..training.checks import ARGUMENT_RULES
 
     names = choice(*READERS, *INSTALLED)[0], f"one of {', '.join([*READERS, *INSTALLED])}"
     return {"data": {**VALUE_RULES, "name": names}, "model": MODEL_RULES, "trainer": ARGUMENT_RULES}

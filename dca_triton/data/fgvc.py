@@ -1,6 +1,10 @@
-"""Fine-grained categorization in the published layouts: CUB-200-2011, Stanford Cars, FGVC-Aircraft."""
+"""Fine-grained categorization in the published layouts.
+
+CUB-200-2011, NABirds, Stanford Cars, Stanford Dogs and FGVC-Aircraft.
+"""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,32 @@ def cub(root: Path, training: bool = True) -> Listing:
         root,
         "images/<class>/*.jpg, images.txt, image_class_labels.txt, train_test_split.txt and classes.txt",
     )
+    return _birds(layout, training, empty_classes=True)
+
+
+def nabirds(root: Path, training: bool = True) -> Listing:
+    """NABirds (Van Horn et al., 2015): 555 birds, 23,929 photos to train, 24,633 to test.
+
+    classes.txt also names the 456 groups of birds above them, which have no photos and are no classes.
+    """
+    layout = Layout(
+        "nabirds",
+        root,
+        "images/<class>/*.jpg, images.txt, image_class_labels.txt, train_test_split.txt and classes.txt",
+    )
+    return _birds(layout, training, empty_classes=False)
+
+
+def _birds(layout: Layout, training: bool, empty_classes: bool) -> Listing:
+    """The four lists of CUB and NABirds. A class without photos counts if `empty_classes`."""
     layout.require("images", "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
     names, images = layout.table("classes.txt"), layout.table("images.txt")
     numbers, trains = layout.table("image_class_labels.txt"), layout.table("train_test_split.txt")
     if not images.keys() == numbers.keys() == trains.keys():
         raise layout.damaged("images.txt", "the images, their classes and the split list different numbers")
-    position = {number: label for label, number in enumerate(names)}
+    used = set(numbers.values())
+    classes = [number for number in names if empty_classes or number in used]
+    position = {number: label for label, number in enumerate(classes)}
     parts: dict[str, list[ImageRecord]] = {"train": [], "test": []}
     for image, file in images.items():
         if numbers[image] not in position:
@@ -34,7 +58,7 @@ def cub(root: Path, training: bool = True) -> Listing:
     if not training:
         del parts["train"]
     layout.finish(parts)
-    return Listing(tuple(names.values()), parts)
+    return Listing(tuple(names[number] for number in classes), parts)
 
 
 def cars(root: Path, training: bool = True) -> Listing:
@@ -62,6 +86,40 @@ def cars(root: Path, training: bool = True) -> Listing:
             parts[part].append(ImageRecord(layout.inside(file, f"cars_{part}/{photo}"), number - 1))
     layout.finish(parts)
     return Listing(classes, parts)
+
+
+def dogs(root: Path, training: bool = True) -> Listing:
+    """Stanford Dogs (Khosla et al., 2011): 120 breeds, 12,000 photos to train, 8,580 to test.
+
+    The names of the classes are those of the folders without ImageNet's number: n02085620-Chihuahua is
+    "Chihuahua".
+    """
+    layout = Layout(
+        "dogs",
+        root,
+        "Images/<number>-<breed>/*.jpg (of images.tar), train_list.mat and test_list.mat (of lists.tar)",
+    )
+    files = {"train": "train_list.mat", "test": "test_list.mat"}
+    if not training:
+        del files["train"]
+    layout.require("Images", *files.values())
+    names: dict[int, str] = {}
+    parts: dict[str, list[ImageRecord]] = {part: [] for part in files}
+    for part, file in files.items():
+        photos, labels = (_matlab(layout, file, name) for name in ("file_list", "labels"))
+        try:
+            rows = [(str(photo), int(number)) for photo, number in zip(photos, labels, strict=True)]
+        except (TypeError, ValueError) as error:
+            raise layout.damaged(file, f"{type(error).__name__}: {error}") from error
+        for photo, number in rows:
+            breed = photo.partition("/")[0].partition("-")[2]
+            if not breed or names.setdefault(number, breed) != breed:
+                raise layout.damaged(file, f"{photo!r} must lie in the folder of the breed of label {number}")
+            parts[part].append(ImageRecord(layout.inside(file, f"Images/{photo}"), number))
+    label = {number: place for place, number in enumerate(sorted(names))}
+    parts = {part: [replace(r, label=label[r.label]) for r in records] for part, records in parts.items()}
+    layout.finish(parts)
+    return Listing(tuple(names[number] for number in sorted(names)), parts)
 
 
 def aircraft(root: Path, training: bool = True) -> Listing:

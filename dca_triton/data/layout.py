@@ -18,10 +18,12 @@ class Listing:
     """The names of the training classes and the photos of each part, as a dataset's files give them.
 
     Parts are train and test (fine-grained categorization) or train, query and gallery (re-identification).
+    `version` is the dataset's name with the version that was found, where there are several.
     """
 
     classes: tuple[str, ...]
     parts: dict[str, list[ImageRecord]]
+    version: str = ""
 
 
 @dataclass(frozen=True)

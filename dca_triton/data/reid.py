@@ -1,12 +1,16 @@
-"""Re-identification in the published layouts: Market-1501, DukeMTMC-reID, MSMT17, VeRi-776.
+"""Re-identification in the published layouts.
 
-Training labels become 0..K-1; query and gallery keep the identities' own numbers.
+Market-1501, DukeMTMC-reID, Occluded-Duke, MSMT17 V1 and V2, CUHK03-NP, VeRi-776 and PKU VehicleID. Training
+labels become 0..K-1; query and gallery keep the identities' own numbers.
 """
 
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
+
+import torch
 
 from .layout import Layout, Listing, contiguous
 from .records import ImageRecord
@@ -14,6 +18,8 @@ from .records import ImageRecord
 # 0002_c1s1_000451_03.jpg (Market-1501), 0001_c2_f0046182.jpg (Duke), 0001_c001_00016450_0.jpg (VeRi-776)
 IDENTITY_AND_CAMERA = re.compile(r"(-1|[0-9]{1,9})_c([0-9]{1,9})(?![0-9])")
 JUNK = -1
+MSMT17 = {"MSMT17_V1": ("train", "test"), "MSMT17_V2": ("mask_train_v2", "mask_test_v2")}
+VEHICLE_ID_SIZES = (800, 1600, 2400)
 
 
 def market1501(root: Path, training: bool = True) -> Listing:
@@ -26,15 +32,47 @@ def market1501(root: Path, training: bool = True) -> Listing:
 
 
 def dukemtmc(root: Path, training: bool = True) -> Listing:
-    """DukeMTMC-reID (Ristani et al., 2016): 702 people to train, 2,228 queries, 17,661 gallery photos."""
+    """DukeMTMC-reID (Ristani et al., 2016): 702 people to train, 2,228 queries, 17,661 gallery photos.
+
+    The authors withdrew the dataset in 2019, because the people in it had not agreed to be recorded.
+    """
     return _by_folder(Layout("dukemtmc", root, _folders("0001_c2_f0046182.jpg")), training)
+
+
+def occluded_duke(root: Path, training: bool = True) -> Listing:
+    """Occluded-Duke (Miao et al., 2019): 702 people to train, 2,210 queries, 17,661 gallery photos.
+
+    Its photos are those of DukeMTMC-reID, which its authors withdrew.
+    """
+    return _by_folder(Layout("occluded-duke", root, _folders("0001_c2_f0046182.jpg")), training)
+
+
+def cuhk03_detected(root: Path, training: bool = True) -> Listing:
+    """CUHK03 (Li et al., 2014), detected boxes, by the new protocol (Zhong et al., 2017) of 767/700 people.
+
+    7,365 photos to train, 1,400 queries, 5,332 gallery photos: the folder `detected` of CUHK03-NP, which
+    those authors published. The protocol's .mat files for cuhk-03.mat are not read.
+    """
+    return _cuhk03("detected", root, training)
+
+
+def cuhk03_labeled(root: Path, training: bool = True) -> Listing:
+    """As `cuhk03_detected` with boxes drawn by hand: 7,368, 1,400 and 5,328 photos, the folder `labeled`."""
+    return _cuhk03("labeled", root, training)
+
+
+def _cuhk03(boxes: str, root: Path, training: bool) -> Listing:
+    folders = ("bounding_box_train/", "query/", "bounding_box_test/")
+    tree = f"{', '.join(f'{boxes}/{folder}' for folder in folders)} with photos named like 0001_c1_0001.png"
+    return _by_folder(Layout(f"cuhk03-{boxes}", root, tree), training, f"{boxes}/")
 
 
 def msmt17(root: Path, training: bool = True) -> Listing:
     """MSMT17 (Wei et al., 2018), V1 or V2: 1,041 people to train, 11,659 queries, 82,161 gallery photos.
 
-    Trains on list_train.txt and list_val.txt together (32,621 photos), as is usual, because both show the
-    same people. The camera is the third field of a photo's name.
+    V2 blurs the faces, so scores of the two are not comparable: `version` is MSMT17_V1 or MSMT17_V2, as the
+    names of the folders say. Trains on list_train.txt and list_val.txt together (32,621 photos), as is usual,
+    because both show the same people. The camera is the third field of a photo's name.
     """
     layout = Layout(
         "msmt17",
@@ -43,8 +81,11 @@ def msmt17(root: Path, training: bool = True) -> Listing:
         "0000/0000_000_01_0303morning_0008_0.jpg, and list_train.txt, list_val.txt, "
         "list_query.txt, list_gallery.txt",
     )
-    second = any((root / name).is_dir() for name in ("mask_train_v2", "mask_test_v2"))
-    train, test = ("mask_train_v2", "mask_test_v2") if second else ("train", "test")
+    found = [version for version, names in MSMT17.items() if any((root / name).is_dir() for name in names)]
+    if len(found) > 1:
+        raise ValueError(f"dataset msmt17: {root} must hold one version, got {' and '.join(found)}")
+    version = found[0] if found else "MSMT17_V1"
+    train, test = MSMT17[version]
     lists = ("list_train.txt", "list_val.txt") if training else ()
     layout.require(*([train] if training else []), test, *lists, "list_query.txt", "list_gallery.txt")
 
@@ -60,7 +101,8 @@ def msmt17(root: Path, training: bool = True) -> Listing:
         return records
 
     photos = [record for file in lists for record in listed(file, train)] if training else None
-    return _reid(layout, photos, listed("list_query.txt", test), listed("list_gallery.txt", test))
+    listing = _reid(layout, photos, listed("list_query.txt", test), listed("list_gallery.txt", test))
+    return replace(listing, version=version)
 
 
 def veri776(root: Path, training: bool = True) -> Listing:
@@ -90,6 +132,48 @@ def veri776(root: Path, training: bool = True) -> Listing:
     if training:
         _compare_with_veri_labels(layout, trains[0])
     return _reid(layout, trains[0] if training else None, query, gallery)
+
+
+def vehicleid(root: Path, training: bool = True, gallery_seed: int = 0, *, size: int) -> Listing:
+    """PKU VehicleID (Liu et al., 2016): 13,164 vehicles to train, `size` others to find.
+
+    The protocol of the authors: one photo of each vehicle of test_list_<size>.txt, drawn at random, is the
+    gallery, and all others are queries. The photos of a draw depend on `gallery_seed` and on the list alone.
+    Scores of several draws are usually averaged. Cameras are unknown.
+    """
+    layout = Layout(
+        f"vehicleid-{size}",
+        root,
+        f"image/*.jpg, train_test_split/train_list.txt and train_test_split/test_list_{size}.txt",
+    )
+    train, test = "train_test_split/train_list.txt", f"train_test_split/test_list_{size}.txt"
+    layout.require("image", *([train] if training else []), test)
+
+    def listed(file: str) -> list[ImageRecord]:
+        records = []
+        for photo, vehicle in layout.rows(file, 2):
+            if not _is_number(vehicle):
+                raise layout.damaged(file, f"{photo!r} {vehicle!r} must be a photo and its vehicle's number")
+            records.append(ImageRecord(layout.inside(file, f"image/{photo}.jpg"), int(vehicle)))
+        return records
+
+    photos = listed(test)
+    gallery = _one_of_each(photos, gallery_seed)
+    chosen = set(gallery)
+    query = [record for place, record in enumerate(photos) if place not in chosen]
+    return _reid(layout, listed(train) if training else None, query, [photos[place] for place in gallery])
+
+
+def _one_of_each(records: list[ImageRecord], seed: int) -> list[int]:
+    """The place of one record of each identity, drawn by the seed, in the order of the identities."""
+    places: dict[int, list[int]] = {}
+    for place, record in enumerate(records):
+        places.setdefault(record.label, []).append(place)
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        places[identity][int(torch.randint(len(places[identity]), (), generator=generator))]
+        for identity in sorted(places)
+    ]
 
 
 def _compare_with_veri_labels(layout: Layout, photos: list[ImageRecord]) -> None:
@@ -131,8 +215,9 @@ def _folders(example: str) -> str:
     return f"bounding_box_train/, query/ and bounding_box_test/ with photos named like {example}"
 
 
-def _by_folder(layout: Layout, training: bool) -> Listing:
-    folders = (["bounding_box_train"] if training else []) + ["query", "bounding_box_test"]
+def _by_folder(layout: Layout, training: bool, above: str = "") -> Listing:
+    names = (["bounding_box_train"] if training else []) + ["query", "bounding_box_test"]
+    folders = [f"{above}{name}" for name in names]
     layout.require(*folders)
     *train, query, gallery = ([_named(layout, path) for path in layout.photos(folder)] for folder in folders)
     return _reid(layout, train[0] if training else None, query, gallery)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any, Literal
@@ -12,21 +13,38 @@ import torch
 from PIL import Image
 
 from ..arguments import raise_faults
-from .fgvc import aircraft, cars, cub
+from .fgvc import aircraft, cars, cub, dogs, nabirds
 from .folder import folder
 from .layout import Listing
 from .orl import orl_fgvc, orl_reid
 from .records import ImageDataset, ImageRecord
-from .reid import dukemtmc, market1501, msmt17, veri776
+from .reid import (
+    VEHICLE_ID_SIZES,
+    cuhk03_detected,
+    cuhk03_labeled,
+    dukemtmc,
+    market1501,
+    msmt17,
+    occluded_duke,
+    vehicleid,
+    veri776,
+)
 
-READERS = {
+RANDOM_GALLERY = {f"vehicleid-{size}": partial(vehicleid, size=size) for size in VEHICLE_ID_SIZES}
+READERS: dict[str, Callable[..., Listing]] = {
     "cub": cub,
+    "nabirds": nabirds,
     "cars": cars,
+    "dogs": dogs,
     "aircraft": aircraft,
     "market1501": market1501,
     "dukemtmc": dukemtmc,
+    "occluded-duke": occluded_duke,
     "msmt17": msmt17,
+    "cuhk03-detected": cuhk03_detected,
+    "cuhk03-labeled": cuhk03_labeled,
     "veri776": veri776,
+    **RANDOM_GALLERY,
     "folder": folder,
 }
 INSTALLED = {"orl-fgvc": orl_fgvc, "orl-reid": orl_reid}  # installed by pip, so they need no root
@@ -37,7 +55,8 @@ class Splits:
     """The parts of a dataset: train, test and, on demand, validation (fgvc); train, query and gallery (reid).
 
     `classes` names the training labels 0..K-1; query and gallery labels are identity numbers. `train` is
-    None if only the parts of evaluation were read.
+    None if only the parts of evaluation were read. `dataset` is the dataset's name, with its version where
+    there are several, such as "MSMT17_V1": scores belong to it.
     """
 
     task: Literal["fgvc", "reid"]
@@ -47,6 +66,7 @@ class Splits:
     test: ImageDataset | None = None
     query: ImageDataset | None = None
     gallery: ImageDataset | None = None
+    dataset: str = ""
 
     def with_classes(self, names: Sequence[str]) -> "Splits":
         """Return the photos with labels that are positions in `names`, e.g. the classes of a checkpoint.
@@ -100,12 +120,14 @@ def load_dataset(
     seed: int = 0,
     on_corrupt: Literal["raise", "skip"] = "raise",
     training: bool = True,
+    gallery_seed: int = 0,
 ) -> Splits:
     """Read a dataset in its published layout, with its official split. Nothing is downloaded.
 
     Args:
-        name: cub, cars, aircraft, folder, orl-fgvc (fgvc); market1501, dukemtmc, msmt17, veri776, folder,
-            orl-reid (reid).
+        name: cub, nabirds, cars, dogs, aircraft, folder, orl-fgvc (fgvc); market1501, dukemtmc (which its
+            authors withdrew), occluded-duke, msmt17, cuhk03-detected, cuhk03-labeled, veri776, vehicleid-800,
+            vehicleid-1600, vehicleid-2400, folder, orl-reid (reid).
         root: The folder of the unpacked archive, under any name; None for orl-*. Links
             in it are followed wherever they lead, but no list may name a path outside of it.
         train_transform: Transform of training photos; see `ImageDataset`.
@@ -116,12 +138,14 @@ def load_dataset(
             because figures over fewer photos are not comparable.
         training: False reads the parts of evaluation only: the training photos may be absent, and the
             classes of a folder are those of its test part.
+        gallery_seed: Draws the gallery of vehicleid-*, one photo of each vehicle; it does not change with
+            `seed`, so that runs of several seeds have comparable scores.
 
     Raises:
         FileNotFoundError: Files are missing.
         ValueError: Files are damaged, or arguments do not fit.
     """
-    listing = _read(name, root, training or bool(holdout))
+    listing = _read(name, root, training or bool(holdout), gallery_seed)
     # macOS writes file names decomposed (NFD), nearly all other systems composed (NFC).
     classes = tuple(normalize("NFC", text) for text in listing.classes)
     if len(set(classes)) < len(classes):
@@ -142,7 +166,7 @@ def load_dataset(
         if part != "train" and records
     }
     photos = ImageDataset(train, train_transform, classes, on_corrupt) if training else None
-    return Splits(task, classes, photos, **parts)
+    return Splits(task, classes, photos, **parts, dataset=listing.version or name)
 
 
 def hold_out(
@@ -173,16 +197,19 @@ def hold_out(
     )
 
 
-def _read(name: str, root: str | Path | None, training: bool) -> Listing:
+def _read(name: str, root: str | Path | None, training: bool, gallery_seed: int) -> Listing:
     if name not in READERS and name not in INSTALLED:
         raise_faults([f"name must be one of {', '.join([*READERS, *INSTALLED])}, got {name!r}"])
+    if gallery_seed and name not in RANDOM_GALLERY:
+        raise_faults([f"gallery_seed must be 0 for {name}, whose gallery is not drawn, got {gallery_seed}"])
     if name in INSTALLED:
         if root is not None:
             raise_faults([f"root must be None for {name}, which pip installs, got {str(root)!r}"])
         return INSTALLED[name]()
     if root is None:
         raise ValueError(f"root must be the folder of {name}, got None")
-    return READERS[name](Path(abspath(expanduser(root))), training)
+    drawn = {"gallery_seed": gallery_seed} if name in RANDOM_GALLERY else {}
+    return READERS[name](Path(abspath(expanduser(root))), training, **drawn)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -34,10 +34,20 @@ def fgvc_train(
 
 
 def fgvc_test(
-    size: int = 448, mean: PerChannel = IMAGENET_DEFAULT_MEAN, std: PerChannel = IMAGENET_DEFAULT_STD
+    size: int = 448,
+    mean: PerChannel = IMAGENET_DEFAULT_MEAN,
+    std: PerChannel = IMAGENET_DEFAULT_STD,
+    resize: int | None = None,
 ) -> v2.Compose:
-    """Resize to a square."""
-    return v2.Compose([_resize((size, size)), *_tensor(mean, std)])
+    """Resize to a square; with `resize`, to a square of that side, and crop `size` from its center.
+
+    With the `resize` of training, objects appear as large as in training, where `fgvc_train` crops.
+    """
+    if resize is None:
+        return v2.Compose([_resize((size, size)), *_tensor(mean, std)])
+    if size > resize:
+        raise_faults([f"size must be at most resize, {resize}, got {size}"])
+    return v2.Compose([_resize((resize, resize)), v2.CenterCrop(size), *_tensor(mean, std)])
 
 
 def reid_train(

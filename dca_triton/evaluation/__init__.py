@@ -2,6 +2,8 @@
 
 from .distances import k_reciprocal_rerank, squared_distances
 from .embeddings import Embeddings, embed, load_embeddings, save_embeddings
+from .expansion import expand_queries
+from .flip import flip_averaged
 from .metrics import ReidMetrics, reid_metrics, topk_accuracy
 from .scores import SCORES, Metric, evaluate_fgvc, evaluate_reid, score_embeddings, score_table
 
@@ -13,6 +15,8 @@ __all__ = [
     "embed",
     "evaluate_fgvc",
     "evaluate_reid",
+    "expand_queries",
+    "flip_averaged",
     "k_reciprocal_rerank",
     "load_embeddings",
     "reid_metrics",

@@ -125,7 +125,7 @@ def reid_metrics(
 
     known = gallery_ids != JUNK_ID
     gallery = {name: tensor[known] for name, tensor in gallery.items()}
-    prepare = _unit_rows if metric == "cosine" else torch.Tensor.float
+    prepare = unit_rows if metric == "cosine" else torch.Tensor.float
     blocks = distances(prepare(query_features.detach()), prepare(gallery["features"].detach()), chunk_size)
     rows_of_blocks = torch.arange(len(query_ids), device=query_ids.device).split(chunk_size)
     ranks: list[list[int]] = []
@@ -180,7 +180,8 @@ def _ranks_of_right(distances: Tensor, right: Tensor, wrong: Tensor) -> list[lis
     return [r[:count] for r, count in zip(ranks.tolist(), counts.tolist(), strict=True)]
 
 
-def _unit_rows(x: Tensor) -> Tensor:
+def unit_rows(x: Tensor) -> Tensor:
+    """(S, C) float32: each row divided by its length."""
     # In chunks, because a float64 copy of the whole would double the memory.
     return torch.cat(
         [(r / r.norm(dim=1, keepdim=True)).float() for r in map(torch.Tensor.double, x.split(4096))]

@@ -14,7 +14,9 @@ from ..model import DualAttentionModel
 from ..progress import progress as progress_bar
 from .distances import k_reciprocal_rerank, squared_distances
 from .embeddings import Embeddings, embed
-from .metrics import reid_metrics, topk_accuracy
+from .expansion import expand_queries
+from .flip import flip_averaged
+from .metrics import JUNK_ID, reid_metrics, topk_accuracy
 
 Metric = Literal["euclidean", "cosine"]
 Task = Literal["fgvc", "reid"]
@@ -29,7 +31,7 @@ SCORES: Mapping[Task, tuple[str, ...]] = {
 
 @torch.no_grad()
 def evaluate_fgvc(
-    model: DualAttentionModel, test: Iterable[Batch], progress: bool = True
+    model: DualAttentionModel, test: Iterable[Batch], progress: bool = True, flip: bool = False
 ) -> dict[str, float]:
     """Top-1 and top-5 of SA, GLCA and the sum of their probabilities, the paper's prediction.
 
@@ -39,6 +41,7 @@ def evaluate_fgvc(
         model: Left in evaluation mode.
         test: Dicts of "image" (B, 3, h, w) and "label" (B,).
         progress: Show a progress bar.
+        flip: Average the probabilities of each photo and its mirror image, see `flip_averaged`.
 
     Returns:
         {sa,glca,sum}_top1 and _top5 (`SCORES["fgvc"]`), each in 0..1, without those of GLCA if the model has
@@ -49,6 +52,7 @@ def evaluate_fgvc(
     """
     model.eval()
     device = next(model.parameters()).device
+    model = flip_averaged(model) if flip else model
     parts = []
     for batch in progress_bar(test, desc="evaluate", unit="batch", leave=False, disable=not progress):
         outputs = model(batch["image"].to(device, non_blocking=True), class_tokens_only=True)
@@ -74,6 +78,9 @@ def evaluate_reid(
     metric: Metric = "cosine",
     rerank: bool = False,
     progress: bool = True,
+    flip: bool = False,
+    expand: int = 0,
+    alpha: float = 3.0,
 ) -> dict[str, float]:
     """Embed query and gallery with `embed`, and return the scores of `score_embeddings`.
 
@@ -85,14 +92,18 @@ def evaluate_reid(
         metric: As in `score_embeddings`.
         rerank: As in `score_embeddings`.
         progress: Show progress bars.
+        flip: Average the features of each photo and its mirror image, see `flip_averaged`.
+        expand: As in `score_embeddings`.
+        alpha: As in `score_embeddings`.
 
     Raises:
         ValueError: A side is empty, or no query has a match in the gallery.
     """
+    model = flip_averaged(model) if flip else model
     query_embeddings, gallery_embeddings = (
         embed(model, part, progress=progress) for part in (query, gallery)
     )
-    return score_embeddings(query_embeddings, gallery_embeddings, metric, rerank, progress)
+    return score_embeddings(query_embeddings, gallery_embeddings, metric, rerank, progress, expand, alpha)
 
 
 def score_embeddings(
@@ -101,6 +112,8 @@ def score_embeddings(
     metric: Metric = "cosine",
     rerank: bool = False,
     progress: bool = True,
+    expand: int = 0,
+    alpha: float = 3.0,
 ) -> dict[str, float]:
     """Rank the gallery for each query.
 
@@ -114,14 +127,21 @@ def score_embeddings(
         rerank: Rank by k-reciprocal neighbors (Zhong et al., CVPR 2017; k1 = 20, k2 = 6, weight 0.3), which
             takes time that grows with the square of the number of photos.
         progress: Show progress bars.
+        expand: Average each query with that many nearest gallery photos first, see `expand_queries`; 0 does
+            not.
+        alpha: Exponent of the weights in that average, >= 0; 0 weighs all the same.
 
     Returns:
         The scores mAP, rank1, rank5, rank10 and mINP (`SCORES["reid"]`), floats in 0..1, means over the
         queries that have a match in the gallery; and two counts, integers: "matched_queries" of "queries".
 
     Raises:
-        ValueError: As `dca_triton.evaluation.reid_metrics`.
+        ValueError: As `dca_triton.evaluation.reid_metrics` and `expand_queries`.
     """
+    if expand:
+        known = gallery.features[gallery.labels != JUNK_ID]
+        features = expand_queries(query.features, known, expand, alpha, metric, progress=progress)
+        query = query._replace(features=features)
     query_photos, gallery_photos = _photo_numbers(query.paths, gallery.paths)
     found = reid_metrics(
         *query[:3],
@@ -161,7 +181,7 @@ def score_table(scores: Mapping[str, float], part: str = "") -> str:
     else:
         columns = ["top-1", "top-5"]
         # Without GLCA its row and that of the sum, which is SA's, say nothing.
-        alone = not any(name.startswith("glca_") for name in scores) and "sum_top1" in scores
+        alone = "sum_top1" in scores and not {"glca_top1", "glca_top5"} & {*scores}
         predictions = {"sa": PREDICTIONS["sa"]} if alone else PREDICTIONS
         names = {text: [f"{name}_top1", f"{name}_top5"] for name, text in predictions.items()}
     if missing := [name for row in names.values() for name in row if name not in scores]:

@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from ..arguments import choice, flag, integer, number, optional, raise_faults, size, violations
+from ..branches import BRANCHES, READOUTS
 from ..ops import checks
 from .backbone import Backbone
-from .branches import BRANCHES, READOUTS
 
 VALUE_RULES = {
     "backbone_name": (lambda v: isinstance(v, str), "a timm model's name"),

@@ -6,13 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..branches import BRANCHES, Branch, Readout
 from ..ops import Backend
 from ..ops.torch_backend import take_rows
 from ..reference import select_local
 from .attention_maps import attention_maps
 from .backbone import Backbone, TimmModule
 from .blocks import Attention, BlockTrace, Trace, first_row
-from .branches import BRANCHES, Branch, Readout, read_out, width_of
 from .checks import check_arguments, check_heads, check_inputs, check_pwca_blocks
 from .glca import GlobalLocalAttention
 from .heads import branch_head
@@ -28,6 +28,7 @@ from .layouts import (
     reference_local,
     sa_and_pwca_rows,
 )
+from .readout import read_out, width_of
 from .rollout import RolloutCache, rollout_of
 
 

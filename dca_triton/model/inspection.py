@@ -8,9 +8,9 @@ from torch import Tensor
 from ..arguments import raise_faults
 from ..ops import pair_attention
 from ..reference import select_local
-from .branches import read_out
 from .checks import check_inputs
 from .dual_attention import DualAttentionModel
+from .readout import read_out
 from .rollout import rollout_of
 
 

@@ -80,7 +80,9 @@ class Epoch:
         sums = self.run.accelerator.reduce(progress.sums, "mean")
         means = {name: float(total) / (progress.step - progress.skipped) for name, total in sums.items()}
         counted = {"skipped_steps": progress.skipped} if self.on_nonfinite == "skip" else {}
-        return means | counted | self.run.weighting.get_current_weights()
+        weights = self.run.weighting.get_current_weights()
+        trained = {name: w for name, w in weights.items() if f"{name.partition('_')[0]}_loss" in sums}
+        return means | counted | trained
 
     def _agree(self, images: int, stop_requested: StopRequest) -> list[int]:
         """Each process's number of images in the coming step; a request to stop reaches all processes."""

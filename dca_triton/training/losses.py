@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import Rule, choice, number, optional, raise_faults, violations
-from ..model.branches import BRANCHES
+from ..branches import BRANCHES
 from ..ops.checks import check_range
 from ..tensor_arguments import tensor_violations
 
@@ -146,7 +146,9 @@ class BranchLoss(nn.Module):
                 asserted without a host sync).
         """
         kinds = ("logits", "features", "embedding")
-        present = [b for b in BRANCHES if b == "sa" or any(f"{b}_{kind}" in outputs for kind in kinds)]
+        present: list[str] = [
+            b for b in BRANCHES if b == "sa" or any(f"{b}_{kind}" in outputs for kind in kinds)
+        ]
         raise_faults(self._violations(outputs, labels, present))
         check_range("labels", labels, 0, outputs["sa_logits"].shape[1])
         return {branch: self._branch(outputs, labels, branch) for branch in present}

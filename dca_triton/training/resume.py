@@ -10,7 +10,6 @@ from torch import Tensor
 from ..arguments import Rule, integer, optional, violations
 from ..data.records import Batch
 from .loader import length
-from .optimizer import RESUME_SETTINGS
 from .run_settings import FREE_MODEL_ARGUMENTS, differences, plain
 
 REQUIRED_KEYS = (
@@ -26,6 +25,30 @@ REQUIRED_KEYS = (
     "best",
     "settings",
 )
+# Every checkpoint holds these; a resumed run must not change them.
+RESUME_SETTINGS = (
+    "optimizer",
+    "lr",
+    "weight_decay",
+    "warmup_epochs",
+    "label_smoothing",
+    "clip_grad",
+    "seed",
+    "accumulate",
+    "precision",
+    "ema_decay",
+    "gather_partners",
+    "processes",
+)
+# Settings that checkpoints of earlier versions do not hold, with the values that their runs had.
+ADDED_SETTINGS = {
+    "lr_per": None,
+    "min_lr": 0.0,
+    "bias_lr_scale": 1.0,
+    "layer_decay": None,
+    "loss_weights_lr": None,
+    "weight_decay_exclude_1d": False,
+}
 MAX_NAMES = 3  # of parameters, in an error
 
 
@@ -92,7 +115,8 @@ def changes(
 ) -> list[str]:
     """Everything that the results depend on and that was different, by name.
 
-    A checkpoint of an earlier version lacks the newer settings; they cannot be compared.
+    A checkpoint of an earlier version lacks newer settings: its run had the values of `ADDED_SETTINGS`, and
+    others cannot be compared.
 
     Args:
         state: The checkpoint, without `type_faults`.
@@ -103,6 +127,7 @@ def changes(
     before = state["settings"]
     if absent := [name for name in RESUME_SETTINGS if name not in before]:
         return [f"settings must hold {', '.join(absent)}"]
+    before = ADDED_SETTINGS | before
     now = {name: value for name, value in settings.items() if name in before}
     if state["best"] == -math.inf:  # nothing was chosen by it yet
         now.pop("best_by", None)

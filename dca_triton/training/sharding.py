@@ -12,7 +12,17 @@ from ..tensor_arguments import tensor_violations
 from .run_settings import differences
 
 # Of an optimizer's groups: what decides a step, apart from the learning rate, which follows the schedule.
-STEP_SETTINGS = ("betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "amsgrad", "maximize")
+STEP_SETTINGS = (
+    "betas",
+    "eps",
+    "weight_decay",
+    "lr_scale",
+    "momentum",
+    "dampening",
+    "nesterov",
+    "amsgrad",
+    "maximize",
+)
 
 
 def whole(tree: Any) -> Any:

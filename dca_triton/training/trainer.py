@@ -1,12 +1,10 @@
 """The trainer: batches, pairs, three losses, one optimizer, checkpoints."""
 
-import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from timm.utils.model_ema import ModelEmaV3
 
@@ -15,25 +13,19 @@ from ..data.records import Batch
 from ..model import DualAttentionModel
 from ..progress import progress as progress_bar
 from ..run_folder import RunFolder
+from .checks import COUNT, check_arguments, combination_faults
 from .epoch import Epoch
 from .interrupt import delayed_interrupts
-from .loader import is_unsharded, length
+from .launch import make_accelerator
+from .loader import length
 from .losses import BranchLoss, UncertaintyWeightedLoss
 from .objective import Augment, Objective
-from .optimizer import (
-    COUNT,
-    RESUME_SETTINGS,
-    check_arguments,
-    check_scores,
-    fsdp_faults,
-    has_scores,
-    make_optimizer,
-    precision_faults,
-    warmup_cosine,
-)
+from .optimizer import cosine_schedule, group_lr, images_of_step, make_optimizer
 from .pairs import PairSampler
+from .resume import ADDED_SETTINGS, RESUME_SETTINGS
 from .run import Run
 from .run_settings import describe, model_arguments, plain
+from .scoring import Scoring
 from .sharding import is_sharded, shard_parameters
 
 PATH = (lambda v: isinstance(v, str | os.PathLike), "a path")
@@ -56,7 +48,18 @@ class DualAttentionTrainer:
             state of old ones cannot be resumed; that of `training_loader` keeps them.
         optimizer: "adam", "adamw" or "sgd" (momentum 0.9).
         lr: Peak learning rate, > 0 and <= 1e18.
-        weight_decay: >= 0 and <= 1e18; not applied to the loss weights.
+        lr_per: `lr`, `min_lr` and `loss_weights_lr` are for this many images in a step, >= 1, and change in
+            proportion to the images (batch size x accumulate x processes) of a step here; e.g. 512 in DeiT's
+            recipe. None takes them as they are.
+        min_lr: The learning rate that the cosine falls to, >= 0 and <= `lr`.
+        bias_lr_scale: Factor of the learning rate of all biases, > 0; 2 in TransReID's recipe.
+        layer_decay: The learning rate of each layer of the backbone is this times that of the layer above it,
+            in (0, 1]; everything on top of the backbone has the full rate. None has one rate for all.
+        loss_weights_lr: Peak learning rate of the loss weights, > 0; None takes `lr`.
+        weight_decay: >= 0 and <= 1e18; not applied to the loss weights. In "adam" it is L2 regularization, in
+            "adamw" it is decoupled.
+        weight_decay_exclude_1d: No decay of norms and biases, nor of the backbone's position embedding and
+            tokens (timm's `no_weight_decay`).
         warmup_epochs: Epochs of linear warm-up before the cosine, >= 0; fewer than the epochs to train.
         label_smoothing: In [0, 1).
         pairs: Chooses each image's distractor in the batch; random by default.
@@ -99,7 +102,13 @@ class DualAttentionTrainer:
         *,
         optimizer: Literal["adam", "adamw", "sgd"] = "adam",
         lr: float = 5e-4,
+        lr_per: int | None = None,
+        min_lr: float = 0.0,
+        bias_lr_scale: float = 1.0,
+        layer_decay: float | None = None,
+        loss_weights_lr: float | None = None,
         weight_decay: float = 0.05,
+        weight_decay_exclude_1d: bool = False,
         warmup_epochs: int = 0,
         label_smoothing: float = 0.0,
         pairs: PairSampler | None = None,
@@ -123,25 +132,16 @@ class DualAttentionTrainer:
     ) -> None:
         arguments = locals()
         check_arguments(arguments)
-        raise_faults(precision_faults(precision))
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+        self.accelerator = make_accelerator(precision, batches)
         self.processes, self.device = self.accelerator.num_processes, self.accelerator.device
-        if self.processes > 1 and is_unsharded(batches):
-            raise ValueError(
-                "batches must be a loader of training_loader or one with a DistributedSampler, got one that "
-                "gives every process the same photos"
-            )
-        if precision == "fp16" and self.device.type == "cpu":
-            raise ValueError("precision must be 'no' or 'bf16' on a CPU, got 'fp16'")
-        raise_faults(fsdp_faults(self.accelerator))
+        self.images = images_of_step(batches, accumulate, self.processes)
+        raise_faults(combination_faults(arguments, self.images))
+        share = 1.0 if lr_per is None or self.images is None else self.images / lr_per
 
-        self.evaluate = evaluate
-        self.evaluate_every = evaluate_every
-        self.lr = lr
+        self.lr, self.min_lr = lr * share, min_lr * share
+        self.lr_per = lr_per
         self.warmup_epochs = warmup_epochs
         self.keep_last = keep_last
-        self.save_every = save_every
-        self.best_by = best_by
         self.tensorboard = tensorboard
         self.main = self.accelerator.is_main_process
         self.shows_progress = progress and self.main
@@ -151,11 +151,17 @@ class DualAttentionTrainer:
         ema = None if ema_decay is None else ModelEmaV3(self.model, ema_decay).to(self.device)
         if checkpoint_blocks:
             self.model.set_grad_checkpointing()
+        grouping = {
+            name: arguments[name] for name in ("weight_decay_exclude_1d", "layer_decay", "bias_lr_scale")
+        }
         parallel, prepared = self.accelerator.prepare(
-            model, make_optimizer(optimizer, self.model, lr, weight_decay)
+            model, make_optimizer(self.model, optimizer, self.lr, weight_decay, **grouping)
         )
         # Added after `prepare`, because FSDP2 accepts only parameters of the model.
-        prepared.add_param_group({"params": list(self.weighting.parameters()), "weight_decay": 0.0})
+        own_rate = {} if loss_weights_lr is None else {"lr_scale": loss_weights_lr / lr}
+        prepared.add_param_group(
+            {"params": list(self.weighting.parameters()), "weight_decay": 0.0, **own_rate}
+        )
         if ema is not None and is_sharded(self.model):
             shard_parameters(ema.module, self.model)
             ema.foreach = False  # foreach does not support a mixture of sharded and whole tensors
@@ -170,7 +176,8 @@ class DualAttentionTrainer:
             gather_partners=gather_partners,
             seed=seed,
         )
-        settings = {name: arguments[name] for name in RESUME_SETTINGS if name != "processes"}
+        plain_arguments = [name for name in RESUME_SETTINGS if name != "processes"] + [*ADDED_SETTINGS]
+        settings = {name: arguments[name] for name in plain_arguments}
         settings |= {"processes": self.processes, "on_nonfinite": on_nonfinite, "best_by": best_by}
         settings |= describe(self.model, batches, self.objective.pairs, augment)
         self.run = Run(
@@ -191,6 +198,13 @@ class DualAttentionTrainer:
             clip_grad=clip_grad,
             on_nonfinite=on_nonfinite,
             shows_progress=self.shows_progress,
+        )
+        self.scoring = Scoring(
+            run=self.run,
+            evaluate=evaluate,
+            evaluate_every=evaluate_every,
+            save_every=save_every,
+            best_by=best_by,
         )
 
     def train(
@@ -278,6 +292,8 @@ class DualAttentionTrainer:
                 folder.take(progress.history)
             took = True
 
+        if self.shows_progress and self.lr_per is not None:
+            print(f"train: lr is {self.lr:.4g} for {self.images} images in a step", file=sys.stderr)
         bar = progress_bar(
             desc="train",
             unit="epoch",
@@ -285,76 +301,24 @@ class DualAttentionTrainer:
             initial=progress.epoch,
             disable=not self.shows_progress,
         )
+        schedule = cosine_schedule(self.run.optimizer, num_epochs, self.warmup_epochs, self.lr, self.min_lr)
         with bar, delayed_interrupts() as stop_requested:
-            self._score_resumed(folder, num_epochs, take)
+            self.scoring.score_resumed(folder, num_epochs, take)
             while progress.epoch < num_epochs:
-                lr = self.lr * warmup_cosine(progress.epoch, num_epochs, self.warmup_epochs)
-                for parameters in self.run.optimizer.param_groups:
-                    parameters["lr"] = lr
+                schedule.step(progress.epoch)
                 losses = self.epoch.train(stop_requested, take)
                 if losses is None:
                     if took:
-                        self._save(folder.save)
+                        self.scoring.save(folder.save)
                     return
-                line = {"epoch": progress.epoch + 1, "lr": lr, **losses}
-                self._finish_epoch(folder, line, num_epochs)
+                line = {"epoch": progress.epoch + 1, **self._rates(), **losses}
+                self.scoring.finish_epoch(folder, line, num_epochs)
                 bar.set_postfix(loss=f"{line['total_loss']:.3f}", refresh=False)
                 bar.update()
             take()  # also if all epochs were done before
 
-    def _save(self, save: Callable[[dict[str, Any]], None]) -> None:
-        state = self.run.state()  # gathers shards: in every process
-        if self.main:
-            save(state)
-
-    def _finish_epoch(self, folder: RunFolder, line: dict[str, float], num_epochs: int) -> None:
-        progress = self.run.progress
-        progress.next_epoch()
-        last = progress.epoch == num_epochs
-        scores, faults = self._scores(line) if self._evaluates(num_epochs) else ({}, [])
-        saves = last or bool(faults) or progress.epoch % self.save_every == 0
-        self._record(folder, line, scores, saves)
-        raise_faults(faults)
-
-    def _score_resumed(self, folder: RunFolder, num_epochs: int, take: Callable[[], None]) -> None:
-        """Evaluate the last epoch done if its scores are missing."""
-        progress = self.run.progress
-        line = progress.history[-1] if progress.history and not progress.step else None
-        if line is None or self.evaluate is None or not self._evaluates(num_epochs) or has_scores(line):
-            return
-        scores, faults = self._scores(line)
-        raise_faults(faults)  # before anything is written
-        take()
-        progress.history.pop()
-        self._record(folder, line, scores, saves=True)
-
-    def _evaluates(self, num_epochs: int) -> bool:
-        """True if the epoch that is done is one to evaluate."""
-        epoch, every = self.run.progress.epoch, self.evaluate_every
-        return epoch == num_epochs or (every > 0 and epoch % every == 0)
-
-    def _record(
-        self, folder: RunFolder, line: dict[str, float], scores: dict[str, float], saves: bool
-    ) -> None:
-        """Write the metrics of the epoch that is done, and its checkpoints."""
-        progress = self.run.progress
-        progress.history.append(line | scores)
-        if self.main:
-            folder.add_metrics(progress.history)
-        if (score := self._deciding(scores)) > progress.best:
-            progress.best = score
-            self._save(folder.save_best)
-        if saves:
-            self._save(folder.save)
-
-    def _scores(self, line: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-        """Return the scores of an evaluation, or no scores and their faults."""
-        if self.evaluate is None:
-            return {}, []
-        with self.run.averaged():
-            scores = self.evaluate()
-        return check_scores(broadcast_object_list([scores])[0], line, self.best_by)
-
-    def _deciding(self, scores: Mapping[str, float]) -> float:
-        names = [self.best_by] if self.best_by else ["sum_top1", "mAP", *scores]
-        return next((scores[name] for name in names if name in scores), -math.inf)
+    def _rates(self) -> dict[str, float]:
+        """The learning rate, and that of the loss weights if it is another."""
+        *groups, weights = self.run.optimizer.param_groups
+        rates = {"lr": group_lr(groups[-1])}
+        return rates | ({"loss_weights_lr": weights["lr"]} if "lr_scale" in weights else {})

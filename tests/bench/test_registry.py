@@ -10,6 +10,7 @@ import torch
 from bench import gate, model_paths, op_paths, report
 from bench.formulations import Maps
 from bench.measure import Disagreement, check_agreement, peak_bytes
+from bench.paper_maps import PaperSAMaps
 from bench.registry import Benchmark, benchmarks
 from bench.shapes import ModelShape, OpShape
 
@@ -29,7 +30,14 @@ def test_steps_agree(dtype, training):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # PyTorch's own tracing asks for it
-def test_the_compiled_path_has_one_graph_for_all_blocks(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("eager maps, compiled", 4),  # the backbone's block, SA, PWCA, GLCA
+        ("best own way, compiled", 6),  # the same, and the class token's row of the last SA and PWCA block
+    ],
+)
+def test_a_compiled_path_has_one_graph_for_all_blocks(name, count, monkeypatch):
     graphs = []
 
     def backend(graph, inputs):
@@ -39,9 +47,25 @@ def test_the_compiled_path_has_one_graph_for_all_blocks(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch.manual_seed(0)
     paths = model_paths.paths(MODEL, "fp32", fakes.CPU, True)
-    names = "eager maps", "eager maps, compiled"
-    check_agreement({name: paths[name] for name in names}, "fp32")
-    assert len(graphs) == 4  # the backbone's block, SA, PWCA, GLCA
+    check_agreement({path: paths[path] for path in ("eager maps", name)}, "fp32")
+    assert len(graphs) == count
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_sa_alone_has_an_oracle_of_its_own(training):
+    """timm's model has the weights of the paper layout's SA branch; another head is refused."""
+    sa_alone = model_paths.paths(MODEL, "fp32", fakes.CPU, training)["SA alone"]
+    found = sa_alone.run()
+    gradients = {"gradient of vit.head.weight", "gradient of vit.blocks.11.attn.qkv.weight"}
+    assert found.keys() >= {"sa_logits", *(gradients if training else ())}
+    assert not any("glca" in name or "pwca" in name for name in found)
+    right = PaperSAMaps.forward
+
+    def planted(self, images, partner_index=None):
+        return {"sa_logits": right(self, images)["sa_logits"] + self.model.glca_head.weight[:, 0]}
+
+    with patch.object(PaperSAMaps, "forward", planted), pytest.raises(Disagreement, match="sa_logits"):
+        check_agreement({"first": sa_alone, "SA alone": sa_alone}, "fp32")
 
 
 def test_a_wrong_partner_is_refused():

@@ -10,10 +10,17 @@ from bench import report
 def test_tables_hold_the_figures():
     text = report.markdown(fakes.document(share=0.4), ["rollout_row.png"])
     assert (
-        "| train step deit_tiny_patch16_224 size=224 B=8 fp32 | eager maps | 100 ms | 1.00 (1.00-1.00)"
+        "| step | path | time | of best own way | of SA alone | of eager maps | peak memory | "
+        "of best own way / of SA alone / of eager maps |" in text
+    )
+    assert (
+        "| train step deit_tiny_patch16_224 size=224 B=8 fp32 | eager maps | 100 ms | 2.38 (2.38-2.38)"
         in text
     )
-    assert "|  | library | 40 ms | 0.40 (0.40-0.40) | 38.1 MiB | 0.40 |" in text
+    assert (
+        "|  | library | 40 ms | 0.95 (0.95-0.95) | 4.00 (4.00-4.00) | 0.40 (0.40-0.40) | 38.1 MiB | "
+        "0.80 / 4.00 / 0.40 |" in text
+    )
     assert "| rollout_row | library | 2.00 | 1.00 |" in text
     assert "Measured on Fake GPU with torch" in text
     assert "![rollout_row](rollout_row.png)" in text
@@ -23,7 +30,9 @@ def test_ratios_are_taken_round_by_round():
     """If the machine slows down in one round, times change but ratios do not."""
     benchmark, paths = fakes.step("train step", "vit", 224, 1, share=0.5)
     entry = fakes.results.entry(benchmark, "library", paths["library"], paths)
-    assert entry["extra_info"]["ratio"] == pytest.approx({"25": 0.5, "50": 0.5, "75": 0.5})
+    assert entry["extra_info"]["ratios"]["eager maps"] == pytest.approx({"25": 0.5, "50": 0.5, "75": 0.5})
+    assert entry["extra_info"]["ratios"]["SA alone"] == pytest.approx({"25": 5, "50": 5, "75": 5})
+    assert entry["extra_info"]["ratios"].keys() == paths.keys()
     assert entry["stats"]["percentiles"]["50"] == entry["stats"]["median"] == pytest.approx(0.05)
 
 

@@ -1,12 +1,14 @@
 """Options to photos, batches and models."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dca_triton.cli.experiment import (
     build_model,
+    describe,
     evaluation_batches,
     load_splits,
     normalization,
@@ -14,6 +16,7 @@ from dca_triton.cli.experiment import (
     train_batches,
 )
 from dca_triton.cli.options import DataOptions
+from dca_triton.description import Description
 
 FGVC = DataOptions("orl-fgvc", size=(64, 64), resize=70, batch_size=20, workers=0)
 REID = DataOptions("orl-reid", size=(64, 32), batch_size=12, photos=3, workers=0)
@@ -27,6 +30,51 @@ def test_photos_are_normalized_as_the_backbone_was_pretrained() -> None:
     )
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization("deit_tiny_patch16_224"))
     torch.testing.assert_close(halves * 0.5 + 0.5, imagenet * std + mean)
+
+
+def test_mean_and_deviation_of_the_options_win() -> None:
+    own = replace(FGVC, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
+    default, changed = (load_splits(data, "deit_tiny_patch16_224") for data in (FGVC, own))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in normalization("deit_tiny_patch16_224"))
+    for part in ("test", "train"):
+        assert getattr(changed, part).transform is not None
+    pixels = default.test[0]["image"] * std + mean
+    expected = (pixels - torch.tensor(own.mean).view(3, 1, 1)) / torch.tensor(own.std).view(3, 1, 1)
+    torch.testing.assert_close(changed.test[0]["image"], expected)
+    said = describe(changed, own, "deit_tiny_patch16_224")
+    assert (said.mean, said.std) == (own.mean, own.std)
+    half = replace(FGVC, std=(0.5, 0.5, 0.5))
+    assert normalization("deit_tiny_patch16_224", half) == ((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
+    torch.manual_seed(0)
+    first = [changed.train[i]["image"] for i in range(3)]
+    torch.manual_seed(0)
+    again = [default.train[i]["image"] for i in range(3)]
+    assert not any(map(torch.equal, first, again))
+
+
+def test_evaluation_crops_the_center_on_demand() -> None:
+    plain, center = (
+        load_splits(replace(FGVC, test_crop=crop), "test_vit").test[0]["image"]
+        for crop in ("resize", "center")
+    )
+    assert torch.equal(plain, load_splits(FGVC, "test_vit").test[0]["image"])  # the default
+    whole = load_splits(replace(FGVC, size=(70, 70)), "test_vit").test[0]["image"]
+    assert torch.equal(center, whole[:, 3:67, 3:67]) and not torch.equal(center, plain)
+
+
+def test_a_description_leaves_out_defaults_and_takes_older_ones() -> None:
+    splits = load_splits(FGVC, "test_vit")
+    old = describe(splits, FGVC, "test_vit")
+    assert "test_crop" not in old.plain() and Description.of(old.plain(), "a.pt") == old
+    new = describe(splits, replace(FGVC, test_crop="center"), "test_vit")
+    assert new.plain() == old.plain() | {"test_crop": "center"}
+    assert Description.of(new.plain(), "a.pt") == new
+    with pytest.raises(ValueError, match=r"description in a\.pt: test_crop must be 'center' or 'resize'"):
+        Description.of(new.plain() | {"test_crop": "top"}, "a.pt")
+    with pytest.raises(ValueError, match=r"description in a\.pt must hold .* got none of size"):
+        Description.of({name: value for name, value in new.plain().items() if name != "size"}, "a.pt")
+    with pytest.raises(ValueError, match=r"description in a\.pt must hold .* and zoom"):
+        Description.of(new.plain() | {"zoom": 2}, "a.pt")
 
 
 def test_batches_of_categories_hold_every_photo_once() -> None:

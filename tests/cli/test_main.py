@@ -62,7 +62,7 @@ def test_train_then_evaluate_by_the_config_that_training_wrote(
     capsys.readouterr()
     main(["evaluate", f"--config={run / 'config.yaml'}"])
     found = json.loads((run / "evaluation.json").read_text())
-    scored = {"checkpoint": "checkpoint.pt", "part": "test", "photos": {"test": 6}}
+    scored = {"checkpoint": "checkpoint.pt", "dataset": "folder", "part": "test", "photos": {"test": 6}}
     assert found == scored | {name: lines[-1][name] for name in found.keys() - scored.keys()}
     assert f"{100 * found['sum_top1']:.2f}%" in capsys.readouterr().out
 
@@ -140,8 +140,8 @@ def test_recipes_are_the_papers() -> None:
     fgvc, persons, vehicles = (
         yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) for name in ("fgvc", "reid", "reid_vehicles")
     )
-    assert fgvc["data"] == {"size": [448, 448], "resize": 550, "batch_size": 16}
-    assert fgvc["trainer"] == {"optimizer": "adam", "lr": 5e-4 / 512 * 16, "weight_decay": 0.05}
+    assert fgvc["data"] == {"size": [448, 448], "resize": 550, "test_crop": "center", "batch_size": 16}
+    assert fgvc["trainer"] == {"optimizer": "adamw", "lr": 5e-4 / 512 * 16, "weight_decay": 0.05}
     assert (fgvc["epochs"], fgvc["model"]["top_k_ratio"]) == (100, 0.1)
     assert persons["data"] == {"size": [256, 128], "batch_size": 64, "photos": 4}
     assert persons["trainer"] == {"optimizer": "sgd", "lr": 0.008, "weight_decay": 1e-4}

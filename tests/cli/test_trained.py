@@ -431,3 +431,33 @@ def test_files_that_are_none(kind: str, run: Path, tmp_path: Path) -> None:
     make(tmp_path / "config.json")
     with pytest.raises(ValueError, match=r"config\.json of .* must be a file"):
         DualAttentionModel.from_pretrained(tmp_path)
+
+
+def test_scores_name_the_version_of_the_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MSMT17_V1 in evaluation.json and below both tables, whatever the folder's name."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0)
+    lists = {
+        "list_train.txt": ("train", [(person, photo, 1) for person in range(4) for photo in range(4)]),
+        "list_val.txt": ("train", [(0, 9, 2)]),
+        "list_query.txt": ("test", [(person, 0, 1) for person in range(2)]),
+        "list_gallery.txt": ("test", [(person, 1, 2) for person in range(2)]),
+    }
+    for file, (folder, photos) in lists.items():
+        names = [f"{person:04d}_{photo:03d}_{camera:02d}_x.jpg {person}" for person, photo, camera in photos]
+        (tmp_path / "people" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "people" / file).write_text("\n".join(names))
+        for name in names:
+            pixels = noise.integers(0, 255, (40, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "people" / folder / name.split()[0])
+    options = ["--data.name=msmt17", "--data.root=people", "--data.size=[32, 32]", "--data.batch_size=8"]
+    main(["train", *SMALL, *options, *QUIET, "--data.workers=0", "--epochs=1", "--output=run"])
+    assert "scored photos: query and gallery of MSMT17_V1" in capsys.readouterr().out
+    main(["evaluate", "--run=run"])
+    assert "scored photos: query and gallery of MSMT17_V1" in capsys.readouterr().out
+    found = json.loads(Path("run/evaluation.json").read_text())
+    assert (found["dataset"], found["part"]) == ("MSMT17_V1", "query and gallery")
+    with pytest.raises(SystemExit, match="gallery_seed must be 0 for msmt17"):
+        main(["evaluate", "--run=run", "--data.gallery_seed=3"])

@@ -14,6 +14,8 @@ PHOTO = Image.effect_noise((70, 90), 40).convert("RGB")
         (fgvc_train(resize=40, crop=32), (32, 32)),
         (fgvc_test(), (448, 448)),
         (fgvc_test(32), (32, 32)),
+        (fgvc_test(32, resize=40), (32, 32)),
+        (fgvc_test(32, resize=32), (32, 32)),
         (reid_train(), (256, 128)),
         (reid_train((64, 64)), (64, 64)),
         (reid_test(), (256, 128)),
@@ -56,6 +58,16 @@ def test_training_flips_crops_and_erases():
     inner = images[:, 0, 12:-12, 12:-12]
     erased = (inner.diff(dim=1).abs() > 0.2).any(dim=1).any(dim=1).float().mean()
     assert 0.25 < erased < 0.75
+
+
+def test_center_crop_sees_the_middle_at_the_scale_of_training():
+    whole = fgvc_test(80)(PHOTO)
+    torch.testing.assert_close(fgvc_test(64, resize=80)(PHOTO), whole[:, 8:72, 8:72], atol=0, rtol=0)
+    assert torch.equal(fgvc_test(80, resize=80)(PHOTO), whole)
+    assert torch.equal(fgvc_test(64, resize=None)(PHOTO), fgvc_test(64)(PHOTO))
+    assert not torch.equal(fgvc_test(64, resize=80)(PHOTO), fgvc_test(64)(PHOTO))
+    with pytest.raises(ValueError, match="size must be at most resize, 60, got 64"):
+        fgvc_test(64, resize=60)
 
 
 def test_crop_larger_than_the_photo():

@@ -13,8 +13,8 @@ from small_training import small_model
 from dca_triton.model import DualAttentionModel
 from dca_triton.model.checks import VALUE_RULES as OF_MODELS
 from dca_triton.training import DualAttentionTrainer
-from dca_triton.training.optimizer import ARGUMENT_RULES as OF_TRAINERS
-from dca_triton.training.optimizer import check_arguments
+from dca_triton.training.checks import ARGUMENT_RULES as OF_TRAINERS
+from dca_triton.training.checks import check_arguments
 
 fuzzed = settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 wild = st.one_of(

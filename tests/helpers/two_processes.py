@@ -290,14 +290,16 @@ def sharding(scratch: Path) -> dict[str, list]:
         return run(folder, resume=folder / "checkpoint.1.pt", accumulate=2)
 
     def with_average(folder: Path, resume=None) -> dict:
-        """Scores are of the averaged weights, which shards must bring into the forward pass and out again."""
+        """Many parameter groups; scores of averaged weights, which shards must bring in and out again."""
         model = small_model()
 
         def evaluate() -> dict[str, float]:
             with torch.no_grad():
                 return {"top1": float(model.eval()(photos(0, 8)["image"])["sa_logits"].sum())}
 
-        return run(folder, resume=resume, model=model, ema_decay=0.7, evaluate=evaluate, evaluate_every=1)
+        groups = {"layer_decay": 0.5, "bias_lr_scale": 2.0, "weight_decay_exclude_1d": True}
+        options = {"ema_decay": 0.7, "evaluate": evaluate, "evaluate_every": 1, "loss_weights_lr": 0.01}
+        return run(folder, resume=resume, model=model, **options, **groups)
 
     def average(rank: int) -> dict:
         return with_average(scratch / f"average {rank}")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dca_triton.branches import BRANCHES
 from dca_triton.training import BranchLoss, UncertaintyWeightedLoss
-from dca_triton.training.losses import BRANCHES
 
 
 def scalars(**losses: float) -> dict[str, Tensor]:

@@ -1,14 +1,9 @@
-"""The branches of DCAL: their names, what is read from their tokens, and their classification heads."""
-
-from typing import Literal, get_args
+"""What a branch's head reads from its tokens."""
 
 import torch
 from torch import Tensor
 
-Branch = Literal["sa", "glca", "pwca"]
-Readout = Literal["class", "local", "both"]
-BRANCHES: tuple[Branch, ...] = get_args(Branch)
-READOUTS: tuple[Readout, ...] = get_args(Readout)
+from ..branches import Readout
 
 
 def width_of(readout: Readout, C: int) -> int:
