@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..arguments import optional, raise_faults, violations
+from ..branches import BRANCHES
 from ..data import ImageDataset, Splits, fgvc_test, fgvc_train, load_dataset, reid_test, reid_train
 from ..description import Description
 from ..evaluation import evaluate_fgvc, evaluate_reid
 from ..evaluation.expansion import VALUE_RULES as EXPANSION
 from ..evaluation.scores import PREDICTIONS, RETRIEVAL
 from ..model import DualAttentionModel
-from ..model.branches import BRANCHES
 from ..training import training_loader
 from .options import VALUE_RULES, DataOptions
 
