@@ -1,4 +1,4 @@
-"""The command line: dca-triton train | evaluate | embed | visualize | rank | export | demo | tune | info."""
+"""The command line: dca-triton train, evaluate, embed, visualize, rank, export, ablate, demo, tune and info."""
 
 import sys
 from typing import NoReturn

@@ -27,12 +27,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
         commands.train,
-        ablate,
         commands.evaluate,
         commands.embed,
         commands.visualize,
         rank,
         commands.export,
+        ablate,
         commands.demo,
         commands.tune,
         commands.info,

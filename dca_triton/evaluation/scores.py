@@ -33,9 +33,9 @@ SCORES: Mapping[Task, tuple[str, ...]] = {
 def predict(
     model: DualAttentionModel, test: Iterable[Batch], progress: bool = True, flip: bool = False
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the probabilities (S, K) float32 of "sa", "glca" and their "sum", and the labels (S,), on the CPU.
+    """Return the probabilities (S, K) float32 of "sa", "glca" and their "sum", and the labels (S,).
 
-    Arguments are those of `evaluate_fgvc`. The sum is the paper's prediction; that of a model without GLCA is
+    Both are on the CPU. Arguments are those of `evaluate_fgvc`. The sum is the paper's prediction; that of a model without GLCA is
     SA's.
     """
     model.eval()
@@ -51,8 +51,8 @@ def predict(
         )
     if not parts:
         raise ValueError("test must hold at least one batch, got none")
-    found, labels = zip(*parts, strict=True)
-    return {name: torch.cat([part[name] for part in found]) for name in found[0]}, torch.cat(labels)
+    predictions, labels = zip(*parts, strict=True)
+    return {name: torch.cat([p[name] for p in predictions]) for name in predictions[0]}, torch.cat(labels)
 
 
 def evaluate_fgvc(
