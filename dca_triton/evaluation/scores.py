@@ -35,8 +35,8 @@ def predict(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the probabilities (S, K) float32 of "sa", "glca" and their "sum", and the labels (S,).
 
-    Both are on the CPU. Arguments are those of `evaluate_fgvc`. The sum is the paper's prediction; that of a model without GLCA is
-    SA's.
+    Both are on the CPU. Arguments are those of `evaluate_fgvc`. The sum is the paper's prediction; without
+    GLCA it is SA's.
     """
     model.eval()
     device = next(model.parameters()).device
