@@ -33,7 +33,7 @@ def rank(
         selection: The model and the photos.
         file: The picture, .png, or page, .html.
         rows: Queries to draw, or pairs of confused classes; at most 32 in a .png.
-        photos: Gallery photos of each query, or photos of each pair.
+        photos: Gallery photos of each query, or photos of each pair; at most 32 in a .png.
         queries: Which Re-ID queries: "spread" evenly over all, the default, or the "worst" by their average
             precision.
         metric: Distance of Re-ID features; cosine by default.
@@ -44,14 +44,17 @@ def rank(
         curve: Where to draw the Re-ID curve of cumulative matches (CMC) as a .png.
     """
     from ..arguments import choice, integer, optional, raise_faults, violations
+    from ..visualization.gallery import too_many
     from .experiment import check_expansion
     from .outputs import check_file
     from .trained import load_trained
 
     least = {"--rows": integer(1), "--photos": integer(2), "--queries": optional(choice("spread", "worst"))}
-    raise_faults(violations({"--rows": rows, "--photos": photos, "--queries": queries}, least))
+    faults = violations({"--rows": rows, "--photos": photos, "--queries": queries}, least)
+    raise_faults(faults)
     check_expansion(expand, alpha)
     check_file(file, (".png", ".html"))
+    raise_faults(too_many(file, {"--rows": rows, "--photos": photos}))
     if curve is not None:
         check_file(curve, (".png",), "--curve")
     trained = load_trained(selection)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..arguments import integer, raise_faults, violations
 from ..tensor_arguments import row_violations, tensor_violations
-from .gallery import Framed, check_output, draw_rows, html_rows, png_of, save, write_page
+from .gallery import Framed, check_output, draw_rows, html_rows, png_of, save, too_many, write_page
 from .overlays import DPI
 from .text import drawable
 
@@ -24,7 +24,6 @@ ABOUT = (
 )
 MOST_NAMES = 40  # beyond it, the names of the classes are not drawn at the matrix
 SIDE_INCHES = 6.0
-MOST_PAIRS_IN_PNG = 32
 
 
 class Confusion(NamedTuple):
@@ -93,7 +92,7 @@ def draw_confusions(
         output: A self-contained .html or a .png: the matrix and below it the pairs, or the matrix alone where
             nothing is confused. It is written whole or not at all.
         pairs: Pairs of classes to draw, at least 1 and at most 32 in a .png.
-        photos: Photos of a pair, at least 2: half of either class.
+        photos: Photos of a pair, at least 2 and at most 32 in a .png: half of either class.
         summary: A sentence below the title of an .html, for example the scores.
 
     Raises:
@@ -101,10 +100,8 @@ def draw_confusions(
         OSError: `output` cannot be written.
     """
     output = Path(output)
-    faults = check_output(output)
-    faults += violations({"pairs": pairs, "photos": photos}, {"pairs": integer(1), "photos": integer(2)})
-    if output.suffix == ".png" and isinstance(pairs, int) and pairs > MOST_PAIRS_IN_PNG:
-        faults.append(f"pairs must be at most {MOST_PAIRS_IN_PNG} for a .png, got {pairs}")
+    faults = violations({"pairs": pairs, "photos": photos}, {"pairs": integer(1), "photos": integer(2)})
+    faults += check_output(output) + too_many(output, {} if faults else {"pairs": pairs, "photos": photos})
     if len(paths) != len(labels):
         faults.append(f"paths must hold one for each of {len(labels)} labels, got {len(paths)}")
     raise_faults(faults)

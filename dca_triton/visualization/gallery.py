@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from .text import drawable, writable
 
 THUMBNAIL = 192  # pixels of the longer side
 CELL_INCHES, GAP_INCHES, LINE_INCHES, HEAD_INCHES = 1.15, 0.14, 0.15, 0.3
+MOST_IN_PNG = 32  # rows, and photos of a row; matplotlib cannot draw a picture of 2^16 pixels
 LETTERS = 21  # of a line that fits below a photo
 RIGHT, WRONG = "#009e73", "#d55e00"
 COLORS = {True: RIGHT, False: WRONG, None: "#444444"}
@@ -56,6 +57,15 @@ class Framed(NamedTuple):
     photo: Path | None
     caption: str
     right: bool | None = None
+
+
+def too_many(output: Path, counts: Mapping[str, int]) -> list[str]:
+    """The faults of more rows or columns than a .png can have."""
+    return [
+        f"{name} must be at most {MOST_IN_PNG} for a .png (any number for .html), got {count}"
+        for name, count in counts.items()
+        if output.suffix == ".png" and count > MOST_IN_PNG
+    ]
 
 
 def check_output(output: Path) -> list[str]:

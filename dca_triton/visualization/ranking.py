@@ -9,11 +9,10 @@ from matplotlib.figure import Figure
 
 from ..arguments import raise_faults
 from .curves import CURVES_INCHES, OTHER_COLORS
-from .gallery import Framed, check_output, draw_rows, html_rows, png_of, save, write_page
+from .gallery import Framed, check_output, draw_rows, html_rows, png_of, save, too_many, write_page
 from .overlays import DPI
 from .text import drawable
 
-MOST_IN_PNG = 32  # queries; matplotlib cannot draw a picture of 2^16 pixels
 TITLE = "Nearest gallery photos"
 NOTE = "solid green: the query's identity; dashed orange: another one"
 ABOUT = (
@@ -40,8 +39,8 @@ def draw_rankings(
 
     Args:
         queries: At least one.
-        output: A .png, which holds up to 32 queries, or a self-contained .html. It is written whole or not at
-            all.
+        output: A .png, which holds up to 32 queries of 32 photos, or a self-contained .html. It is written
+            whole or not at all.
         curve: The shares of `cmc_curve`, drawn above the rows of an .html; none by default. `cmc_curves`
             draws them as a .png.
         summary: A sentence below the title of an .html, for example the scores.
@@ -51,13 +50,11 @@ def draw_rankings(
         OSError: `output` cannot be written.
     """
     output = Path(output)
+    longest = max((len(query.found) for query in queries), default=0)
     faults = check_output(output)
+    faults += too_many(output, {"the queries": len(queries), "the photos of a query": longest})
     if not queries:
         faults.append("queries must hold at least one, got none")
-    if output.suffix == ".png" and len(queries) > MOST_IN_PNG:
-        faults.append(
-            f"queries must hold at most {MOST_IN_PNG} for a .png (any number for .html), got {len(queries)}"
-        )
     raise_faults(faults)
     rows = [[Framed(query.photo, query.caption), *query.found] for query in queries]
     if output.suffix == ".png":

@@ -68,7 +68,8 @@ def test_confusions_of_a_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--curve=c.html"], "--curve must end in .png, got 'c.html'"),
         (["--metric=cosine", "--curve=c.png"], "--metric and --curve must not be given for categories"),
         (["--alpha=1"], "--expand must be given with --alpha"),
-        (["--rows=33"], "pairs must be at most 32 for a .png, got 33"),
+        (["--rows=33"], "--rows must be at most 32 for a .png (any number for .html), got 33"),
+        (["--photos=99"], "--photos must be at most 32 for a .png (any number for .html), got 99"),
     ],
 )
 def test_options_that_do_not_fit(

@@ -90,7 +90,7 @@ def test_faults_at_once_and_nothing_written(
 ) -> None:
     with pytest.raises(ValueError, match=r"output must end in .*; output must be in a folder .*; queries"):
         draw_rankings([], tmp_path / "no" / "r.gif")
-    with pytest.raises(ValueError, match=r"queries must hold at most 32 for a \.png .* got 34"):
+    with pytest.raises(ValueError, match=r"the queries must be at most 32 for a \.png .* got 34"):
         draw_rankings(queries * 17, tmp_path / "r.png")
     lost = [RankedQuery(photos[0].with_name("lost.png"), "", [])]
     for name in ("r.png", "r.html"):
