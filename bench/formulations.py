@@ -62,7 +62,7 @@ class Maps(nn.Module):
 
     def glca_logits(self, x: Tensor, maps: list[Tensor]) -> Tensor:
         """GLCA of the rows selected by the rollout; `proj` applies to all rows of x (B, N, C)."""
-        selected = select(self.model, maps)[:, :, None]
+        selected = self.select(maps)[:, :, None]
         for block in self.model.glca_blocks:
             assert isinstance(block, GLCABlock)
             normed, glca = block.norm(x), block.glca
@@ -71,7 +71,30 @@ class Maps(nn.Module):
             q, k, v = (y.unflatten(2, (glca.num_heads, -1)).transpose(1, 2) for y in projected)
             out = merged(attention_map(q, k) @ v)
             x = x + glca.proj(normed.scatter(1, selected.expand_as(out), out.to(normed.dtype)))
-        return self.model.glca_head(x[:, 0])
+        local = torch.take_along_dim(x, selected, 1)[:, 1:]
+        return self.model.glca_head(reference.read_out(x, local, self.model.glca_readout))
+
+    def select(self, maps: list[Tensor]) -> Tensor:
+        """Select the class token and the rows with the highest rollout of maps (B, H, N, N) -> (B, 1 + R)."""
+        return select(self.model, maps)
+
+
+class SelectedMaps(Maps):
+    """`Maps` on the rows that the library selects, for readouts of these rows.
+
+    Rows of nearly equal rollout change their order with the last bits of the maps.
+    """
+
+    def forward(self, images: Tensor, partner_index: Tensor | None = None) -> Logits:
+        """As in `Maps`."""
+        with torch.no_grad():
+            streams = self.model.sa_and_pwca(images, None, partner_index, class_tokens_only=True)
+            self.selected = self.model._selected(streams)
+        return super().forward(images, partner_index)
+
+    def select(self, maps: list[Tensor]) -> Tensor:
+        """As in `Maps`."""
+        return self.selected
 
 
 class CompiledMaps(Maps):

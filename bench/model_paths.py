@@ -1,6 +1,7 @@
 """Whole training and evaluation steps, of the library and of other implementations."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from dca_triton import DualAttentionModel, UncertaintyWeightedLoss
 from dca_triton.training import BranchLoss
 
-from .formulations import CompiledMaps, Logits, Maps
+from .formulations import CompiledMaps, Logits, Maps, SelectedMaps
 from .measure import Outputs, Path, Run
 from .own_way import BestOwnWay, CompiledBestOwnWay
 from .paper_maps import PaperMaps, PaperSAMaps, SAAlone
@@ -43,19 +44,22 @@ def paths(shape: ModelShape, dtype: str, device: torch.device, training: bool) -
     """Return the paths of a training step (logits, loss, all gradients) or an evaluation step (logits)."""
     torch.manual_seed(0)
     torch.compiler.reset()  # graphs of other benchmarks would count toward the recompilation limit
-    own, paper = (
-        DualAttentionModel(
+
+    def dcal(**options: Any) -> DualAttentionModel:
+        return DualAttentionModel(
             shape.backbone,
             NUM_CLASSES,
             img_size=shape.size,
             drop_path_rate=0.0,
             cache_attention_rollout=False,
-            layout=layout,
             pretrained=False,
             backend=backend_on(device),
+            **options,
         ).to(device)
-        for layout in ("reference", "paper")
-    )
+
+    own, local, paper = dcal(), dcal(glca_readout="local"), dcal(layout="paper")
+    depth = len(paper.backbone.model.blocks)
+    late = dcal(layout="paper", pwca_blocks=(depth - 3, depth))
     sa_alone = SAAlone(paper, shape.backbone, shape.size)
     images = torch.randn(shape.B, 3, shape.size, shape.size, device=device)
 
@@ -78,7 +82,11 @@ def paths(shape: ModelShape, dtype: str, device: torch.device, training: bool) -
         "SA alone": Path(step(sa_alone, sa_alone, SALoss), oracle=step(PaperSAMaps(paper), sa_alone, SALoss)),
         "library, all tokens": Path(library(own, class_tokens_only=False)),
         "library": Path(library(own)),
+        "library, local readout": Path(library(local), oracle=step(SelectedMaps(local), local)),
         "library, paper layout": Path(library(paper), oracle=step(PaperMaps(paper), paper)),
+        "library, paper layout, PWCA in the last four blocks": Path(
+            library(late), oracle=step(PaperMaps(late), late)
+        ),
     }
 
 

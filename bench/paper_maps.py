@@ -33,9 +33,11 @@ class PaperMaps(nn.Module):
         }
         if partner_index is not None:
             pwca = tokens
-            for block in model.backbone.model.blocks:
+            first, last = model.pwca_blocks
+            for number, block in enumerate(model.backbone.model.blocks, 1):
                 own = heads(block, pwca)
-                q, k, v = with_pair(own, tuple(t[partner_index] for t in own))
+                paired = first <= number <= last
+                q, k, v = with_pair(own, tuple(t[partner_index] for t in own)) if paired else own
                 pwca = rest(block, pwca, attention_map(q, k) @ v)
             outputs["pwca_logits"] = model.pwca_head(norm(pwca)[:, 0])
         return outputs

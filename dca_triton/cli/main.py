@@ -1,4 +1,4 @@
-"""The command line: dca-triton train, evaluate, embed, visualize, export, ablate, demo, tune and info."""
+"""The command line, dca-triton: train, evaluate, embed, visualize, rank, export, ablate and others."""
 
 import sys
 from typing import NoReturn

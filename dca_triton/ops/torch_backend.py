@@ -1,6 +1,7 @@
 """The three operations in plain PyTorch: any device, linear memory, differentiable by autograd."""
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -20,25 +21,32 @@ def pair_attention(a: Attention, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
     q, k, v, index, scale = a.q, a.k, a.v, a.partner_index, a.factor
     if index is None:
         return attention_with_lse(q, k, v, scale, dropout=dropout)
-    num_unpaired = _num_leading_unpaired(index)
-    if num_unpaired == len(q):
+    if torch.compiler.is_compiling() or index.device.type != "cpu":  # where reading it costs a host sync
+        keys, values = _gathered_pairs(k, a.partner_k, index), _gathered_pairs(v, a.partner_v, index)
+        return attention_with_lse(q, keys, values, scale, _partner_mask(index, k, keys), dropout)
+    partners = index.tolist()
+    # Leading rows without a partner, as SA's rows in a model's step, need neither a mask nor other keys.
+    alone = next((row for row, partner in enumerate(partners) if partner >= 0), len(partners))
+    if alone == len(partners):
         return attention_with_lse(q, k, v, scale, dropout=dropout)
-    parts = []
-    if num_unpaired:
-        own_q, own_k, own_v = (x[:num_unpaired] for x in (q, k, v))
-        parts.append(attention_with_lse(own_q, own_k, own_v, scale, dropout=dropout))
-    index = index[num_unpaired:]
-    keys, values = _with_partners(k, a.partner_k, index), _with_partners(v, a.partner_v, index)
-    mask = _partner_mask(index, k.shape[1], keys.shape[1], q.dtype)
-    parts.append(attention_with_lse(q[num_unpaired:], keys, values, scale, mask, dropout))
-    out, lse = zip(*parts, strict=True)
-    return torch.cat(out), torch.cat(lse)
+    # The gradient of a split is one copy; that of slices would be a sum of padded ones.
+    sizes = [alone, len(partners) - alone] if alone else [len(partners)]
+    qs, ks, vs = (x.split(sizes) for x in (q, k, v))
+    keys, values = _pairs(ks, a.partner_k, partners[alone:]), _pairs(vs, a.partner_v, partners[alone:])
+    mask = _partner_mask(index[alone:], k, keys) if -1 in partners[alone:] else None
+    paired = attention_with_lse(qs[-1], keys, values, scale, mask, dropout)
+    if not alone:
+        return paired
+    unpaired = attention_with_lse(qs[0], ks[0], vs[0], scale, dropout=dropout)
+    out, lse = (torch.cat(both) for both in zip(unpaired, paired, strict=True))
+    return out, lse
 
 
 def local_attention(a: Attention) -> Tensor:
     """As `dca_triton.local_attention`, for checked arguments."""
-    q = a.q if a.rows is None else take_rows(a.q, a.rows)
-    return attention_with_lse(q, a.k, a.v, a.factor)[0]
+    rows = a.q if a.rows is None else take_rows(a.q, a.rows)
+    q, k, v = (x.transpose(1, 2) for x in (_in_rows(rows), _adjacent(a.k), _adjacent(a.v)))
+    return F.scaled_dot_product_attention(q, k, v, scale=a.factor).transpose(1, 2).contiguous()
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -89,6 +97,9 @@ def _in_rows(q: Tensor) -> Tensor:
     The kernel allocates its output (B, H, M, D) like q, and then writes it as if its features were adjacent.
     For some layouts of q (overlapping windows, for example) they are not.
     """
+    of_image, of_token, of_head, of_feature = q.stride()
+    if of_image > of_token > of_head > of_feature == 1:  # a packed projection: nothing to find out
+        return q
     out = torch.empty_like(q.transpose(1, 2), device="meta")
     return q if q.stride(-1) == 1 and out.transpose(1, 2).is_contiguous() else q.contiguous()
 
@@ -103,31 +114,32 @@ def _flash_is_enabled() -> bool:
     return torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled()
 
 
-def _with_partners(own: Tensor, partners: Tensor | None, index: Tensor) -> Tensor:
-    """Tokens of the last len(index) rows, each row followed by its partner's (B', N + N', H, D)."""
-    num_unpaired = len(own) - len(index)
+def _pairs(own: Sequence[Tensor], others: Tensor | None, partners: list[int]) -> Tensor:
+    """Tokens of the images in the last part of own, each followed by its partner's -> (B, N + N', H, D).
+
+    Partners are images of `others`, or of all parts of own; that of -1 is any. Each token is copied once, and
+    so is its gradient.
+    """
+    images = own[-1].unbind()
+    pool = [x for part in own for x in part.unbind()] if others is None else others.unbind()
+    pairs = [x for image, partner in zip(images, partners, strict=True) for x in (image, pool[partner])]
+    return torch.cat(pairs).view(len(images), -1, *images[0].shape[1:])
+
+
+def _gathered_pairs(own: Tensor, others: Tensor | None, index: Tensor) -> Tensor:
+    """The same for own (B, N, H, D) and an index (B,) that cannot be read."""
     index = index.clamp(min=0)
-    if partners is None:  # one gather, whose backward pass adds each gradient once
-        rows = torch.arange(num_unpaired, len(own), device=index.device, dtype=index.dtype)
-        pairs = torch.stack([rows, index], 1).flatten()
-        return own.index_select(0, pairs).unflatten(0, (len(index), 2)).flatten(1, 2)
-    return torch.cat([own[num_unpaired:], partners.index_select(0, index)], 1)
+    if others is not None:
+        return torch.cat([own, others.index_select(0, index)], 1)
+    rows = torch.arange(len(own), device=index.device, dtype=index.dtype)
+    pairs = torch.stack([rows, index], 1).flatten()
+    return own.index_select(0, pairs).unflatten(0, (len(own), 2)).flatten(1, 2)
 
 
-def _num_leading_unpaired(partner_index: Tensor) -> int:
-    """Number of leading rows without a partner, which need no mask; 0 where counting costs a host sync."""
-    if torch.compiler.is_compiling() or partner_index.device.type != "cpu":
-        return 0
-    unpaired = (partner_index < 0).tolist()
-    return unpaired.index(False) if False in unpaired else len(unpaired)
-
-
-def _partner_mask(partner_index: Tensor, own: int, total: int, dtype: torch.dtype) -> Tensor | None:
-    readable = not torch.compiler.is_compiling() and partner_index.device.type == "cpu"
-    if readable and bool((partner_index >= 0).all()):
-        return None
-    absent = torch.zeros(len(partner_index), total, dtype=dtype, device=partner_index.device)
-    absent[:, own:].masked_fill_((partner_index < 0)[:, None], float("-inf"))
+def _partner_mask(index: Tensor, own: Tensor, keys: Tensor) -> Tensor:
+    """What hides the partner's keys from images that have none, to be added to the scores."""
+    absent = torch.zeros(len(index), keys.shape[1], dtype=own.dtype, device=index.device)
+    absent[:, own.shape[1] :].masked_fill_((index < 0)[:, None], float("-inf"))
     return absent[:, None, None, :]
 
 
