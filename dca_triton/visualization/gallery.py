@@ -119,8 +119,9 @@ def _draw(
     for spine in axis.spines.values():
         spine.set_color(COLORS[one.right])
         spine.set_linewidth(3)
-        spine.set_linestyle((0, (2, 1)) if one.right is False else "-")
-        spine.set_capstyle("butt")  # others would close the gaps between dashes
+        if one.right is False:  # not by color alone
+            spine.set_linestyle((0, (2, 1)))
+            spine.set_capstyle("butt")  # others would close the gaps between dashes
     lines = [drawable(_short(line)) for line in one.caption.split("\n")]
     axis.annotate(
         "\n".join(lines),
