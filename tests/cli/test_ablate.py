@@ -107,7 +107,7 @@ def test_from_config_to_table(
     call(config, tmp_path / "out")
     text = capsys.readouterr().out
     found = json.loads((tmp_path / "out/ablation.json").read_text())
-    assert (found["first"], found["seeds"], found["part"]) == ("few", [0, 1], "test")
+    assert (found["first"], found["seeds"], found["part"]) == ("few", [0, 1], "test of folder")
     assert found["score"] == "sum_top1" and text.startswith("| variant | sum_top1, % | SD |")
     assert (tmp_path / "out/ablation.png").read_bytes().startswith(b"\x89PNG")
 
