@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from ..arguments import number, raise_faults, violations
 from ..tensor_arguments import tensor_violations
+from .augmentation import RandAugment
 
 PerChannel = Sequence[float]
 
@@ -24,13 +25,25 @@ def fgvc_train(
     crop: int = 448,
     mean: PerChannel = IMAGENET_DEFAULT_MEAN,
     std: PerChannel = IMAGENET_DEFAULT_STD,
+    rand_augment: str | None = None,
+    erase: float = 0.0,
 ) -> v2.Compose:
-    """Resize to a square, crop a random one, flip half of the time."""
-    if crop > resize:
-        raise_faults([f"crop must be at most resize, {resize}, got {crop}"])
-    return v2.Compose(
-        [_resize((resize, resize)), v2.RandomCrop(crop), v2.RandomHorizontalFlip(), *_tensor(mean, std)]
-    )
+    """Resize to a square, crop a random one, flip half of the time.
+
+    Args:
+        resize: Pixels of the square's side.
+        crop: Pixels of the crop's side.
+        mean: Per channel.
+        std: Per channel.
+        rand_augment: A policy of timm's RandAugment (see `RandAugment`), applied after the flip.
+        erase: Probability of erasing a random rectangle, in [0, 1].
+    """
+    faults = [f"crop must be at most resize, {resize}, got {crop}"] if crop > resize else []
+    raise_faults(faults + violations({"erase": erase}, {"erase": number(lambda v: 0 <= v <= 1, "in [0, 1]")}))
+    augment = [] if rand_augment is None else [RandAugment(rand_augment, crop, mean)]
+    erasing = [v2.RandomErasing(erase, value="random")] if erase else []
+    crop_and_flip = [_resize((resize, resize)), v2.RandomCrop(crop), v2.RandomHorizontalFlip()]
+    return v2.Compose([*crop_and_flip, *augment, *_tensor(mean, std), *erasing])
 
 
 def fgvc_test(

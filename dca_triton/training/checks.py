@@ -27,6 +27,9 @@ ARGUMENT_RULES = {
     "warmup_epochs": integer(0),
     "label_smoothing": number(lambda v: 0 <= v < 1, "in [0, 1)"),
     "metric_loss": choice(*METRIC_LOSSES),
+    "freeze_epochs": integer(0),
+    "mixup": NOT_NEGATIVE,
+    "cutmix": NOT_NEGATIVE,
     "pairs": optional(FUNCTION),
     "evaluate": optional(FUNCTION),
     "evaluate_every": integer(0),
@@ -72,6 +75,9 @@ def combination_faults(arguments: dict[str, Any], task_type: str, images: int | 
     if task_type == "fgvc" and arguments["metric_loss"] != "triplet":
         loss = arguments["metric_loss"]
         faults.append(f"metric_loss must be 'triplet', the default, for a model of 'fgvc', got {loss!r}")
+    for name in ("mixup", "cutmix"):
+        if task_type == "reid" and arguments[name]:
+            faults.append(f"{name} must be 0 for a model of 'reid', got {arguments[name]}")
     if arguments["min_lr"] > arguments["lr"]:
         faults.append(f"min_lr must be at most lr, {arguments['lr']}, got {arguments['min_lr']}")
     if arguments["lr_per"] is not None and images is None:

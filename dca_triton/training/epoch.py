@@ -24,6 +24,7 @@ class Epoch:
         objective: Computes the gradient of a step.
         accumulate: Batches whose gradients make one step.
         clip_grad: Largest gradient norm, or None.
+        freeze_epochs: First epochs in which the backbone does not learn.
         on_nonfinite: "stop" or "skip".
         shows_progress: Show a bar.
     """
@@ -32,6 +33,7 @@ class Epoch:
     objective: Objective
     accumulate: int
     clip_grad: float | None
+    freeze_epochs: int
     on_nonfinite: Literal["stop", "skip"]
     shows_progress: bool
 
@@ -109,6 +111,11 @@ class Epoch:
                 buffer.copy_(before)  # BatchNorm has seen the batch
             progress.skipped += 1
             return
+        if progress.epoch < self.freeze_epochs:
+            # The gradient is computed, because DistributedDataParallel waits for it, and then not used: the
+            # optimizer passes over parameters without one, also their decay and momentum.
+            for parameter in self.objective.model.backbone.parameters():
+                parameter.grad = None
         if self.clip_grad is not None:
             self.run.accelerator.clip_grad_norm_(self.run.model.parameters(), self.clip_grad)
         run.optimizer.step()

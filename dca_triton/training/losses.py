@@ -164,7 +164,7 @@ class BranchLoss(nn.Module):
             outputs: The model's outputs: {sa,glca,pwca}_logits (B, K), where all but sa are optional, and for
                 "reid" {sa,glca,pwca}_features (B, N, C) with the class token in row 0. N may differ by
                 branch. The metric loss takes {sa,glca,pwca}_embedding (B, E) where there is one.
-            labels: (B,) int64 in [0, K).
+            labels: (B,) int64 in [0, K), or for "fgvc" the probabilities of the classes (B, K).
 
         Raises:
             ValueError: Missing outputs, wrong shapes or dtypes, labels out of range (on a GPU the range is
@@ -175,7 +175,8 @@ class BranchLoss(nn.Module):
             b for b in BRANCHES if b == "sa" or any(f"{b}_{kind}" in outputs for kind in kinds)
         ]
         raise_faults(self._violations(outputs, labels, present))
-        check_range("labels", labels, 0, outputs["sa_logits"].shape[1])
+        if not labels.is_floating_point():
+            check_range("labels", labels, 0, outputs["sa_logits"].shape[1])
         return {branch: self._branch(outputs, labels, branch) for branch in present}
 
     def _branch(self, outputs: Mapping[str, Tensor], labels: Tensor, branch: str) -> Tensor:
@@ -200,7 +201,9 @@ class BranchLoss(nn.Module):
             return [f"outputs must hold {', '.join(missing)} for {self.task_type!r}, got {sorted(outputs)}"]
         tensors = {"labels": labels, **{f"outputs[{name!r}]": outputs[name] for name in rules}}
         named = {f"outputs[{name!r}]": rule for name, rule in rules.items()}
-        return tensor_violations(tensors, {"labels": "int64 (B,)", **named}, same_device=True)
+        soft = self.task_type == "fgvc" and isinstance(labels, Tensor) and labels.dim() == 2
+        rule = "floating-point (B, K)" if soft and labels.is_floating_point() else "int64 (B,)"
+        return tensor_violations(tensors, {"labels": rule, **named}, same_device=True)
 
 
 def _branch_of(name: str) -> str:

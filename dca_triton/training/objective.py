@@ -17,6 +17,7 @@ from .losses import BranchLoss, UncertaintyWeightedLoss
 from .pairs import PairSampler
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(kw_only=True)
@@ -34,6 +35,7 @@ class Objective:
         branch_loss: The loss of one branch.
         pairs: Chooses each image's distractor.
         augment: Applied to a whole batch on the device, or None.
+        mix: Mixes images (B, 3, h, w) and labels (B,), which become (B, K), or None.
         gather_partners: Take distractors from the images of all processes.
         seed: Seeds everything random.
     """
@@ -45,6 +47,7 @@ class Objective:
     branch_loss: BranchLoss
     pairs: PairSampler
     augment: Augment | None
+    mix: Mix | None
     gather_partners: bool
     seed: int
 
@@ -101,9 +104,10 @@ class Objective:
         labels = torch.as_tensor(batch["label"]).to(self.accelerator.device, non_blocking=True)
         if self.augment:
             images = self.augment(images, own)
+        images, targets = self.mix(images, labels) if self.mix else (images, labels)
         pair = self._pair(images, labels, own, common) if "pwca" in self.model.branches else {}
         outputs = self.parallel(images, **pair, class_tokens_only=True)
-        losses = self.branch_loss(outputs, labels)
+        losses = self.branch_loss(outputs, targets)
         total = self.weighting(losses)["total_loss"]
         return {"total_loss": total, **{f"{branch}_loss": loss for branch, loss in losses.items()}}
 

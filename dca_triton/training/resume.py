@@ -49,6 +49,9 @@ ADDED_SETTINGS = {
     "loss_weights_lr": None,
     "weight_decay_exclude_1d": False,
     "metric_loss": "triplet",
+    "freeze_epochs": 0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
 }
 MAX_NAMES = 3  # of parameters, in an error
 

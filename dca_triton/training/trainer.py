@@ -5,25 +5,25 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import torch
 from accelerate.utils import broadcast_object_list
 from timm.utils.model_ema import ModelEmaV3
 
 from ..arguments import optional, raise_faults, violations
+from ..data.augmentation import mixing
 from ..data.records import Batch
 from ..model import DualAttentionModel
-from ..model.readout import width_of
 from ..progress import progress as progress_bar
 from ..run_folder import RunFolder
 from .checks import COUNT, check_arguments, combination_faults
 from .epoch import Epoch
 from .interrupt import delayed_interrupts
 from .launch import make_accelerator
-from .loader import length, seed_of
-from .losses import BranchLoss, MetricLoss, UncertaintyWeightedLoss
+from .loader import length
+from .losses import MetricLoss, UncertaintyWeightedLoss
 from .objective import Augment, Objective
 from .optimizer import cosine_schedule, group_lr, images_of_step, make_optimizer
 from .pairs import PairSampler
+from .parts import make_branch_loss, prepared
 from .resume import ADDED_SETTINGS, RESUME_SETTINGS
 from .run import Run
 from .run_settings import describe, model_arguments, plain
@@ -66,6 +66,11 @@ class DualAttentionTrainer:
         label_smoothing: In [0, 1).
         metric_loss: On the embeddings of a "reid" model: "triplet" with margin 0.3, "soft_margin_triplet"
             (TransReID), "circle", "arcface" or "cosface" (see `BranchLoss`).
+        freeze_epochs: The backbone does not learn in this many first epochs, >= 0. In layout="paper" it holds
+            all blocks but GLCA's. Such an epoch takes as long as any other.
+        mixup: Mix pairs of images and their labels, in shares from Beta(mixup, mixup), >= 0 (Zhang et al.,
+            2018); for "fgvc" only. 0 does not. With `cutmix` too, each step takes one of the two at random.
+        cutmix: The same by pasting a rectangle (Yun et al., 2019).
         pairs: Chooses each image's distractor in the batch; random by default.
         evaluate: Called after the last epoch and every `evaluate_every` epochs, in every process; returns
             scores by name, which go to the metrics.
@@ -116,6 +121,9 @@ class DualAttentionTrainer:
         warmup_epochs: int = 0,
         label_smoothing: float = 0.0,
         metric_loss: MetricLoss = "triplet",
+        freeze_epochs: int = 0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         pairs: PairSampler | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
         evaluate_every: int = 0,
@@ -153,22 +161,21 @@ class DualAttentionTrainer:
 
         self.model = getattr(model, "_orig_mod", model)  # a compiled model would save names with a prefix
         self.weighting = UncertaintyWeightedLoss().to(self.device)
-        self.branch_loss = self._make_branch_loss(label_smoothing, metric_loss, seed).to(self.device)
+        self.branch_loss = make_branch_loss(self.model, label_smoothing, metric_loss, seed)
+        self.branch_loss.to(self.device)
         ema = None if ema_decay is None else ModelEmaV3(self.model, ema_decay).to(self.device)
         if checkpoint_blocks:
             self.model.set_grad_checkpointing()
         grouping = {
             name: arguments[name] for name in ("weight_decay_exclude_1d", "layer_decay", "bias_lr_scale")
         }
-        parallel, prepared = self.accelerator.prepare(
-            model, make_optimizer(self.model, optimizer, self.lr, weight_decay, **grouping)
-        )
-        # Added after `prepare`, because FSDP2 accepts only parameters of the model.
-        if own_weights := list(self.branch_loss.parameters()):
-            prepared.add_param_group({"params": own_weights})
-        own_rate = {} if loss_weights_lr is None else {"lr_scale": loss_weights_lr / lr}
-        prepared.add_param_group(
-            {"params": list(self.weighting.parameters()), "weight_decay": 0.0, **own_rate}
+        parallel, optimized = prepared(
+            self.accelerator,
+            model,
+            make_optimizer(self.model, optimizer, self.lr, weight_decay, **grouping),
+            self.branch_loss,
+            self.weighting,
+            None if loss_weights_lr is None else loss_weights_lr / lr,
         )
         if ema is not None and is_sharded(self.model):
             shard_parameters(ema.module, self.model)
@@ -181,6 +188,7 @@ class DualAttentionTrainer:
             branch_loss=self.branch_loss,
             pairs=pairs or PairSampler(),
             augment=augment,
+            mix=mixing(mixup, cutmix, model.num_classes),
             gather_partners=gather_partners,
             seed=seed,
         )
@@ -191,7 +199,7 @@ class DualAttentionTrainer:
         self.run = Run(
             accelerator=self.accelerator,
             model=self.model,
-            optimizer=prepared,
+            optimizer=optimized,
             weighting=self.weighting,
             branch_loss=self.branch_loss,
             ema=ema,
@@ -205,6 +213,7 @@ class DualAttentionTrainer:
             objective=self.objective,
             accumulate=accumulate,
             clip_grad=clip_grad,
+            freeze_epochs=freeze_epochs,
             on_nonfinite=on_nonfinite,
             shows_progress=self.shows_progress,
         )
@@ -215,21 +224,6 @@ class DualAttentionTrainer:
             save_every=save_every,
             best_by=best_by,
         )
-
-    def _make_branch_loss(self, label_smoothing: float, metric_loss: MetricLoss, seed: int) -> BranchLoss:
-        """The loss of a branch, with the same initial weights in every process."""
-        model = self.model
-        readouts = {"sa": model.sa_readout, "glca": model.glca_readout, "pwca": model.sa_readout}
-        widths = {branch: width_of(readouts[branch], model.embed_dim) for branch in model.branches}
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(seed_of(seed))
-            return BranchLoss(
-                model.task_type,
-                label_smoothing,
-                metric_loss=metric_loss,
-                num_classes=model.num_classes,
-                widths=widths,
-            )
 
     def train(
         self,

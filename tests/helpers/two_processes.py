@@ -305,6 +305,7 @@ def sharding(scratch: Path) -> dict[str, list]:
 
         groups = {"layer_decay": 0.5, "bias_lr_scale": 2.0, "weight_decay_exclude_1d": True}
         options = {"ema_decay": 0.7, "evaluate": evaluate, "evaluate_every": 1, "loss_weights_lr": 0.01}
+        options |= {"freeze_epochs": 1, "mixup": 0.8}
         return run(folder, resume=resume, model=model, **options, **groups)
 
     def average(rank: int) -> dict:
