@@ -7,6 +7,7 @@ PY := .venv/bin/python
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[docs]' && touch $@
 
 demo: .venv/ready ; $(PY) -m dca_triton.cli demo
+ablation: .venv/ready ; $(PY) -m dca_triton.cli ablate --config examples/faces.yaml --output runs/ablation
 test: export CUDA_VISIBLE_DEVICES = -1
 test: .venv/ready ; OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 && OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PY) -m pytest --numprocesses 2 tests/interpreted
 lint: .venv/ready ; .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
@@ -16,4 +17,4 @@ static: .venv/ready ; $(PY) -m bench.meter --baseline bench/meter/baseline.json
 tune: .venv/ready ; $(PY) -m dca_triton.cli tune
 docs: .venv/docs ; .venv/bin/mkdocs build --strict
 
-.PHONY: demo test lint docs bench static tune gpu
+.PHONY: demo ablation test lint docs bench static tune gpu

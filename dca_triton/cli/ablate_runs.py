@@ -64,12 +64,13 @@ def check(runs: Runs, score: str | None) -> Checked:
         try:
             ready = prepare(run.experiment)
             ready.trainer.check_epochs(run.experiment.epochs)
-            check_score("--score", score, ready.trainer.model)
+            model = ready.trainer.model
+            check_score("--score", score, model.task_type, model.branches)
         except (ValueError, RuntimeError, FileNotFoundError) as error:
             raise ValueError(f"variant {run.variant!r}: {error}") from error
         if ready.transferred:
             print(f"{run.variant}: {ready.transferred}")
-    deciding = score or PREDICTION[ready.trainer.model.task_type]
+    deciding = score or PREDICTION[model.task_type]
     done = {(run.variant, run.seed): scores for run in runs if (scores := finished(run)) is not None}
     return Checked(ready.part, deciding, done)
 

@@ -141,6 +141,7 @@ def visualize(
         distractors: One for each photo; shows how much of PWCA's attention leaks to it, block by block.
     """
     from ..visualization import visualize as draw
+    from .experiment import center_of
     from .outputs import check_file, counted
     from .trained import load_trained
 
@@ -149,7 +150,8 @@ def visualize(
     check_file(file, (".png", ".html"))
     trained = load_trained(selection)
     known = trained.description
-    draw(trained.model, drawn, file, others, known.classes, known.mean, known.std)
+    resize = center_of(trained.data)
+    draw(trained.model, drawn, file, others, known.classes, known.mean, known.std, resize=resize)
     print(f"{file}: {counted(len(drawn), 'photo')}")
 
 

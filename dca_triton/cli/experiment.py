@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..arguments import optional, raise_faults, violations
+from ..branches import BRANCHES
 from ..data import ImageDataset, Splits, fgvc_test, fgvc_train, load_dataset, reid_test, reid_train
 from ..description import Description
 from ..evaluation import evaluate_fgvc, evaluate_reid
@@ -140,12 +141,10 @@ def scored_part(splits: Splits) -> str:
     return f"{' and '.join(scored_parts(splits))} of {splits.dataset}"
 
 
-def check_score(option: str, name: str | None, model: DualAttentionModel) -> None:
-    """Raise ValueError unless `name` is None or one of the scores in [0, 1] of the model."""
-    scored = [branch for branch in PREDICTIONS if branch == "sum" or branch in model.branches]
-    names = [f"{branch}_top{k}" for branch in scored for k in (1, 5)]
-    if model.task_type == "reid":
-        names = [*RETRIEVAL]
+def check_score(option: str, name: str | None, task: Task, branches: Sequence[str] | None) -> None:
+    """Raise ValueError unless `name` is None or one of the scores in [0, 1] of the task and the branches."""
+    scored = [branch for branch in PREDICTIONS if branch == "sum" or branch in (branches or BRANCHES)]
+    names = [f"{branch}_top{k}" for branch in scored for k in (1, 5)] if task == "fgvc" else [*RETRIEVAL]
     if name is not None and name not in names:
         raise ValueError(f"{option} must be one of {', '.join(names)}, got {name!r}")
 

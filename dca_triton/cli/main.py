@@ -1,4 +1,4 @@
-"""The command line: dca-triton train | evaluate | embed | visualize | export | demo | tune | info."""
+"""The command line, dca-triton: train, evaluate, embed, visualize, rank, export, ablate and others."""
 
 import sys
 from typing import NoReturn

@@ -19,6 +19,7 @@ from .ablate import ablate
 from .ablate_plan import Plan
 from .config import MODE, ConfigFile, check_texts, config_text, recipes, write_config
 from .options import DataChanges, DataOptions
+from .rank import rank
 from .sentences import sentence
 from .values import experiment_of, selection_of
 
@@ -26,11 +27,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__: command
     for command in (
         commands.train,
-        ablate,
         commands.evaluate,
         commands.embed,
         commands.visualize,
+        rank,
         commands.export,
+        ablate,
         commands.demo,
         commands.tune,
         commands.info,

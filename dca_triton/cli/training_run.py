@@ -50,8 +50,9 @@ def prepare(experiment: Experiment, resume: Resume = None) -> TrainingRun:
     pairs = PairSampler(**experiment.pairs)
     torch.manual_seed(experiment.seed)
     splits = load_splits(data, name)
+    best_by, branches = experiment.trainer.get("best_by"), experiment.model.get("branches")
+    check_score("--trainer.best_by", best_by, splits.task, branches)
     model = build_model(splits, data, experiment.model)
-    check_score("--trainer.best_by", experiment.trainer.get("best_by"), model)
     source = experiment.transfer if resumed_folder(experiment.output, resume) is None else None
     transferred = start_from(model, source) if source else None
     trainer = DualAttentionTrainer(

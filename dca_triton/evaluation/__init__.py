@@ -5,13 +5,16 @@ from .embeddings import Embeddings, embed, load_embeddings, save_embeddings
 from .expansion import expand_queries
 from .flip import flip_averaged
 from .metrics import ReidMetrics, reid_metrics, topk_accuracy
-from .scores import SCORES, Metric, evaluate_fgvc, evaluate_reid, score_embeddings, score_table
+from .rankings import Rankings, cmc_curve, rank_embeddings
+from .scores import SCORES, Metric, evaluate_fgvc, evaluate_reid, predict, score_embeddings, score_table
 
 __all__ = [
     "SCORES",
     "Embeddings",
     "Metric",
+    "Rankings",
     "ReidMetrics",
+    "cmc_curve",
     "embed",
     "evaluate_fgvc",
     "evaluate_reid",
@@ -19,6 +22,8 @@ __all__ = [
     "flip_averaged",
     "k_reciprocal_rerank",
     "load_embeddings",
+    "predict",
+    "rank_embeddings",
     "reid_metrics",
     "save_embeddings",
     "score_embeddings",

@@ -4,7 +4,7 @@ Pure functions of tensors, independent of models and datasets.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -114,6 +114,47 @@ def reid_metrics(
         ValueError: Other shapes, dtypes, devices or options, features that are not finite, an empty side;
             every reason at once. Or no query has a match.
     """
+    blocks = comparisons(**locals())
+    ranks = [found for block in blocks for found in ranks_of_right(*block)]
+
+    answered = [r for r in ranks if r]
+    if not answered:
+        match = "a gallery photo of the same id"
+        if (query_cameras > UNKNOWN).any():
+            match += " from another camera"
+        elif query_photos is not None or (query_cameras < UNKNOWN).any():
+            match += " other than the query or its copies"
+        raise ValueError(f"query_ids must have a match ({match}), got {len(ranks)} queries without one")
+    return ReidMetrics(
+        mAP=_mean([average_precision(r) for r in answered]),
+        cmc={k: _mean([float(r[0] <= k) for r in answered]) for k in CMC_RANKS},
+        mINP=_mean([len(r) / r[-1] for r in answered]),
+        queries=len(ranks),
+        queries_without_match=len(ranks) - len(answered),
+    )
+
+
+def comparisons(
+    query_features: Tensor,
+    query_ids: Tensor,
+    query_cameras: Tensor,
+    gallery_features: Tensor,
+    gallery_ids: Tensor,
+    gallery_cameras: Tensor,
+    metric: Literal["euclidean", "cosine"] = "euclidean",
+    chunk_size: int = 64,
+    distances: Distances = squared_distances,
+    query_photos: Tensor | None = None,
+    gallery_photos: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Blocks of distances, of what is right and of what is wrong, in the order of the queries.
+
+    Arguments and errors are those of `reid_metrics`.
+
+    Yields:
+        Three tensors (<= chunk_size, G'), of which the last two are bool and neither holds what is left out;
+        the gallery's G' photos are those of an id other than JUNK_ID, in their order.
+    """
     query = {"features": query_features, "ids": query_ids, "cameras": query_cameras}
     gallery = {"features": gallery_features, "ids": gallery_ids, "cameras": gallery_cameras}
     faults = violations({"metric": metric, "chunk_size": chunk_size}, VALUE_RULES)
@@ -128,29 +169,12 @@ def reid_metrics(
     prepare = unit_rows if metric == "cosine" else torch.Tensor.float
     blocks = distances(prepare(query_features.detach()), prepare(gallery["features"].detach()), chunk_size)
     rows_of_blocks = torch.arange(len(query_ids), device=query_ids.device).split(chunk_size)
-    ranks: list[list[int]] = []
     for block, rows in zip(blocks, rows_of_blocks, strict=True):
         same_id = query_ids[rows, None] == gallery["ids"]
         left_out = same_id & _same(query_cameras[rows], gallery["cameras"])
         if "photos" in query:
             left_out |= _same(query["photos"][rows], gallery["photos"])
-        ranks += _ranks_of_right(block, right=same_id & ~left_out, wrong=~same_id & ~left_out)
-
-    answered = [r for r in ranks if r]
-    if not answered:
-        match = "a gallery photo of the same id"
-        if (query_cameras > UNKNOWN).any():
-            match += " from another camera"
-        elif "photos" in query or (query_cameras < UNKNOWN).any():
-            match += " other than the query or its copies"
-        raise ValueError(f"query_ids must have a match ({match}), got {len(ranks)} queries without one")
-    return ReidMetrics(
-        mAP=_mean([_mean([right / rank for right, rank in enumerate(r, start=1)]) for r in answered]),
-        cmc={k: _mean([float(r[0] <= k) for r in answered]) for k in CMC_RANKS},
-        mINP=_mean([len(r) / r[-1] for r in answered]),
-        queries=len(ranks),
-        queries_without_match=len(ranks) - len(answered),
-    )
+        yield block, same_id & ~left_out, ~same_id & ~left_out
 
 
 def _same(query: Tensor, gallery: Tensor) -> Tensor:
@@ -158,7 +182,7 @@ def _same(query: Tensor, gallery: Tensor) -> Tensor:
     return (query[:, None] == gallery) & (gallery != UNKNOWN)
 
 
-def _ranks_of_right(distances: Tensor, right: Tensor, wrong: Tensor) -> list[list[int]]:
+def ranks_of_right(distances: Tensor, right: Tensor, wrong: Tensor) -> list[list[int]]:
     """Ascending ranks, from 1, of each query's right photos among its right and wrong ones; all are (q, G).
 
     Only the few right distances are sorted, never the gallery. Each wrong photo is then counted before the
@@ -186,6 +210,11 @@ def unit_rows(x: Tensor) -> Tensor:
     return torch.cat(
         [(r / r.norm(dim=1, keepdim=True)).float() for r in map(torch.Tensor.double, x.split(4096))]
     )
+
+
+def average_precision(ranks: Sequence[int]) -> float:
+    """The mean of the precisions at the ranks, from 1 and ascending, of a query's right photos."""
+    return _mean([right / rank for right, rank in enumerate(ranks, start=1)])
 
 
 def _mean(values: list[float]) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,31 @@ SCORES: Mapping[Task, tuple[str, ...]] = {
 
 
 @torch.no_grad()
+def predict(
+    model: DualAttentionModel, test: Iterable[Batch], progress: bool = True, flip: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the probabilities (S, K) float32 of "sa", "glca" and their "sum", and the labels (S,).
+
+    Both are on the CPU. Arguments are those of `evaluate_fgvc`. The sum is the paper's prediction; without
+    GLCA it is SA's.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    model = flip_averaged(model) if flip else model
+    parts = []
+    for batch in progress_bar(test, desc="evaluate", unit="batch", leave=False, disable=not progress):
+        outputs = model(batch["image"].to(device, non_blocking=True), class_tokens_only=True)
+        logits = {name: outputs[f"{name}_logits"] for name in PREDICTIONS if f"{name}_logits" in outputs}
+        found = {name: value.float().softmax(1).cpu() for name, value in logits.items()}
+        parts.append(
+            (found | {"sum": torch.stack([*found.values()]).sum(0)}, torch.as_tensor(batch["label"]))
+        )
+    if not parts:
+        raise ValueError("test must hold at least one batch, got none")
+    predictions, labels = zip(*parts, strict=True)
+    return {name: torch.cat([p[name] for p in predictions]) for name in predictions[0]}, torch.cat(labels)
+
+
 def evaluate_fgvc(
     model: DualAttentionModel, test: Iterable[Batch], progress: bool = True, flip: bool = False
 ) -> dict[str, float]:
@@ -50,24 +75,11 @@ def evaluate_fgvc(
     Raises:
         ValueError: There is no batch, or a label is not one of the model's classes.
     """
-    model.eval()
-    device = next(model.parameters()).device
-    model = flip_averaged(model) if flip else model
-    parts = []
-    for batch in progress_bar(test, desc="evaluate", unit="batch", leave=False, disable=not progress):
-        outputs = model(batch["image"].to(device, non_blocking=True), class_tokens_only=True)
-        logits = {name: outputs[f"{name}_logits"] for name in PREDICTIONS if f"{name}_logits" in outputs}
-        found = {name: value.float().softmax(1).cpu() for name, value in logits.items()}
-        parts.append((found | {"sum": sum(found.values())}, torch.as_tensor(batch["label"])))
-    if not parts:
-        raise ValueError("test must hold at least one batch, got none")
-    predictions, labels = zip(*parts, strict=True)
+    predictions, labels = predict(model, test, progress, flip)
     return {
         f"{name}_top{k}": score
-        for name in predictions[0]
-        for k, score in topk_accuracy(
-            torch.cat([part[name] for part in predictions]), torch.cat(labels), ks=(1, 5)
-        ).items()
+        for name, probabilities in predictions.items()
+        for k, score in topk_accuracy(probabilities, labels, ks=(1, 5)).items()
     }
 
 
@@ -138,25 +150,42 @@ def score_embeddings(
     Raises:
         ValueError: As `dca_triton.evaluation.reid_metrics` and `expand_queries`.
     """
-    if expand:
-        known = gallery.features[gallery.labels != JUNK_ID]
-        features = expand_queries(query.features, known, expand, alpha, metric, progress=progress)
-        query = query._replace(features=features)
-    query_photos, gallery_photos = _photo_numbers(query.paths, gallery.paths)
-    found = reid_metrics(
-        *query[:3],
-        *gallery[:3],
-        metric=metric,
-        distances=partial(k_reciprocal_rerank if rerank else squared_distances, progress=progress),
-        query_photos=query_photos,
-        gallery_photos=gallery_photos,
-    )
+    found = reid_metrics(**retrieval(query, gallery, metric, rerank, progress, expand, alpha))
     return {
         "mAP": found.mAP,
         **{f"rank{k}": share for k, share in found.cmc.items()},
         "mINP": found.mINP,
         "queries": found.queries,
         "matched_queries": found.matched_queries,
+    }
+
+
+def retrieval(
+    query: Embeddings,
+    gallery: Embeddings,
+    metric: Metric,
+    rerank: bool,
+    progress: bool,
+    expand: int,
+    alpha: float,
+) -> dict[str, Any]:
+    """The arguments of `reid_metrics` and `comparisons` for those of `score_embeddings`."""
+    features = query.features
+    if expand:
+        known = gallery.features[gallery.labels != JUNK_ID]
+        features = expand_queries(features, known, expand, alpha, metric, progress=progress)
+    query_photos, gallery_photos = _photo_numbers(query.paths, gallery.paths)
+    return {
+        "query_features": features,
+        "query_ids": query.labels,
+        "query_cameras": query.cameras,
+        "gallery_features": gallery.features,
+        "gallery_ids": gallery.labels,
+        "gallery_cameras": gallery.cameras,
+        "metric": metric,
+        "distances": partial(k_reciprocal_rerank if rerank else squared_distances, progress=progress),
+        "query_photos": query_photos,
+        "gallery_photos": gallery_photos,
     }
 
 

@@ -4,6 +4,7 @@ import importlib.util
 from typing import Any
 
 from ..arguments import Rule, choice, flag, integer, number, optional, raise_faults, violations
+from .metric_losses import METRIC_LOSSES
 from .optimizer import OPTIMIZERS
 from .run_settings import plain
 
@@ -25,6 +26,7 @@ ARGUMENT_RULES = {
     "weight_decay_exclude_1d": flag(),
     "warmup_epochs": integer(0),
     "label_smoothing": number(lambda v: 0 <= v < 1, "in [0, 1)"),
+    "metric_loss": choice(*METRIC_LOSSES),
     "pairs": optional(FUNCTION),
     "evaluate": optional(FUNCTION),
     "evaluate_every": integer(0),
@@ -58,14 +60,18 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         raise ModuleNotFoundError("tensorboard=True needs TensorBoard: pip install tensorboard")
 
 
-def combination_faults(arguments: dict[str, Any], images: int | None) -> list[str]:
+def combination_faults(arguments: dict[str, Any], task_type: str, images: int | None) -> list[str]:
     """Return every reason why arguments, each within its range, do not fit together.
 
     Args:
         arguments: The trainer's.
+        task_type: The model's.
         images: Images of a step, or None if they are unknown.
     """
     faults = []
+    if task_type == "fgvc" and arguments["metric_loss"] != "triplet":
+        loss = arguments["metric_loss"]
+        faults.append(f"metric_loss must be 'triplet', the default, for a model of 'fgvc', got {loss!r}")
     if arguments["min_lr"] > arguments["lr"]:
         faults.append(f"min_lr must be at most lr, {arguments['lr']}, got {arguments['min_lr']}")
     if arguments["lr_per"] is not None and images is None:

@@ -5,24 +5,31 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict, get_args
 
 import torch
-from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.losses import TripletMarginLoss
-from pytorch_metric_learning.miners import BatchHardMiner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import Rule, choice, number, optional, raise_faults, violations
+from ..arguments import Rule, choice, integer, number, optional, raise_faults, violations
 from ..branches import BRANCHES
 from ..ops.checks import check_range
 from ..tensor_arguments import tensor_violations
+from .metric_losses import CLASS_WEIGHTS, METRIC_LOSSES, make_metric_loss
 
 TaskType = Literal["fgvc", "reid"]
+MetricLoss = Literal["triplet", "soft_margin_triplet", "circle", "arcface", "cosface"]
 
 NUM_TASKS: Rule = (lambda n: type(n) is int and 1 <= n <= len(BRANCHES), "1, 2 or 3")
 ARGUMENT_RULES = {
     "task_type": choice(*get_args(TaskType)),
     "label_smoothing": number(lambda v: 0 <= v <= 1, "in [0, 1]"),
     "triplet_margin": number(lambda v: v >= 0, "a finite number >= 0"),
+    "metric_loss": choice(*METRIC_LOSSES),
+}
+CLASS_WEIGHT_RULES: dict[str, Rule] = {
+    "num_classes": integer(1),
+    "widths": (
+        lambda v: isinstance(v, Mapping) and set(v) <= set(BRANCHES) and all(map(integer(1)[0], v.values())),
+        f"a dict of integers >= 1 by {', '.join(BRANCHES)}",
+    ),
 }
 
 
@@ -106,31 +113,49 @@ class UncertaintyWeightedLoss(nn.Module):
 
 
 class BranchLoss(nn.Module):
-    """The loss of each branch: cross entropy, plus a batch-hard triplet loss for "reid".
+    """The loss of each branch: cross entropy, plus for "reid" a metric loss on the branch's embeddings.
 
-    The triplet loss (Hermans et al., 2017) takes Euclidean distances between class tokens without normalizing
-    them. It is the mean over the triplets that violate the margin, and 0 if none does or the batch holds no
-    triplet.
+    Embeddings are not normalized, except by the losses of angles: "circle", "arcface" and "cosface". The
+    triplet loss is the mean over the triplets that violate the margin, and 0 if none does or the batch holds
+    no triplet. "arcface" and "cosface" have weights of their own: pass `parameters()` to the optimizer.
 
     Args:
         task_type: "fgvc" or "reid".
         label_smoothing: In [0, 1].
-        triplet_margin: Finite, >= 0; for "reid" only.
+        triplet_margin: Finite, >= 0; for "triplet" only.
+        metric_loss: For "reid" only. "triplet" is batch-hard (Hermans et al., 2017), "soft_margin_triplet"
+            the same with log(1 + exp(d_positive - d_negative)) as in TransReID; "circle" (m = 0.25, gamma =
+            128), "arcface" and "cosface" are those of pytorch-metric-learning.
+        num_classes: K; for "arcface" and "cosface" only.
+        widths: The features E of each branch's embedding, by "sa", "glca", "pwca"; for "arcface" and
+            "cosface" only.
 
     Raises:
         ValueError: Arguments outside their range, all of them at once.
     """
 
     def __init__(
-        self, task_type: TaskType = "fgvc", label_smoothing: float = 0.0, triplet_margin: float = 0.3
+        self,
+        task_type: TaskType = "fgvc",
+        label_smoothing: float = 0.0,
+        triplet_margin: float = 0.3,
+        metric_loss: MetricLoss = "triplet",
+        *,
+        num_classes: int | None = None,
+        widths: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        raise_faults(violations(locals(), ARGUMENT_RULES))
+        arguments = locals()
+        has_weights = task_type == "reid" and metric_loss in CLASS_WEIGHTS
+        rules = ARGUMENT_RULES | (CLASS_WEIGHT_RULES if has_weights else {})
+        raise_faults(violations(arguments, rules))
         self.task_type = task_type
         self.label_smoothing = label_smoothing
-        distance = LpDistance(normalize_embeddings=False)
-        self.miner = BatchHardMiner(distance=distance)
-        self.triplet = TripletMarginLoss(margin=triplet_margin, distance=distance)
+        sizes = dict(widths or {}) if has_weights else dict.fromkeys(BRANCHES)
+        self.metric = nn.ModuleDict()
+        if task_type == "reid":
+            for branch, width in sizes.items():
+                self.metric[branch] = make_metric_loss(metric_loss, triplet_margin, num_classes, width)
 
     def forward(self, outputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Return the scalar losses "sa", and "glca" and "pwca" of the branches that the model ran.
@@ -138,7 +163,7 @@ class BranchLoss(nn.Module):
         Args:
             outputs: The model's outputs: {sa,glca,pwca}_logits (B, K), where all but sa are optional, and for
                 "reid" {sa,glca,pwca}_features (B, N, C) with the class token in row 0. N may differ by
-                branch. The triplet loss takes {sa,glca,pwca}_embedding (B, E) where there is one.
+                branch. The metric loss takes {sa,glca,pwca}_embedding (B, E) where there is one.
             labels: (B,) int64 in [0, K).
 
         Raises:
@@ -161,9 +186,9 @@ class BranchLoss(nn.Module):
         x = outputs.get(f"{branch}_embedding")
         x = outputs[f"{branch}_features"][:, 0] if x is None else x
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # half-precision distances overflow
-        return loss + self.triplet(x, labels, self.miner(x, labels))
+        return loss + self.metric[branch](x, labels)
 
-    def _violations(self, outputs: Mapping[str, Tensor], labels: Tensor, present: list[str]) -> list[str]:
+    def _violations(self, outputs: Mapping[str, Tensor], labels: Tensor, present: Sequence[str]) -> list[str]:
         rules = {}
         for branch in present:
             rules[f"{branch}_logits"] = "floating-point (B, K)"

@@ -77,7 +77,7 @@ class Objective:
                     self.accelerator.backward(share * losses["total_loss"])
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0) + share * loss.detach()
-        for weight in self.weighting.parameters():  # `parallel` does not join these
+        for weight in (*self.weighting.parameters(), *self.branch_loss.parameters()):  # not in `parallel`
             weight.grad = self.accelerator.reduce(weight.grad, "mean")
         return sums
 

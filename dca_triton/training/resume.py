@@ -48,6 +48,7 @@ ADDED_SETTINGS = {
     "layer_decay": None,
     "loss_weights_lr": None,
     "weight_decay_exclude_1d": False,
+    "metric_loss": "triplet",
 }
 MAX_NAMES = 3  # of parameters, in an error
 
@@ -93,6 +94,7 @@ RULES: dict[str, Rule] = {
 # Checkpoints of earlier versions lack some of these.
 OPTIONAL_RULES: dict[str, Rule] = {
     "ema_state_dict": optional(WEIGHTS),
+    "branch_loss_state_dict": WEIGHTS,
     "model_arguments": optional(PLAIN),
     "description": optional(PLAIN),
     "scaler_state_dict": optional(

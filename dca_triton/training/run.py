@@ -17,7 +17,7 @@ from ..arguments import raise_faults
 from ..checkpoint import load_weights
 from ..data.records import Batch
 from .loader import random_state, set_random_state
-from .losses import UncertaintyWeightedLoss
+from .losses import BranchLoss, UncertaintyWeightedLoss
 from .resume import REQUIRED_KEYS, changes, progress_faults, type_faults
 from .sharding import load_optimizer, sharded_like, swap_weights, whole
 
@@ -59,8 +59,9 @@ class Run:
     Attributes:
         accelerator: The accelerator of this process.
         model: The model to evaluate.
-        optimizer: Updates the parameters of the model and the weighting.
+        optimizer: Updates the parameters of the model, the weighting and the loss.
         weighting: Weights the losses of the branches.
+        branch_loss: The loss of a branch.
         ema: The average of the weights, or None.
         batches: Iterated once an epoch.
         settings: Everything that the results depend on, except the model (see `run_settings`).
@@ -73,6 +74,7 @@ class Run:
     model: nn.Module
     optimizer: AcceleratedOptimizer
     weighting: UncertaintyWeightedLoss
+    branch_loss: BranchLoss
     ema: ModelEmaV3 | None
     batches: Iterable[Batch]
     settings: dict[str, Any]
@@ -87,6 +89,7 @@ class Run:
             "model_state_dict": whole(self.model.state_dict()),
             "optimizer_state_dict": whole(self.optimizer.state_dict()),
             "uncertainty_loss_state_dict": self.weighting.state_dict(),
+            "branch_loss_state_dict": self.branch_loss.state_dict(),
             "epoch": progress.epoch,
             "history": progress.history,
             "step": progress.step,
@@ -138,6 +141,7 @@ class Run:
         load_weights(self.model, {"model_state_dict": weights})
         load_optimizer(self.optimizer.optimizer, state["optimizer_state_dict"])
         load_weights(self.weighting, {"model_state_dict": state["uncertainty_loss_state_dict"]})
+        load_weights(self.branch_loss, {"model_state_dict": state.get("branch_loss_state_dict", {})})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler_state_dict"])
         if self.ema is not None:

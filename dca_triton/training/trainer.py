@@ -5,20 +5,22 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
+import torch
 from accelerate.utils import broadcast_object_list
 from timm.utils.model_ema import ModelEmaV3
 
 from ..arguments import optional, raise_faults, violations
 from ..data.records import Batch
 from ..model import DualAttentionModel
+from ..model.readout import width_of
 from ..progress import progress as progress_bar
 from ..run_folder import RunFolder
 from .checks import COUNT, check_arguments, combination_faults
 from .epoch import Epoch
 from .interrupt import delayed_interrupts
 from .launch import make_accelerator
-from .loader import length
-from .losses import BranchLoss, UncertaintyWeightedLoss
+from .loader import length, seed_of
+from .losses import BranchLoss, MetricLoss, UncertaintyWeightedLoss
 from .objective import Augment, Objective
 from .optimizer import cosine_schedule, group_lr, images_of_step, make_optimizer
 from .pairs import PairSampler
@@ -62,6 +64,8 @@ class DualAttentionTrainer:
             tokens (timm's `no_weight_decay`).
         warmup_epochs: Epochs of linear warm-up before the cosine, >= 0; fewer than the epochs to train.
         label_smoothing: In [0, 1).
+        metric_loss: On the embeddings of a "reid" model: "triplet" with margin 0.3, "soft_margin_triplet"
+            (TransReID), "circle", "arcface" or "cosface" (see `BranchLoss`).
         pairs: Chooses each image's distractor in the batch; random by default.
         evaluate: Called after the last epoch and every `evaluate_every` epochs, in every process; returns
             scores by name, which go to the metrics.
@@ -111,6 +115,7 @@ class DualAttentionTrainer:
         weight_decay_exclude_1d: bool = False,
         warmup_epochs: int = 0,
         label_smoothing: float = 0.0,
+        metric_loss: MetricLoss = "triplet",
         pairs: PairSampler | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
         evaluate_every: int = 0,
@@ -135,7 +140,7 @@ class DualAttentionTrainer:
         self.accelerator = make_accelerator(precision, batches)
         self.processes, self.device = self.accelerator.num_processes, self.accelerator.device
         self.images = images_of_step(batches, accumulate, self.processes)
-        raise_faults(combination_faults(arguments, self.images))
+        raise_faults(combination_faults(arguments, model.task_type, self.images))
         share = 1.0 if lr_per is None or self.images is None else self.images / lr_per
 
         self.lr, self.min_lr = lr * share, min_lr * share
@@ -148,6 +153,7 @@ class DualAttentionTrainer:
 
         self.model = getattr(model, "_orig_mod", model)  # a compiled model would save names with a prefix
         self.weighting = UncertaintyWeightedLoss().to(self.device)
+        self.branch_loss = self._make_branch_loss(label_smoothing, metric_loss, seed).to(self.device)
         ema = None if ema_decay is None else ModelEmaV3(self.model, ema_decay).to(self.device)
         if checkpoint_blocks:
             self.model.set_grad_checkpointing()
@@ -158,6 +164,8 @@ class DualAttentionTrainer:
             model, make_optimizer(self.model, optimizer, self.lr, weight_decay, **grouping)
         )
         # Added after `prepare`, because FSDP2 accepts only parameters of the model.
+        if own_weights := list(self.branch_loss.parameters()):
+            prepared.add_param_group({"params": own_weights})
         own_rate = {} if loss_weights_lr is None else {"lr_scale": loss_weights_lr / lr}
         prepared.add_param_group(
             {"params": list(self.weighting.parameters()), "weight_decay": 0.0, **own_rate}
@@ -170,7 +178,7 @@ class DualAttentionTrainer:
             model=self.model,
             parallel=parallel,
             weighting=self.weighting,
-            branch_loss=BranchLoss(model.task_type, label_smoothing),
+            branch_loss=self.branch_loss,
             pairs=pairs or PairSampler(),
             augment=augment,
             gather_partners=gather_partners,
@@ -185,6 +193,7 @@ class DualAttentionTrainer:
             model=self.model,
             optimizer=prepared,
             weighting=self.weighting,
+            branch_loss=self.branch_loss,
             ema=ema,
             batches=batches,
             settings=broadcast_object_list([settings])[0],  # the batches of processes may differ
@@ -206,6 +215,21 @@ class DualAttentionTrainer:
             save_every=save_every,
             best_by=best_by,
         )
+
+    def _make_branch_loss(self, label_smoothing: float, metric_loss: MetricLoss, seed: int) -> BranchLoss:
+        """The loss of a branch, with the same initial weights in every process."""
+        model = self.model
+        readouts = {"sa": model.sa_readout, "glca": model.glca_readout, "pwca": model.sa_readout}
+        widths = {branch: width_of(readouts[branch], model.embed_dim) for branch in model.branches}
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed_of(seed))
+            return BranchLoss(
+                model.task_type,
+                label_smoothing,
+                metric_loss=metric_loss,
+                num_classes=model.num_classes,
+                widths=widths,
+            )
 
     def train(
         self,

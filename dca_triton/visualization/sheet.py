@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
 from ..arguments import raise_faults
-from ..data import read_image, reid_test
+from ..data import fgvc_test, read_image, reid_test
 from ..files import atomic_write
 from ..model import DualAttentionModel, distractor_share, explain
 from ..progress import progress as progress_bar
@@ -71,6 +71,7 @@ def visualize(
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
     progress: bool = True,
+    resize: int | None = None,
 ) -> None:
     """Draw the rollout, local patches and SA's and GLCA's predictions of each photo into one file.
 
@@ -88,15 +89,17 @@ def visualize(
         mean: Mean of each channel in the normalization that the model was trained with.
         std: Standard deviation of each channel, likewise.
         progress: Show a progress bar.
+        resize: Resize photos to a square of this side and crop the image size from the center, as `fgvc_test`
+            does, for a model that was evaluated so.
 
     Raises:
         ValueError: Arguments that do not fit, every reason at once, or a photo that cannot be read.
         OSError: `output` cannot be written.
     """
     output = Path(output)
-    _check(model, photos, output, distractors, classes)
+    _check(model, photos, output, distractors, classes, resize)
     names = classes or [f"class {k}" for k in range(model.num_classes)]
-    explained = _explained(model, photos, distractors, mean, std)
+    explained = _explained(model, photos, distractors, mean, std, resize)
     bar = progress_bar(
         explained, desc="visualize", total=len(photos), unit="photo", leave=False, disable=not progress
     )
@@ -116,8 +119,12 @@ def _check(
     output: Path,
     distractors: Sequence[Path] | None,
     classes: Sequence[str],
+    resize: int | None,
 ) -> None:
     faults = []
+    height, width = model.backbone.model.patch_embed.img_size
+    if resize is not None and not height == width <= resize:
+        faults.append(f"resize must be at least the side of a square image, {height} x {width}, got {resize}")
     if not photos:
         faults.append("photos must hold at least one image file, got none")
     if output.suffix not in (".png", ".html"):
@@ -143,10 +150,12 @@ def _explained(
     distractors: Sequence[Path] | None,
     mean: Sequence[float],
     std: Sequence[float],
+    resize: int | None,
 ) -> Iterator[Explained]:
     device = next(model.parameters()).device
     size = model.backbone.model.patch_embed.img_size
-    read = reid_test(size, mean=(0, 0, 0), std=(1, 1, 1))  # pictures are shown without normalization, in 0..1
+    plain = {"mean": (0, 0, 0), "std": (1, 1, 1)}  # pictures are shown without normalization, in 0..1
+    read = reid_test(size, **plain) if resize is None else fgvc_test(size[0], **plain, resize=resize)
 
     def load(paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         shown = torch.stack([read(read_image(Path(path))) for path in paths])

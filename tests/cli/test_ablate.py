@@ -16,13 +16,18 @@ from PIL import Image
 
 from dca_triton.checkpoint import load_checkpoint
 from dca_triton.cli import ablate
+from dca_triton.cli.ablate_plan import DEFAULT_VARIANTS, Plan
+from dca_triton.cli.demo import face_model
 from dca_triton.cli.main import main
+from dca_triton.cli.parser import parser_of
+from dca_triton.cli.training_run import prepare
 from dca_triton.training.epoch import Epoch
 
 VARIANTS: dict[str, Any] = {
     "few": None,
     "many, hard": {"model": {"top_k_ratio": 0.9}, "pairs": {"strategy": "mixed"}},
 }
+FACES = Path(__file__).parents[2] / "examples/faces.yaml"
 STEPS = 2  # of an epoch
 
 
@@ -102,7 +107,7 @@ def test_from_config_to_table(
     call(config, tmp_path / "out")
     text = capsys.readouterr().out
     found = json.loads((tmp_path / "out/ablation.json").read_text())
-    assert (found["first"], found["seeds"], found["part"]) == ("few", [0, 1], "test")
+    assert (found["first"], found["seeds"], found["part"]) == ("few", [0, 1], "test of folder")
     assert found["score"] == "sum_top1" and text.startswith("| variant | sum_top1, % | SD |")
     assert (tmp_path / "out/ablation.png").read_bytes().startswith(b"\x89PNG")
 
@@ -195,6 +200,56 @@ def test_goes_on_where_it_was_stopped(
     (folder / "config.yaml").unlink()
     with pytest.raises(SystemExit, match=r"seed1', where checkpoints must have config.yaml beside them"):
         call(config, tmp_path / "out")
+
+
+def test_default_variants_on_the_settings_of_make_ablation(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """examples/faces.yaml, with a smaller model and fewer photos."""
+    data = yaml.safe_load(config.read_text())["data"]
+    small = [f"--data.{name}={value}" for name, value in data.items()]
+    small += ["--model.backbone_name=test_vit", "--model.timm={depth: 2}", "--trainer.progress=false"]
+    short = ["--epochs=1", "--trainer.warmup_epochs=0", "--seeds=2"]
+    main(["ablate", f"--config={FACES}", *small, *short, f"--output={tmp_path}"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == ["| sa", "| sa+glca", "| sa+pwca", "| all", "| all, readout both"]
+    assert rows[0][4:] == ["-", "-", "1.00 |"] and all(row[4] != "-" for row in rows[1:])
+    found = json.loads((tmp_path / "ablation.json").read_text())["variants"]
+    assert [each["overrides"] for each in found.values()] == list(DEFAULT_VARIANTS.values())
+    losses = {
+        name: {key for key in each["all_scores"]["1"] if key.endswith("_loss")}
+        for name, each in found.items()
+    }
+    assert losses["sa"] == {"total_loss", "sa_loss"} and "pwca_loss" not in losses["sa+glca"]
+    assert losses["all"] == {"total_loss", "sa_loss", "glca_loss", "pwca_loss"}
+    arguments = load_checkpoint(tmp_path / "all, readout both/seed0/checkpoint.pt")["model_arguments"]
+    assert (arguments["sa_readout"], arguments["glca_readout"]) == ("both", "both")
+
+
+def test_faces_are_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make ablation` has the model and the settings of the demo, and its variants the same backbone."""
+    monkeypatch.chdir(tmp_path)
+    given = parser_of("ablate").parse_args([f"--config={FACES}"])
+    runs = Plan(parser_of("train"), given).runs(DEFAULT_VARIANTS, 1)
+    trainers = [prepare(run.experiment).trainer for run in runs]
+    for trainer in trainers:
+        own, first = (t.model.backbone.state_dict() for t in (trainer, trainers[0]))
+        assert all(torch.equal(own[name], first[name]) for name in first)
+    whole = trainers[3]
+    demo = face_model(40, "fgvc", 0.1)
+    assert {n: p.shape for n, p in whole.model.named_parameters()} == {
+        n: p.shape for n, p in demo.named_parameters()
+    }
+    assert (whole.run.settings["optimizer"], whole.lr, whole.warmup_epochs) == ("adamw", 1e-3, 10)
+    assert (whole.run.settings["label_smoothing"], whole.epoch.clip_grad) == (0.1, 1.0)
+    assert (len(whole.run.batches), whole.run.batches.batch_size) == (15, 16)
+
+
+def test_a_score_that_a_variant_lacks(config: Path, tmp_path: Path) -> None:
+    sentence = "variant 'sa': --score must be one of sa_top1, sa_top5, sum_top1, sum_top5, got 'glca_top1'"
+    with pytest.raises(SystemExit, match=sentence):
+        main(["ablate", f"--config={config}", "--score=glca_top1", f"--output={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_run_does_not_lose_the_others(

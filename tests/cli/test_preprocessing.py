@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dca_triton.checkpoint import load_checkpoint, save_checkpoint
 from dca_triton.cli.main import main
+from dca_triton.data import fgvc_test
 
 SMALL = ["--model.backbone_name=test_vit", "--model.layout=paper", "--model.pretrained=false"]
 SIZES = ["--data.size=[32, 32]", "--data.resize=48", "--data.batch_size=6", "--data.workers=0"]
@@ -159,3 +162,16 @@ def test_scores_record_how_queries_were_expanded(tmp_path: Path, monkeypatch: py
     assert len({scores["mAP"] for scores in found}) == 3
     assert [scores.get("expand") for scores in found] == [None, 4, 4]
     assert [scores.get("alpha") for scores in found] == [None, None, 900]
+
+
+def test_pictures_show_what_evaluation_sees(
+    runs: Path, photos: Path, tmp_path: Path, figures: list[Figure]
+) -> None:
+    photo = photos / "test/a/0.png"
+    for name in ("own", "plain"):
+        main(["visualize", f"--run={runs / name}", f"--photos={photo}", f"--file={tmp_path / 'a.png'}"])
+    with Image.open(photo) as image:
+        expected = [fgvc_test(32, (0, 0, 0), (1, 1, 1), resize)(image) for resize in (48, None)]
+    for figure, pixels in zip(figures, expected, strict=True):
+        shown = torch.from_numpy(np.asarray(figure.axes[0].images[0].get_array())).permute(2, 0, 1)
+        torch.testing.assert_close(shown, pixels, rtol=0, atol=0)

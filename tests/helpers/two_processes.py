@@ -160,7 +160,11 @@ class Seen:
 
 def digest(trainer) -> str:
     """Of all that is trained: BatchNorm's statistics are rank 0's, which the others receive in each step."""
-    trained = [*trainer.model.parameters(), *trainer.weighting.parameters()]
+    trained = [
+        parameter
+        for module in (trainer.model, trainer.weighting, trainer.branch_loss)
+        for parameter in module.parameters()
+    ]
     return hashlib.sha256(b"".join(bits(whole(trained)))).hexdigest()
 
 
@@ -184,7 +188,9 @@ def training(scratch: Path) -> dict[str, list]:
 
     def identities(rank: int) -> dict:
         batches = training_loader(Photos(32), 4, per_identity=2, workers=0)
-        return run(scratch / f"identities {rank}", batches, model=small_model(task_type="reid"))
+        torch.manual_seed(rank)  # the weights of the metric loss must not depend on it
+        model = small_model(task_type="reid")
+        return run(scratch / f"identities {rank}", batches, model=model, metric_loss="arcface")
 
     def unequal(rank: int) -> dict:
         """Batches of the user's own, fewer of them in process 1."""

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dca_triton import DualAttentionModel
-from dca_triton.data import reid_test
+from dca_triton.data import fgvc_test, reid_test
 from dca_triton.visualization import distractor_share, explain, heat_map, sheet, visualize
 
 CLASSES = ["Laysan <b> Albatross", "a & b", "$c_1", "d", "e"]
@@ -90,6 +90,26 @@ def test_each_row_is_one_photos_own(
         assert token.get_ydata() == pytest.approx(shares[i, :, 0].numpy(), abs=1e-4)
         assert patches.get_ydata() == pytest.approx(shares[i, :, 1:].mean(1).numpy(), abs=1e-4)
         assert list(token.get_xdata()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_photos_are_cropped_as_in_evaluation(
+    photos: list[Path], figures: list[Figure], tmp_path: Path
+) -> None:
+    square = DualAttentionModel("test_vit", 5, layout="paper", img_size=32, pretrained=False)
+    for resize in (None, 40):
+        visualize(square, photos[:1], tmp_path / "s.png", progress=False, resize=resize)
+    plain, center = (picture(figure.axes[0].images[0]).permute(2, 0, 1) for figure in figures)
+    photo = Image.open(photos[0]).convert("RGB")
+    torch.testing.assert_close(plain, fgvc_test(32, (0, 0, 0), (1, 1, 1))(photo), rtol=0, atol=0)
+    torch.testing.assert_close(center, fgvc_test(32, (0, 0, 0), (1, 1, 1), 40)(photo), rtol=0, atol=0)
+    assert not torch.equal(plain, center)
+
+
+def test_a_crop_needs_a_square(model: DualAttentionModel, photos: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="resize must be at least the side of a square image, 64 x 32, got 80"
+    ):
+        visualize(model, photos[:1], tmp_path / "s.png", progress=False, resize=80)
 
 
 class Page(HTMLParser):
