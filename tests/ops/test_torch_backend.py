@@ -60,6 +60,29 @@ def test_the_switch_of_fused_attention_counts() -> None:
         ops.local_attention(q, k, v)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("alone", [0, 2])
+def test_pairs_are_the_same_where_an_index_cannot_be_read(elsewhere: bool, alone: int) -> None:
+    """Views joined once, as on a CPU, and a gather, as on a GPU and under a compiler."""
+    own, others = normal(5, 4, 2, 3), normal(3, 6, 2, 3, seed=1) if elsewhere else None
+    partners = [2, 0, 2, 1, 0]
+    gathered = torch_backend._gathered_pairs(own, others, torch.tensor(partners))[alone:]
+    sizes = [alone, 5 - alone] if alone else [5]
+    assert torch.equal(torch_backend._pairs(own.split(sizes), others, partners[alone:]), gathered)
+
+
+def test_local_attention_computes_no_log_sum_exp(monkeypatch: pytest.MonkeyPatch) -> None:
+    def computed(*arguments: object) -> Tensor:
+        raise AssertionError("the log-sum-exp is computed")
+
+    monkeypatch.setattr(torch_backend, "_log_sum_exp", computed)
+    q, k, v = packed(2, 9, 3).unbind(2)
+    with sdpa_kernel(SDPBackend.MATH):
+        ops.local_attention(q, k, v)
+        with pytest.raises(AssertionError):
+            ops.pair_attention(q, k, v)
+
+
 def attended(x: Tensor, scale: Tensor) -> Tensor:
     """Attention whose queries a compiler lays out as it likes: (B, H, D, N) in, as from a 1x1 convolution."""
     q, k, v = (x * scale).permute(1, 0, 4, 2, 3).unbind(0)
