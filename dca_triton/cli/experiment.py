@@ -69,7 +69,7 @@ def train_transform(data: DataOptions, task: Task, mean: Sequence[float], std: S
     """The paper's augmentation for a task."""
     if task == "reid":
         return reid_train(data.size, mean=mean, std=std)
-    return fgvc_train(data.resize, data.size[0], mean, std)
+    return fgvc_train(data.resize, data.size[0], mean, std, data.rand_augment, data.erase)
 
 
 def evaluation_transform(
@@ -186,6 +186,10 @@ def _faults(data: DataOptions, task: Task) -> list[str]:
             )
         if data.test_crop != "resize":
             faults.append(f"--data.test_crop must be 'resize' for identities, got {data.test_crop!r}")
+        if data.rand_augment is not None:
+            faults.append(f"--data.rand_augment must be null for identities, got {data.rand_augment!r}")
+        if data.erase:
+            faults.append(f"--data.erase must be 0 for identities, got {data.erase}")
         return faults
     if data.size[0] != data.size[1]:
         faults.append(f"--data.size must be a square for categories, got {data.size}")

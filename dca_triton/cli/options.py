@@ -33,6 +33,7 @@ VALUE_RULES: dict[str, Rule] = {
     "test_crop": choice("center", "resize"),
     "mean": _channels(lambda v: True, "3 finite numbers"),
     "std": _channels(lambda v: v > 0, "3 finite numbers > 0"),
+    "erase": number(lambda v: 0 <= v <= 1, "in [0, 1]"),
     "batch_size": _up_to(2**20),
     "photos": _up_to(2**20),
     "holdout": integer(0),
@@ -61,6 +62,9 @@ class DataOptions:
         mean: Mean of each channel, of values in [0, 1], for normalization; by default the one that the
             backbone was pretrained with.
         std: Standard deviation of each channel, likewise.
+        rand_augment: A policy of timm's RandAugment for training, e.g. "rand-m9-mstd0.5"; for categories.
+        erase: Probability that training erases a random rectangle, in [0, 1]; for categories. Training of
+            identities erases half of the time.
         batch_size: Photos in a batch of each process; in training of identities `photos` each of
             batch_size / photos identities.
         photos: Photos of one identity in a batch, a divisor of batch_size; for identities.
@@ -78,6 +82,8 @@ class DataOptions:
     test_crop: Literal["center", "resize"] = "resize"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    rand_augment: str | None = None
+    erase: float = 0.0
     batch_size: int = 16
     photos: int = 4
     holdout: int = 0

@@ -8,6 +8,7 @@ from ..arguments import choice, flag, integer, number, optional, raise_faults, s
 from ..branches import BRANCHES, READOUTS
 from ..ops import checks
 from .backbone import Backbone
+from .heads import HEADS
 
 VALUE_RULES = {
     "backbone_name": (lambda v: isinstance(v, str), "a timm model's name"),
@@ -22,6 +23,7 @@ VALUE_RULES = {
     "img_size": size(),
     "cache_attention_rollout": flag(),
     "layout": choice("reference", "paper"),
+    "head": optional(choice(*HEADS)),
     "branches": (
         lambda v: _is_sequence(v) and all(b in BRANCHES for b in v) and "sa" in v and len({*v}) == len(v),
         f"a list of different branches out of {', '.join(BRANCHES)}, sa among them",

@@ -15,7 +15,7 @@ from .backbone import Backbone, TimmModule
 from .blocks import Attention, BlockTrace, Trace, first_row
 from .checks import check_arguments, check_heads, check_inputs, check_pwca_blocks
 from .glca import GlobalLocalAttention
-from .heads import branch_head
+from .heads import Head, branch_head
 from .hub import HubMixin
 from .layouts import (
     ClassRows,
@@ -38,7 +38,7 @@ class DualAttentionModel(nn.Module, HubMixin):
     Args:
         backbone_name: A timm vision transformer, e.g. "deit_tiny_patch16_224".
         num_classes: Classes of each head, at least 1.
-        task_type: "fgvc" (linear heads) or "reid" (Linear-BatchNorm1d-ReLU-Linear heads, combined features).
+        task_type: "fgvc" (categories) or "reid" (identities; the outputs hold combined features).
         num_sa_blocks: SA blocks on top of the backbone; layout="reference" only.
         num_glca_blocks: GLCA blocks, at least 0; 0 is the same as `branches` without "glca". In
             layout="paper" a further block takes the rows of the one before, and keys and values of SA's
@@ -59,6 +59,8 @@ class DualAttentionModel(nn.Module, HubMixin):
             "both". With "class" and one block the selection reaches neither logits nor gradients.
         pwca_blocks: The first and the last SA block, counted from 1, in which an image also attends to its
             partner; all by default. Up to the first one SA and PWCA are computed once.
+        head: "linear", "mlp" (Linear-BatchNorm1d-ReLU-Linear) or "bnneck" (a norm whose bias is frozen, then
+            Linear; TransReID's); by default linear for fgvc and mlp for reid.
         layout: "reference" computes what the reference implementation does, and loads its checkpoints;
             "paper" has the paper's cost: the backbone's own blocks carry SA and PWCA.
         pretrained: Load timm's pretrained backbone weights.
@@ -95,6 +97,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         sa_readout: Readout = "class",
         glca_readout: Readout = "class",
         pwca_blocks: tuple[int, int] | None = None,
+        head: Head | None = None,
         layout: Literal["reference", "paper"] = "reference",
         pretrained: bool = True,
         backend: Backend = "auto",
@@ -127,8 +130,8 @@ class DualAttentionModel(nn.Module, HubMixin):
         self.embed_dim = self.backbone.embed_dim
         for branch in self.branches:
             readout = glca_readout if branch == "glca" else sa_readout
-            head = branch_head(width_of(readout, self.embed_dim), num_classes, task_type)
-            self.add_module(f"{branch}_head", head)
+            own = branch_head(width_of(readout, self.embed_dim), num_classes, task_type, head)
+            self.add_module(f"{branch}_head", own)
         self.backend = backend
 
     @property
@@ -200,7 +203,9 @@ class DualAttentionModel(nn.Module, HubMixin):
             features["pwca"] = streams.pwca
             embeddings["pwca"] = self.read_out_sa(streams.pwca)
         outputs = {f"{b}_logits": self.get_submodule(f"{b}_head")(e) for b, e in embeddings.items()}
-        outputs |= {f"{b}_features": x[:, :1] if class_tokens_only else x for b, x in features.items()}
+        outputs |= {
+            f"{b}_features": x[:, :1].clone() if class_tokens_only else x for b, x in features.items()
+        }
         if self.task_type == "reid":
             outputs["combined_features"] = torch.cat(
                 [embeddings[b] for b in ("sa", "glca") if b in embeddings], 1

@@ -52,6 +52,19 @@ def test_mean_and_deviation_of_the_options_win() -> None:
     assert not any(map(torch.equal, first, again))
 
 
+def test_stronger_augmentation_on_demand() -> None:
+    plain, strong = (
+        load_splits(data, "test_vit").train.transform
+        for data in (FGVC, replace(FGVC, rand_augment="rand-m9-mstd0.5", erase=0.25))
+    )
+    assert "RandAugment" not in repr(plain) and "RandomErasing" not in repr(plain)
+    assert "RandAugment('rand-m9-mstd0.5')" in repr(strong) and "RandomErasing(p=0.25" in repr(strong)
+    with pytest.raises(
+        ValueError, match="rand_augment must be null .*; --data.erase must be 0 for identities"
+    ):
+        load_splits(replace(REID, rand_augment="rand-m9", erase=0.5), "test_vit")
+
+
 def test_evaluation_crops_the_center_on_demand() -> None:
     plain, center = (
         load_splits(replace(FGVC, test_crop=crop), "test_vit").test[0]["image"]

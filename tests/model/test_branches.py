@@ -312,6 +312,18 @@ def test_inspection_follows_readouts_and_branches(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("head", ["linear", "mlp", "bnneck"])
+def test_heads_by_name(layout: str, head: str) -> None:
+    """Each branch has one; the embedding that the metric loss sees comes before it."""
+    model = build(layout, head=head, sa_readout="both", task_type="reid")
+    outputs = model(IMAGES, partner_index=PARTNERS, class_tokens_only=True)
+    for branch in model.branches:
+        own = getattr(model, f"{branch}_head")
+        torch.testing.assert_close(outputs[f"{branch}_logits"], own(outputs[f"{branch}_embedding"]))
+        assert (own[0].bias.requires_grad is False) if head == "bnneck" else own is not None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_glca_blocks_are_no_glca_branch(layout: str) -> None:
     none, without = build(layout, num_glca_blocks=0), build(layout, branches=("sa", "pwca"))
     assert none.branches == without.branches == ("sa", "pwca")
@@ -324,6 +336,7 @@ REFUSED = [
     ({"branches": ("sa", "sa")}, "branches must be a list of different branches"),
     ({"branches": "sa"}, "branches must be a list"),
     ({"branches": [["sa"]]}, "branches must be a list"),
+    ({"head": "neck"}, "head must be 'linear' or 'mlp' or 'bnneck' or None, got 'neck'"),
     ({"sa_readout": "mean"}, "sa_readout must be 'class' or 'local' or 'both', got 'mean'"),
     ({"glca_readout": None}, "glca_readout must be"),
     ({"pwca_blocks": (0, 2)}, "pwca_blocks must be a first and a last block"),
