@@ -60,7 +60,7 @@ def test_stronger_augmentation_on_demand() -> None:
     assert "RandAugment" not in repr(plain) and "RandomErasing" not in repr(plain)
     assert "RandAugment('rand-m9-mstd0.5')" in repr(strong) and "RandomErasing(p=0.25" in repr(strong)
     with pytest.raises(
-        ValueError, match="rand_augment must be null .*; --data.erase must be 0 for identities"
+        ValueError, match=r"rand_augment must be null .*; --data\.erase must be 0 for identities"
     ):
         load_splits(replace(REID, rand_augment="rand-m9", erase=0.5), "test_vit")
 
