@@ -6,15 +6,14 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Attention as TimmAttention
-from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..arguments import raise_faults
-from .blocks import Attention, Block
+from .eva import EVA
+from .family import Family, TimmModule
+from .vit import VIT
 
-TimmModule = Any  # a module of timm, whose attributes nn.Module's type does not declare
+FAMILIES = (VIT, EVA)
 
 
 class Backbone(nn.Module):
@@ -22,7 +21,7 @@ class Backbone(nn.Module):
 
     Args:
         name: A timm model with a class token.
-        layout: "paper", whose blocks must be timm's plain `Block`, or "reference".
+        layout: "paper", which takes the models of `FAMILIES`, or "reference".
         pretrained: Load timm's pretrained weights.
         img_size: Pixels, a side or (height, width); multiples of the patch.
         **kwargs: Passed to `timm.create_model`.
@@ -41,19 +40,33 @@ class Backbone(nn.Module):
         self.num_prefix_tokens: int = self.model.num_prefix_tokens
         self.embed_dim: int = self.model.embed_dim
         # Calling the ViT, which is what hooks and offloading see, gives the tokens that enter the SA blocks.
-        self.model.forward = (
-            functools.partial(_embed, self.model) if layout == "paper" else self.model.forward_features
-        )
+        self.model.forward = self.model.forward_features
+        if layout == "paper":
+            family = family_of(self.model)
+            assert family is not None
+            family.adopt(self.model)
+            if getattr(self.model, "attn_pool", None) is not None:
+                self.model.attn_pool = None  # the class token is read out, so these weights have no use
+            self.model.forward = functools.partial(family.embed, self.model)
         self.in_chans: int = _channels(self.model)
         self.grid_size: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The tokens that enter the SA blocks: images (B, 3, h, w) -> (B, N, C).
 
         With layout="reference" these are the output of the whole ViT with its final norm. With layout="paper"
-        they are the output of the patch and position embedding, because the SA blocks are the ViT's own.
+        they are the output of the patch and position embedding, because the SA blocks are the ViT's own; with
+        rotary positions the table that the blocks rotate by comes with them.
         """
         return self.model(images)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """The tokens of `forward` (B, N, C), and the rotary table of each of the ViT's blocks, or None."""
+        L, found = len(self.model.blocks), self(images)
+        if isinstance(found, Tensor):
+            return found, [None] * L
+        tokens, rope = found
+        return tokens, list(rope) if rope.dim() == 4 else [rope] * L
 
     @property
     def norm(self) -> nn.Module:
@@ -78,11 +91,6 @@ class Backbone(nn.Module):
             rule = f"{shape}, the backbone's size" if fixed else shape
             faults.append(f"{name} must be {rule}, got shape {tuple(images.shape)}")
         return faults
-
-
-def _embed(model: TimmModule, images: Tensor) -> Tensor:
-    """What timm's `forward_features` does before the blocks."""
-    return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
 
 
 def _create(
@@ -110,8 +118,9 @@ def _create(
             ]
         )
     raise_faults(size_faults("img_size", tuple(model.patch_embed.img_size), _patch(model)))
-    if layout == "paper":
-        options |= {"block_fn": Block, "attn_layer": Attention}
+    family = family_of(model)
+    if layout == "paper" and family is not None:
+        options |= family.options
     elif not pretrained:
         return model
     try:
@@ -169,15 +178,15 @@ def layout_faults(model: TimmModule, layout: str) -> list[str]:
         faults.append("it is a NaFlexVit, which takes patches; unset TIMM_USE_NAFLEX")
     if layout == "reference":
         return faults
-    if not isinstance(model, VisionTransformer):
-        return [*faults, f"it is a {type(model).__name__}, not a timm VisionTransformer"]
-    if not len(model.blocks):
-        faults.append("it has no blocks")
-    for block in model.blocks:
-        if type(block) is not TimmBlock:
-            faults.append(f"its blocks are {type(block).__name__}, not pre-norm Block")
-        elif type(block.attn) is not TimmAttention:
-            faults.append(f"its attention is {type(block.attn).__name__}, not timm.layers.Attention")
-        elif getattr(block.attn, "gate", None) is not None:
-            faults.append("its attention is gated")
-    return list(dict.fromkeys(faults))
+    family = family_of(model)
+    if family is None:
+        names = " or ".join(family.model.__name__ for family in FAMILIES)
+        return [*faults, f"it is a {type(model).__name__}, not a timm {names}"]
+    if getattr(model, "rope", None) is not None and model.patch_drop is not None:
+        faults.append("patch_drop_rate is above 0, which its rotary positions do not follow")
+    return list(dict.fromkeys([*faults, *family.faults(model)]))
+
+
+def family_of(model: TimmModule) -> Family | None:
+    """The family that a timm model belongs to, if any."""
+    return next((family for family in FAMILIES if isinstance(model, family.model)), None)

@@ -10,10 +10,11 @@ from ..ops import Backend
 from ..ops.torch_backend import take_rows
 from ..reference import select_local
 from .attention_maps import attention_maps
-from .backbone import Backbone, TimmModule
-from .blocks import Attention, BlockTrace, Trace, first_row
+from .backbone import Backbone
+from .blocks import BlockTrace, PairAttention, Trace, first_row
 from .branches import BRANCHES, Branch, Readout, read_out, width_of
 from .checks import check_arguments, check_heads, check_inputs, check_pwca_blocks
+from .family import TimmModule
 from .glca import GlobalLocalAttention
 from .heads import branch_head
 from .hub import HubMixin
@@ -139,7 +140,7 @@ class DualAttentionModel(nn.Module, HubMixin):
     def backend(self, backend: Backend) -> None:
         self._backend: Backend = backend
         for module in self.modules():
-            if isinstance(module, Attention | GlobalLocalAttention):
+            if isinstance(module, PairAttention | GlobalLocalAttention):
                 module.backend = backend
 
     @property
@@ -192,7 +193,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         embeddings = {"sa": self.read_out_sa(streams.sa)}
         if "glca" in self.branches:
             selected = self._selected(streams) if selects else first_row(x)
-            glca = features["glca"] = self.local_branch(streams.local, selected, class_tokens_only)
+            glca = features["glca"] = self.local_branch(streams, selected, class_tokens_only)
             rows = glca if class_tokens_only or self.layout == "paper" else take_rows(glca, selected)
             embeddings["glca"] = read_out(glca, rows[:, 1:], self.glca_readout)
         if streams.pwca is not None:
@@ -222,11 +223,11 @@ class DualAttentionModel(nn.Module, HubMixin):
         """
         paper, B, trace = self.layout == "paper", x.shape[0], Trace() if traced else None
         inputs = paper_inputs if paper else reference_inputs
-        tokens, pairing = inputs(self.backbone, x, x_pair, partner_index, self.pwca_blocks)
+        tokens, ropes, pairing = inputs(self.backbone, x, x_pair, partner_index, self.pwca_blocks)
         class_row = class_tokens_only and self.sa_readout == "class"
         glca_reads_sa = paper and "glca" in self.branches
         class_rows = ClassRows(sa=class_row and not glca_reads_sa, pwca=class_row)
-        sa, pwca = sa_and_pwca_rows(self._sa_blocks, tokens, B, pairing, class_rows, trace)
+        sa, pwca = sa_and_pwca_rows(self._sa_blocks, tokens, B, pairing, class_rows, trace, ropes)
         local = sa if paper else tokens
         if paper:
             sa, pwca = (
@@ -234,16 +235,19 @@ class DualAttentionModel(nn.Module, HubMixin):
                 None if pwca is None else self.backbone.norm(pwca),
             )
         first, last = self.pwca_blocks
-        return Streams(sa, pwca, local, [] if trace is None else trace.take(), slice(first - 1, last))
+        traces = [] if trace is None else trace.take()
+        rope = None if ropes is None else ropes[-1]  # GLCA's blocks are copies of the last one
+        return Streams(sa, pwca, local, rope, traces, slice(first - 1, last))
 
     def local_branch(
-        self, tokens: Tensor, selected: Tensor, only_selected: bool = False, trace: Trace | None = None
+        self, streams: Streams, selected: Tensor, only_selected: bool = False, trace: Trace | None = None
     ) -> Tensor:
-        """GLCA on `Streams.local` for the selected rows (B, R): their tokens (B, R, C), in layout="reference"
+        """GLCA on SA's streams for the selected rows (B, R): their tokens (B, R, C), in layout="reference"
         without `only_selected` all tokens (B, N, C).
         """
+        tokens, rope = streams.local, streams.rope
         if self.layout == "paper":
-            return paper_local(self.backbone, self.glca_blocks, tokens, selected, trace)
+            return paper_local(self.backbone, self.glca_blocks, tokens, rope, selected, trace)
         return reference_local(self.glca_blocks, tokens, selected, only_selected, trace)
 
     def _selects(self, class_tokens_only: bool) -> bool:
@@ -317,7 +321,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         row = rollout_of(streams.sa_traces, self.attention_scale, self.backend)
         selected = select_local(row, self.backbone.num_prefix_tokens, self.top_k_ratio)
         if "glca" in self.branches:
-            self.local_branch(streams.local, selected, trace=local)
+            self.local_branch(streams, selected, trace=local)
         return attention_maps(streams.sa_traces, local.take(), selected)
 
     def freeze_backbone(self, freeze: bool = True) -> None:

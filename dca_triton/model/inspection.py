@@ -40,7 +40,7 @@ def explain(model: DualAttentionModel, images: Tensor) -> Explanation:
     sa = model.sa_head(model.read_out_sa(streams.sa)).float().softmax(1)
     if "glca" not in model.branches:
         return Explanation(row, selected, sa, None)
-    tokens = model.local_branch(streams.local, selected, only_selected=True)
+    tokens = model.local_branch(streams, selected, only_selected=True)
     glca = model.glca_head(read_out(tokens, tokens[:, 1:], model.glca_readout)).float().softmax(1)
     return Explanation(row, selected, sa, glca)
 

@@ -68,8 +68,8 @@ def test_every_reason_against_a_backbone() -> None:
     model.blocks[1].attn = torch.nn.Identity()
     faults = layout_faults(model, "paper")
     assert faults == [
-        "its blocks are Identity, not pre-norm Block",
-        "its attention is Identity, not timm.layers.Attention",
+        "its blocks are Identity, not Block",
+        "its attention is Identity, not Attention",
     ]
     assert layout_faults(model, "reference") == []
 
