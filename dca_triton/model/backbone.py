@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import raise_faults
+from .branches import Readout
 from .eva import EVA
 from .family import Family, TimmModule
+from .pooling import pooled_from, pooling_faults, pooling_of, pooling_weights
 from .vit import VIT
 
 FAMILIES = (VIT, EVA)
@@ -20,7 +22,8 @@ class Backbone(nn.Module):
     """A timm vision transformer under the name `model`, as the reference's checkpoints have it.
 
     Args:
-        name: A timm model with a class token.
+        name: A timm model with a class token, or a VisionTransformer or Eva that pools its tokens by "avg" or
+            "map".
         layout: "paper", which takes the models of `FAMILIES`, or "reference".
         pretrained: Load timm's pretrained weights.
         img_size: Pixels, a side or (height, width); multiples of the patch.
@@ -45,8 +48,8 @@ class Backbone(nn.Module):
             family = family_of(self.model)
             assert family is not None
             family.adopt(self.model)
-            if getattr(self.model, "attn_pool", None) is not None:
-                self.model.attn_pool = None  # the class token is read out, so these weights have no use
+            if self.pooling == "class":
+                self.drop_attention_pooling()
             self.model.forward = functools.partial(family.embed, self.model)
         self.in_chans: int = _channels(self.model)
         self.grid_size: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
@@ -68,11 +71,66 @@ class Backbone(nn.Module):
         tokens, rope = found
         return tokens, list(rope) if rope.dim() == 4 else [rope] * L
 
+    def drop_attention_pooling(self) -> None:
+        """Remove a pooling head that nothing reads: its weights would get no gradient."""
+        if getattr(self.model, "attn_pool", None) is not None:
+            self.model.attn_pool = None
+
+    @property
+    def pooling(self) -> str:
+        """What stands for an image: the "class" token or, without one, timm's pooling, "avg" or "map"."""
+        return pooling_of(self.model)
+
+    @property
+    def num_class_tokens(self) -> int:
+        """1 with a class token, which then is the first of the rows that GLCA selects; 0 without."""
+        return 1 if self.pooling == "class" else 0
+
     @property
     def norm(self) -> nn.Module:
-        """The norm of the class token: timm's `fc_norm` where timm pools first and `norm` is an Identity."""
+        """The final norm of the tokens.
+
+        Where timm pools first, `norm` is an Identity and `fc_norm` comes after pooling; then a class token
+        gets `fc_norm`.
+        """
         norm, after_pooling = self.model.norm, getattr(self.model, "fc_norm", nn.Identity())
-        return after_pooling if isinstance(norm, nn.Identity) else norm
+        return after_pooling if isinstance(norm, nn.Identity) and self.pooling == "class" else norm
+
+    def read_out(self, tokens: Tensor, readout: Readout, prefix: int | None = None) -> Tensor:
+        """The embedding (B, C): what stands for an image, or the mean of patches; (B, 2C) for both.
+
+        Args:
+            tokens: (B, M, C), the class token first, if there is one.
+            readout: "class" is timm's pooling where there is no class token.
+            prefix: How many leading rows are not patches; all of the backbone's by default.
+        """
+        first = self.num_prefix_tokens if prefix is None else prefix
+        parts = [] if readout == "local" else [self._summary(tokens, first)]
+        if readout != "class":
+            mean = tokens[:, first:].mean(1)
+            parts.append(mean if self.pooling == "class" else self.model.fc_norm(mean))
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+    def _summary(self, tokens: Tensor, prefix: int) -> Tensor:
+        if self.pooling == "class":
+            return tokens[:, 0]
+        pooled = tokens[:, min(prefix, pooled_from(self.model)) :]  # a head may read registers too
+        return self.model.fc_norm(self.model.attn_pool(pooled) if self.pooling == "map" else pooled.mean(1))
+
+    @torch.no_grad()
+    def start_row(self, tokens: Tensor) -> Tensor | None:
+        """The weights (B, N) with which pooling reads tokens (B, N, C), averaged over its heads, from which
+        rollout starts; None for the class token's unit vector.
+        """
+        if self.pooling == "class":
+            return None
+        first = pooled_from(self.model)
+        pooled = tokens[:, first:]
+        if self.pooling == "map":
+            weights = pooling_weights(self.model.attn_pool, pooled)
+        else:
+            weights = torch.full_like(pooled[:, :, 0], 1 / pooled.shape[1], dtype=torch.float32)
+        return torch.nn.functional.pad(weights, (first, 0))
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches of images (..., h, w)."""
@@ -166,9 +224,7 @@ def size_faults(name: str, size: tuple[int, ...], patch: tuple[int, int]) -> lis
 
 def layout_faults(model: TimmModule, layout: str) -> list[str]:
     """Every reason why a timm model cannot be the backbone of a layout; an empty list if it can."""
-    faults = []
-    if getattr(model, "num_prefix_tokens", 0) < 1 or getattr(model, "cls_token", None) is None:
-        faults.append("it has no class token")
+    faults = pooling_faults(model, known=family_of(model) is not None)
     embed = getattr(model, "patch_embed", None)
     if not hasattr(embed, "grid_size"):
         faults.append("its patch embedding has no grid_size")

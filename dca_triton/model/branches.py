@@ -1,9 +1,6 @@
-"""The branches of DCAL: their names, what is read from their tokens, and their classification heads."""
+"""The branches of DCAL: their names, and what their heads read."""
 
 from typing import Literal, get_args
-
-import torch
-from torch import Tensor
 
 Branch = Literal["sa", "glca", "pwca"]
 Readout = Literal["class", "local", "both"]
@@ -14,18 +11,3 @@ READOUTS: tuple[Readout, ...] = get_args(Readout)
 def width_of(readout: Readout, C: int) -> int:
     """Features of a branch's embedding."""
     return 2 * C if readout == "both" else C
-
-
-def read_out(tokens: Tensor, local: Tensor, readout: Readout) -> Tensor:
-    """The embedding of a branch.
-
-    Args:
-        tokens: (B, M, C), the class token first.
-        local: The rows to average (B, R, C); not read by "class".
-        readout: "class": the class token (B, C). "local": the mean of the local rows (B, C). "both": the two
-            side by side (B, 2C).
-    """
-    if readout == "class":
-        return tokens[:, 0]
-    mean = local.mean(1)
-    return mean if readout == "local" else torch.cat([tokens[:, 0], mean], 1)

@@ -93,8 +93,18 @@ def slow_streams(model: DualAttentionModel, plain: Any, images: Tensor, partner:
         maps.pop()
     with attention_over_partners(partner):
         pwca = plain.forward_features(images)
-    row = reference.rollout([each.detach() for each in maps])[:, 0]
+    if plain.cls_token is None:
+        with attention_over_partners(None) as weights:
+            plain.pool(sa)
+        pooled = weights[0].mean(1)[:, 0] if weights else torch.ones_like(sa[:, plain.num_prefix_tokens :, 0])
+        start = nn.functional.pad(pooled / pooled.sum(1, keepdim=True), (sa.shape[1] - pooled.shape[1], 0))
+    else:
+        start = torch.eye(sa.shape[1], dtype=sa.dtype)[:1].expand(len(sa), -1)
+    row = (start[:, None] @ reference.rollout([each.detach() for each in maps]))[:, 0].detach()
     selected = reference.select_local(row, plain.num_prefix_tokens, model.top_k_ratio)
+    if plain.cls_token is None:
+        selected = selected[:, 1:]
     rows = torch.take_along_dim(glca, selected[:, :, None], 1)
-    after = plain.fc_norm if isinstance(plain.norm, nn.Identity) else nn.Identity()
+    class_norm = isinstance(plain.norm, nn.Identity) and plain.cls_token is not None
+    after = plain.fc_norm if class_norm else nn.Identity()
     return Slow(after(sa), after(pwca), after(plain.norm(rows)), row, selected)

@@ -57,7 +57,7 @@ def test_streams_gradients_and_rollout_are_those_of_timms_modules(name: str) -> 
     plain = twin(model, name, img_size=size_of(name), **sizes_of(name))
     slow = slow_streams(model, plain, images, PARTNERS)
     streams = model.sa_and_pwca(images, partner_index=PARTNERS)
-    selected = model._selected(streams)
+    selected = model.select(model.rollout(streams))
     assert torch.equal(selected, slow.selected)
     found = (streams.sa, streams.pwca, model.local_branch(streams, selected))
     torch.testing.assert_close(found, slow[:3], rtol=1e-6, atol=1e-6)
