@@ -15,6 +15,7 @@ bench: .venv/ready ; KINETO_LOG_LEVEL=99 $(PY) -m bench
 gpu: .venv/ready ; $(PY) -m bench.gpu
 static: .venv/ready ; $(PY) -m bench.meter --baseline bench/meter/baseline.json
 tune: .venv/ready ; $(PY) -m dca_triton.cli tune
+backbones: .venv/ready ; $(PY) tests/helpers/backbones_table.py docs/backbones.md
 docs: .venv/docs ; .venv/bin/mkdocs build --strict
 
-.PHONY: demo ablation test lint docs bench static tune gpu
+.PHONY: demo ablation test lint docs backbones bench static tune gpu

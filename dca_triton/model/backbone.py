@@ -6,23 +6,25 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Attention as TimmAttention
-from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..arguments import raise_faults
-from .blocks import Attention, Block
+from ..branches import Readout
+from .eva import EVA
+from .family import Family, TimmModule
+from .pooling import pooled_from, pooling_faults, pooling_of, pooling_weights
+from .vit import VIT
 
-TimmModule = Any  # a module of timm, whose attributes nn.Module's type does not declare
+FAMILIES = (VIT, EVA)
 
 
 class Backbone(nn.Module):
     """A timm vision transformer under the name `model`, as the reference's checkpoints have it.
 
     Args:
-        name: A timm model with a class token.
-        layout: "paper", whose blocks must be timm's plain `Block`, or "reference".
+        name: A timm model with a class token, or a VisionTransformer or Eva that pools its tokens by "avg" or
+            "map".
+        layout: "paper", which takes the models of `FAMILIES`, or "reference".
         pretrained: Load timm's pretrained weights.
         img_size: Pixels, a side or (height, width); multiples of the patch.
         **kwargs: Passed to `timm.create_model`.
@@ -41,25 +43,94 @@ class Backbone(nn.Module):
         self.num_prefix_tokens: int = self.model.num_prefix_tokens
         self.embed_dim: int = self.model.embed_dim
         # Calling the ViT, which is what hooks and offloading see, gives the tokens that enter the SA blocks.
-        self.model.forward = (
-            functools.partial(_embed, self.model) if layout == "paper" else self.model.forward_features
-        )
+        self.model.forward = self.model.forward_features
+        if layout == "paper":
+            family = family_of(self.model)
+            assert family is not None
+            family.adopt(self.model)
+            if self.pooling == "class":
+                self.drop_attention_pooling()
+            self.model.forward = functools.partial(family.embed, self.model)
         self.in_chans: int = _channels(self.model)
         self.grid_size: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The tokens that enter the SA blocks: images (B, 3, h, w) -> (B, N, C).
 
         With layout="reference" these are the output of the whole ViT with its final norm. With layout="paper"
-        they are the output of the patch and position embedding, because the SA blocks are the ViT's own.
+        they are the output of the patch and position embedding, because the SA blocks are the ViT's own; with
+        rotary positions the table that the blocks rotate by comes with them.
         """
         return self.model(images)
 
+    def embed(self, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """The tokens of `forward` (B, N, C), and the rotary table of each of the ViT's blocks, or None."""
+        L, found = len(self.model.blocks), self(images)
+        if isinstance(found, Tensor):
+            return found, [None] * L
+        tokens, rope = found
+        return tokens, list(rope) if rope.dim() == 4 else [rope] * L
+
+    def drop_attention_pooling(self) -> None:
+        """Remove a pooling head that nothing reads: its weights would get no gradient."""
+        if getattr(self.model, "attn_pool", None) is not None:
+            self.model.attn_pool = None
+
+    @property
+    def pooling(self) -> str:
+        """What stands for an image: the "class" token or, without one, timm's pooling, "avg" or "map"."""
+        return pooling_of(self.model)
+
+    @property
+    def num_class_tokens(self) -> int:
+        """1 with a class token, which then is the first of the rows that GLCA selects; 0 without."""
+        return 1 if self.pooling == "class" else 0
+
     @property
     def norm(self) -> nn.Module:
-        """The norm of the class token: timm's `fc_norm` where timm pools first and `norm` is an Identity."""
+        """The final norm of the tokens.
+
+        Where timm pools first, `norm` is an Identity and `fc_norm` comes after pooling; then a class token
+        gets `fc_norm`.
+        """
         norm, after_pooling = self.model.norm, getattr(self.model, "fc_norm", nn.Identity())
-        return after_pooling if isinstance(norm, nn.Identity) else norm
+        return after_pooling if isinstance(norm, nn.Identity) and self.pooling == "class" else norm
+
+    def read_out(self, tokens: Tensor, readout: Readout, prefix: int | None = None) -> Tensor:
+        """The embedding (B, C): what stands for an image, or the mean of patches; (B, 2C) for both.
+
+        Args:
+            tokens: (B, M, C), the class token first, if there is one.
+            readout: "class" is timm's pooling where there is no class token.
+            prefix: How many leading rows are not patches; all of the backbone's by default.
+        """
+        first = self.num_prefix_tokens if prefix is None else prefix
+        parts = [] if readout == "local" else [self._summary(tokens, first)]
+        if readout != "class":
+            mean = tokens[:, first:].mean(1)
+            parts.append(mean if self.pooling == "class" else self.model.fc_norm(mean))
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+    def _summary(self, tokens: Tensor, prefix: int) -> Tensor:
+        if self.pooling == "class":
+            return tokens[:, 0]
+        pooled = tokens[:, min(prefix, pooled_from(self.model)) :]  # a head may read registers too
+        return self.model.fc_norm(self.model.attn_pool(pooled) if self.pooling == "map" else pooled.mean(1))
+
+    @torch.no_grad()
+    def start_row(self, tokens: Tensor) -> Tensor | None:
+        """The weights (B, N) with which pooling reads tokens (B, N, C), averaged over its heads, from which
+        rollout starts; None for the class token's unit vector.
+        """
+        if self.pooling == "class":
+            return None
+        first = pooled_from(self.model)
+        pooled = tokens[:, first:]
+        if self.pooling == "map":
+            weights = pooling_weights(self.model.attn_pool, pooled)
+        else:
+            weights = torch.full_like(pooled[:, :, 0], 1 / pooled.shape[1], dtype=torch.float32)
+        return torch.nn.functional.pad(weights, (first, 0))
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches of images (..., h, w)."""
@@ -78,11 +149,6 @@ class Backbone(nn.Module):
             rule = f"{shape}, the backbone's size" if fixed else shape
             faults.append(f"{name} must be {rule}, got shape {tuple(images.shape)}")
         return faults
-
-
-def _embed(model: TimmModule, images: Tensor) -> Tensor:
-    """What timm's `forward_features` does before the blocks."""
-    return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
 
 
 def _create(
@@ -110,8 +176,9 @@ def _create(
             ]
         )
     raise_faults(size_faults("img_size", tuple(model.patch_embed.img_size), _patch(model)))
-    if layout == "paper":
-        options |= {"block_fn": Block, "attn_layer": Attention}
+    family = family_of(model)
+    if layout == "paper" and family is not None:
+        options |= family.options
     elif not pretrained:
         return model
     try:
@@ -157,9 +224,7 @@ def size_faults(name: str, size: tuple[int, ...], patch: tuple[int, int]) -> lis
 
 def layout_faults(model: TimmModule, layout: str) -> list[str]:
     """Every reason why a timm model cannot be the backbone of a layout; an empty list if it can."""
-    faults = []
-    if getattr(model, "num_prefix_tokens", 0) < 1 or getattr(model, "cls_token", None) is None:
-        faults.append("it has no class token")
+    faults = pooling_faults(model, known=family_of(model) is not None)
     embed = getattr(model, "patch_embed", None)
     if not hasattr(embed, "grid_size"):
         faults.append("its patch embedding has no grid_size")
@@ -169,15 +234,15 @@ def layout_faults(model: TimmModule, layout: str) -> list[str]:
         faults.append("it is a NaFlexVit, which takes patches; unset TIMM_USE_NAFLEX")
     if layout == "reference":
         return faults
-    if not isinstance(model, VisionTransformer):
-        return [*faults, f"it is a {type(model).__name__}, not a timm VisionTransformer"]
-    if not len(model.blocks):
-        faults.append("it has no blocks")
-    for block in model.blocks:
-        if type(block) is not TimmBlock:
-            faults.append(f"its blocks are {type(block).__name__}, not pre-norm Block")
-        elif type(block.attn) is not TimmAttention:
-            faults.append(f"its attention is {type(block.attn).__name__}, not timm.layers.Attention")
-        elif getattr(block.attn, "gate", None) is not None:
-            faults.append("its attention is gated")
-    return list(dict.fromkeys(faults))
+    family = family_of(model)
+    if family is None:
+        names = " or ".join(family.model.__name__ for family in FAMILIES)
+        return [*faults, f"it is a {type(model).__name__}, not a timm {names}"]
+    if getattr(model, "rope", None) is not None and model.patch_drop is not None:
+        faults.append("patch_drop_rate is above 0, which its rotary positions do not follow")
+    return list(dict.fromkeys([*faults, *family.faults(model)]))
+
+
+def family_of(model: TimmModule) -> Family | None:
+    """The family that a timm model belongs to, if any."""
+    return next((family for family in FAMILIES if isinstance(model, family.model)), None)

@@ -1,21 +1,19 @@
-"""timm's transformer block on the streams of DCAL, with attention through the public operations.
+"""A transformer block of timm on the streams of DCAL, with attention through the public operations.
 
 Blocks and attentions are timm's own classes with another forward, so weights and their names are timm's. They
-are called, never run from outside: hooks, adapters, wrappers and replaced forwards take effect.
+are called, never run from outside: hooks, adapters, wrappers and replaced forwards take effect. What differs
+between the families of timm's models is said in one file per family (vit.py, eva.py).
 """
 
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import Attention as TimmAttention
-from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import ops
 from ..ops import Backend, Partners, local_attention, pair_attention
 from .attention_dropout import dropout_rate, dropped_attention
-from .plain import is_plain
 from .stochastic_depth import add_residual, kept_rows
 
 
@@ -52,12 +50,34 @@ class Trace:
         return blocks
 
 
-class Attention(TimmAttention):
-    """timm's attention of each image to itself and to its partner, on some or all of the rows."""
+class PairAttention(nn.Module):
+    """Attention of each image to itself and to its partner, on some or all of the rows.
+
+    A family's class inherits from this and from timm's attention, and says how it projects. It has timm's
+    attributes `head_dim`, `attn_drop`, `norm`, `proj` and `proj_drop`, and a `gate`, which may be None.
+    """
 
     backend: Backend = "auto"
+    head_dim: Any
+    attn_drop: Any
+    norm: Any
+    proj: Any
+    proj_drop: Any
 
-    def forward(  # type: ignore[override]
+    def project(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, N, H, D) as they are multiplied: normed and rotated."""
+        raise NotImplementedError
+
+    def project_queries(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        """Queries (B, N, H, D) alone; a family computes nothing else for them where it can."""
+        return self.project(x, rope)[0]
+
+    def project_keys(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, N, H, D) alone."""
+        _, k, v = self.project(x, rope)
+        return k, v
+
+    def forward(
         self,
         x: Tensor,
         partner_x: Tensor | None = None,
@@ -65,17 +85,23 @@ class Attention(TimmAttention):
         context: Tensor | None = None,
         images: Tensor | None = None,
         trace: Trace | None = None,
+        rope: Tensor | None = None,
+        context_rope: Tensor | None = None,
     ) -> Tensor:
-        """Attention of normed tokens x (B, M, C); arguments as in `Block`, all tokens normed -> (K, M, C)."""
+        """Attention of normed tokens x (B, M, C) -> (K, M, C); arguments as in `PairBlock`, tokens normed."""
         if context is None:
-            q, k, v = self.project(x)
+            q, k, v = self.project(x, rope)
         else:
-            q, (k, v) = self.project_queries(x), self.project_keys(context)
-        partner_k, partner_v = (None, None) if partner_x is None else self.project_keys(partner_x)
+            q, (k, v) = self.project_queries(x, rope), self.project_keys(context, context_rope)
+        key_rope = rope if context is None else context_rope
+        partner_k, partner_v = (None, None) if partner_x is None else self.project_keys(partner_x, key_rope)
+        gate = getattr(self, "gate", None)
+        gates = None if gate is None else gate(x).sigmoid()
         if images is not None:
             if pairs is not None and partner_x is None:
                 partner_k, partner_v = k, v
             q, k, v = q[images], k[images], v[images]
+            gates = None if gates is None else gates[images]
         scale, dropout = self.head_dim**-0.5, dropout_rate(self.attn_drop)
         if context is not None and pairs is None and trace is None and not dropout:
             out = local_attention(q, k, v, scale=scale, backend=self.backend)
@@ -87,46 +113,37 @@ class Attention(TimmAttention):
                 out, lse = pair_attention(q, k, v, partner_k, partner_v, pairs, scale, backend=self.backend)
             if trace is not None:
                 trace.record(q, k, lse)
-        return self.proj_drop(self.proj(self.norm(out.flatten(2))))
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, N, H, D), views of the packed projection, after timm's qk-norm."""
-        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).unbind(2)
-        return self.q_norm(q), self.k_norm(k), v
-
-    def project_queries(self, x: Tensor) -> Tensor:
-        """Queries (B, N, H, D) alone; of a plain Linear, only their third is computed."""
-        if not is_plain(self.qkv, nn.Linear):
-            return self.project(x)[0]
-        return self.q_norm(
-            self._part(x, slice(self.num_heads * self.head_dim)).unflatten(2, (self.num_heads, self.head_dim))
-        )
-
-    def project_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, N, H, D) alone; of a plain Linear, only their two thirds are computed."""
-        if not is_plain(self.qkv, nn.Linear):
-            _, k, v = self.project(x)
-            return k, v
-        packed = self._part(x, slice(self.num_heads * self.head_dim, None))
-        k, v = packed.unflatten(2, (2, self.num_heads, self.head_dim)).unbind(2)
-        return self.k_norm(k), v
-
-    def _part(self, x: Tensor, rows: slice) -> Tensor:
-        """Some outputs of the packed projection."""
-        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-        return nn.functional.linear(x, self.qkv.weight[rows], bias)
+        out = self.norm(out.flatten(2))
+        return self.proj_drop(self.proj(out if gates is None else out * gates))
 
 
-class Block(TimmBlock):
-    """timm's pre-norm block: x + attention(norm(x)), then x + MLP(norm(x)).
+class PairBlock(nn.Module):
+    """A residual block: x + scaled(attention(normed x)), then x + scaled(MLP(normed x)).
 
-    `grad_checkpointing` keeps no activations of the block: the backward pass computes them again.
+    A family's class inherits from this and from timm's block, and says what norms and scales. It has timm's
+    attributes `attn`, `mlp`, `drop_path1` and `drop_path2`. `grad_checkpointing` keeps no activations of the
+    block: the backward pass computes them again.
     """
 
     grad_checkpointing = False
-    attn: Attention
+    attn: Any
+    mlp: Any
+    drop_path1: Any
+    drop_path2: Any
 
-    def forward(  # type: ignore[override]
+    def before_attention(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def after_attention(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def before_mlp(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def after_mlp(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(
         self,
         x: Tensor,
         partner_x: Tensor | None = None,
@@ -134,6 +151,8 @@ class Block(TimmBlock):
         context: Tensor | None = None,
         images: Tensor | None = None,
         trace: Trace | None = None,
+        rope: Tensor | None = None,
+        context_rope: Tensor | None = None,
         *,
         within_checkpoint: bool = False,
     ) -> Tensor:
@@ -149,23 +168,25 @@ class Block(TimmBlock):
                 normed and projected once; that is where PWCA leaves SA.
             trace: Receives queries, keys and log-sum-exp. Without it, stochastic depth computes no attention
                 of the images that it drops.
+            rope: Rotary table of x's rows, (M, 1 or H, 2D) or (B, M, 1 or H, 2D): sines, then cosines.
+            context_rope: That of the rows of `context`. The rows of `partner_x` are rotated as the keys are.
             within_checkpoint: The call is that of `grad_checkpointing` itself.
         """
         if self.grad_checkpointing and not within_checkpoint and torch.is_grad_enabled():
-            return self._checkpointed(x, partner_x, pairs, context, images, trace)
-        partner_x = None if partner_x is None else self.norm1(partner_x)
-        context = None if context is None else self.norm1(context)
-        normed = self.norm1(x)
+            return self._checkpointed(x, partner_x, pairs, context, images, trace, rope, context_rope)
+        partner_x = None if partner_x is None else self.before_attention(partner_x)
+        context = None if context is None else self.before_attention(context)
+        normed = self.before_attention(x)
         x = x if images is None else x[images]
         kept = None if trace is not None else kept_rows(self.drop_path1, x)
         if kept is not None:
             images = kept if images is None else images[kept]
             pairs = pairs.of(kept) if isinstance(pairs, Partners) else None if pairs is None else pairs[kept]
-        attended = self.attn(normed, partner_x, pairs, context, images, trace)
-        x = add_residual(x, self.drop_path1, kept, self.ls1(attended))
+        attended = self.attn(normed, partner_x, pairs, context, images, trace, rope, context_rope)
+        x = add_residual(x, self.drop_path1, kept, self.after_attention(attended))
         kept = kept_rows(self.drop_path2, x)
         chosen = x if kept is None else x[kept]
-        return add_residual(x, self.drop_path2, kept, self.ls2(self.mlp(self.norm2(chosen))))
+        return add_residual(x, self.drop_path2, kept, self.after_mlp(self.mlp(self.before_mlp(chosen))))
 
     def _checkpointed(
         self,
@@ -175,18 +196,23 @@ class Block(TimmBlock):
         context: Tensor | None,
         images: Tensor | None,
         trace: Trace | None,
+        rope: Tensor | None,
+        context_rope: Tensor | None,
     ) -> Tensor:
         """`forward`, computed again in the backward pass."""
 
         def run(*inputs: Any) -> tuple[Tensor, list[BlockTrace]]:
             own = Trace()
-            x, partner_x, pairs, context, images = inputs
+            x, partner_x, pairs, context, images, *ropes = inputs
             traces = None if trace is None else own
-            x = Block.forward(self, x, partner_x, pairs, context, images, traces, within_checkpoint=True)
+            x = PairBlock.forward(
+                self, x, partner_x, pairs, context, images, traces, *ropes, within_checkpoint=True
+            )
             return x, own.take()
 
         # A checkpoint that is compiled may change nothing outside, so what it traces is one of its outputs.
-        x, traced = checkpoint(run, x, partner_x, pairs, context, images, use_reentrant=False)
+        inputs = (x, partner_x, pairs, context, images, rope, context_rope)
+        x, traced = checkpoint(run, *inputs, use_reentrant=False)
         if trace is not None:
             trace.record(*traced[0])
         return x

@@ -11,11 +11,12 @@ from ..ops import Backend
 from ..ops.torch_backend import take_rows
 from ..reference import select_local
 from .attention_maps import attention_maps
-from .backbone import Backbone, TimmModule
-from .blocks import Attention, BlockTrace, Trace, first_row
+from .backbone import Backbone
+from .blocks import PairAttention, Trace, first_row
 from .checks import check_arguments, check_heads, check_inputs, check_pwca_blocks
+from .family import TimmModule
 from .glca import GlobalLocalAttention
-from .heads import Head, branch_head
+from .heads import Head, branch_head, width_of
 from .hub import HubMixin
 from .layouts import (
     ClassRows,
@@ -28,7 +29,6 @@ from .layouts import (
     reference_local,
     sa_and_pwca_rows,
 )
-from .readout import read_out, width_of
 from .rollout import RolloutCache, rollout_of
 
 
@@ -54,9 +54,11 @@ class DualAttentionModel(nn.Module, HubMixin):
         branches: The branches to build: "sa" with or without "glca" and "pwca". Nothing of the others is
             computed, has parameters or takes part in the loss.
         sa_readout: What the heads of SA and PWCA read: the "class" token, the mean of the patch tokens
-            ("local"), or "both" side by side.
+            ("local"), or "both" side by side. Without a class token "class" is timm's own pooling of the
+            backbone, whose weights rollout starts from.
         glca_readout: What GLCA's head reads: the "class" token, the mean of the selected rows ("local"), or
-            "both". With "class" and one block the selection reaches neither logits nor gradients.
+            "both". With "class" and one block the selection reaches neither logits nor gradients. Without a
+            class token "class" is timm's own pooling of the selected rows, and the selection reaches both.
         pwca_blocks: The first and the last SA block, counted from 1, in which an image also attends to its
             partner; all by default. Up to the first one SA and PWCA are computed once.
         head: "linear", "mlp" (Linear-BatchNorm1d-ReLU-Linear) or "bnneck" (a norm whose bias is frozen, then
@@ -124,6 +126,9 @@ class DualAttentionModel(nn.Module, HubMixin):
             self.sa_blocks, self.glca_blocks = reference_blocks(
                 self.backbone.embed_dim, num_heads, num_sa_blocks, num_glca_blocks, drop_rate, drop_path_rate
             )
+        readouts = {sa_readout, glca_readout if "glca" in self.branches else sa_readout}
+        if self.backbone.pooling == "map" and readouts == {"local"}:
+            self.backbone.drop_attention_pooling()
         check_pwca_blocks(pwca_blocks, len(self._sa_blocks))
         first, last = (1, len(self._sa_blocks)) if pwca_blocks is None else pwca_blocks
         self.pwca_blocks = first, last
@@ -143,7 +148,7 @@ class DualAttentionModel(nn.Module, HubMixin):
     def backend(self, backend: Backend) -> None:
         self._backend: Backend = backend
         for module in self.modules():
-            if isinstance(module, Attention | GlobalLocalAttention):
+            if isinstance(module, PairAttention | GlobalLocalAttention):
                 module.backend = backend
 
     @property
@@ -172,15 +177,16 @@ class DualAttentionModel(nn.Module, HubMixin):
             class_tokens_only: Features hold the class token alone (B, 1, C). Nothing is computed that neither
                 they nor the logits need: with a class-token readout the last block computes one query row (in
                 layout="paper" that of PWCA, since GLCA reads all of SA's tokens), and no rollout is computed
-                where no selected patch reaches GLCA's readout. The logits are the same.
+                where no selected patch reaches GLCA's readout. The logits are the same. Without a class token
+                the features are the embedding (B, 1, C), or (B, 1, 2C) with a readout of "both".
 
         Returns:
             sa_logits, glca_logits (B, K); sa_features (B, N, C); glca_features (B, N, C), in layout="paper"
-            its selected rows (B, 1 + R, C), class token first; in training with a pair pwca_logits and
-            pwca_features; for reid combined_features, the embeddings of SA and GLCA side by side. With a
-            readout other than "class" also each branch's embedding, which its head reads: sa_embedding,
-            glca_embedding, pwca_embedding (B, C), or (B, 2C) with "both". A branch that is not in `branches`
-            has no entries.
+            its selected rows (B, 1 + R, C), class token first, or (B, R, C) without one; in training with a
+            pair pwca_logits and pwca_features; for reid combined_features, the embeddings of SA and GLCA side
+            by side. With a readout other than "class", or without a class token, also each branch's
+            embedding, which its head reads: sa_embedding, glca_embedding, pwca_embedding (B, C), or (B, 2C)
+            with "both". A branch that is not in `branches` has no entries.
 
         Raises:
             ValueError: Inputs that do not fit, with every reason: also images of other channels or another
@@ -191,26 +197,29 @@ class DualAttentionModel(nn.Module, HubMixin):
         if not self.training:
             x_pair = partner_index = None
         selects = self._selects(class_tokens_only)
+        class_token = self.backbone.num_class_tokens
         streams = self.sa_and_pwca(x, x_pair, partner_index, class_tokens_only, traced=selects)
         features = {"sa": streams.sa}
         embeddings = {"sa": self.read_out_sa(streams.sa)}
         if "glca" in self.branches:
-            selected = self._selected(streams) if selects else first_row(x)
-            glca = features["glca"] = self.local_branch(streams.local, selected, class_tokens_only)
+            selected = self.select(self._rollout(streams)) if selects else first_row(x)
+            glca = features["glca"] = self.local_branch(streams, selected, class_tokens_only)
             rows = glca if class_tokens_only or self.layout == "paper" else take_rows(glca, selected)
-            embeddings["glca"] = read_out(glca, rows[:, 1:], self.glca_readout)
+            embeddings["glca"] = self.read_out_glca(rows)
         if streams.pwca is not None:
             features["pwca"] = streams.pwca
             embeddings["pwca"] = self.read_out_sa(streams.pwca)
         outputs = {f"{b}_logits": self.get_submodule(f"{b}_head")(e) for b, e in embeddings.items()}
-        outputs |= {
-            f"{b}_features": x[:, :1].clone() if class_tokens_only else x for b, x in features.items()
-        }
+        if class_tokens_only and not class_token:
+            features = {b: e[:, None] for b, e in embeddings.items()}
+        elif class_tokens_only:
+            features = {b: x[:, :1].clone() for b, x in features.items()}
+        outputs |= {f"{b}_features": x for b, x in features.items()}
         if self.task_type == "reid":
             outputs["combined_features"] = torch.cat(
                 [embeddings[b] for b in ("sa", "glca") if b in embeddings], 1
             )
-        if (self.sa_readout, self.glca_readout) != ("class", "class"):
+        if (self.sa_readout, self.glca_readout) != ("class", "class") or not class_token:
             outputs |= {f"{b}_embedding": e for b, e in embeddings.items()}
         return outputs
 
@@ -228,11 +237,11 @@ class DualAttentionModel(nn.Module, HubMixin):
         """
         paper, B, trace = self.layout == "paper", x.shape[0], Trace() if traced else None
         inputs = paper_inputs if paper else reference_inputs
-        tokens, pairing = inputs(self.backbone, x, x_pair, partner_index, self.pwca_blocks)
-        class_row = class_tokens_only and self.sa_readout == "class"
+        tokens, ropes, pairing = inputs(self.backbone, x, x_pair, partner_index, self.pwca_blocks)
+        class_row = class_tokens_only and self.sa_readout == self.backbone.pooling == "class"
         glca_reads_sa = paper and "glca" in self.branches
         class_rows = ClassRows(sa=class_row and not glca_reads_sa, pwca=class_row)
-        sa, pwca = sa_and_pwca_rows(self._sa_blocks, tokens, B, pairing, class_rows, trace)
+        sa, pwca = sa_and_pwca_rows(self._sa_blocks, tokens, B, pairing, class_rows, trace, ropes)
         local = sa if paper else tokens
         if paper:
             sa, pwca = (
@@ -240,16 +249,19 @@ class DualAttentionModel(nn.Module, HubMixin):
                 None if pwca is None else self.backbone.norm(pwca),
             )
         first, last = self.pwca_blocks
-        return Streams(sa, pwca, local, [] if trace is None else trace.take(), slice(first - 1, last))
+        traces = [] if trace is None else trace.take()
+        rope = None if ropes is None else ropes[-1]  # GLCA's blocks are copies of the last one
+        return Streams(sa, pwca, local, rope, traces, slice(first - 1, last))
 
     def local_branch(
-        self, tokens: Tensor, selected: Tensor, only_selected: bool = False, trace: Trace | None = None
+        self, streams: Streams, selected: Tensor, only_selected: bool = False, trace: Trace | None = None
     ) -> Tensor:
-        """GLCA on `Streams.local` for the selected rows (B, R): their tokens (B, R, C), in layout="reference"
+        """GLCA on SA's streams for the selected rows (B, R): their tokens (B, R, C), in layout="reference"
         without `only_selected` all tokens (B, N, C).
         """
+        tokens, rope = streams.local, streams.rope
         if self.layout == "paper":
-            return paper_local(self.backbone, self.glca_blocks, tokens, selected, trace)
+            return paper_local(self.backbone, self.glca_blocks, tokens, rope, selected, trace)
         return reference_local(self.glca_blocks, tokens, selected, only_selected, trace)
 
     def _selects(self, class_tokens_only: bool) -> bool:
@@ -258,16 +270,21 @@ class DualAttentionModel(nn.Module, HubMixin):
             return False
         # In the paper's layout every block reads SA's tokens, so no row of GLCA ever reaches another.
         rows_meet = self.layout == "reference" and len(self.glca_blocks) > 1
-        return not class_tokens_only or self.glca_readout != "class" or rows_meet
+        reads_class = self.glca_readout == self.backbone.pooling == "class"
+        return not class_tokens_only or not reads_class or rows_meet
 
-    def _selected(self, streams: Streams) -> Tensor:
-        """The rows (B, 1 + R) that GLCA computes."""
-        row = self._rollout(streams.sa_traces)
-        return select_local(row, self.backbone.num_prefix_tokens, self.top_k_ratio)
+    def select(self, rollout: Tensor) -> Tensor:
+        """The rows (B, 1 + R) that GLCA computes, class token first; (B, R) without a class token."""
+        selected = select_local(rollout, self.backbone.num_prefix_tokens, self.top_k_ratio)
+        return selected if self.backbone.num_class_tokens else selected[:, 1:]
 
     def read_out_sa(self, tokens: Tensor) -> Tensor:
         """The embedding of SA's or PWCA's tokens (B, N, C): (B, C), or (B, 2C) with a readout of "both"."""
-        return read_out(tokens, tokens[:, self.backbone.num_prefix_tokens :], self.sa_readout)
+        return self.backbone.read_out(tokens, self.sa_readout)
+
+    def read_out_glca(self, rows: Tensor) -> Tensor:
+        """The embedding of GLCA's selected rows: (B, C), or (B, 2C) with a readout of "both"."""
+        return self.backbone.read_out(rows, self.glca_readout, self.backbone.num_class_tokens)
 
     @property
     def attention_scale(self) -> float:
@@ -275,11 +292,17 @@ class DualAttentionModel(nn.Module, HubMixin):
         first: TimmModule = self._sa_blocks[0]
         return first.attn.head_dim**-0.5
 
-    def _rollout(self, traces: list[BlockTrace]) -> Tensor:
-        """The rollout rows (B, N), from the cache where they are known."""
+    def rollout(self, streams: Streams) -> Tensor:
+        """The rollout rows (B, N) of SA, from the class token or from the weights of the pooling."""
+        start = self.backbone.start_row(streams.sa)
+        return rollout_of(streams.sa_traces, self.attention_scale, self.backend, start)
+
+    def _rollout(self, streams: Streams) -> Tensor:
+        """The same, from the cache where they are known."""
         if self.cache is None or self.training or torch.compiler.is_compiling():
-            return rollout_of(traces, self.attention_scale, self.backend)
-        return self.cache.lookup(traces, self.attention_scale, self.backend)
+            return self.rollout(streams)
+        start = self.backbone.start_row(streams.sa)
+        return self.cache.lookup(streams.sa_traces, self.attention_scale, self.backend, start)
 
     @property
     def _sa_blocks(self) -> nn.ModuleList:
@@ -320,10 +343,9 @@ class DualAttentionModel(nn.Module, HubMixin):
         """
         check_inputs(self.backbone, x)
         streams, local = self.sa_and_pwca(x), Trace()
-        row = rollout_of(streams.sa_traces, self.attention_scale, self.backend)
-        selected = select_local(row, self.backbone.num_prefix_tokens, self.top_k_ratio)
+        selected = self.select(self.rollout(streams))
         if "glca" in self.branches:
-            self.local_branch(streams.local, selected, trace=local)
+            self.local_branch(streams, selected, trace=local)
         return attention_maps(streams.sa_traces, local.take(), selected)
 
     def freeze_backbone(self, freeze: bool = True) -> None:

@@ -1,13 +1,19 @@
-"""The classification head of a branch."""
+"""The classification head of a branch, and the width of what it reads."""
 
 from typing import Literal, get_args
 
 from torch import nn
 
+from ..branches import Readout
 from .blocks import init_linears
 
 Head = Literal["linear", "mlp", "bnneck"]
 HEADS: tuple[Head, ...] = get_args(Head)
+
+
+def width_of(readout: Readout, C: int) -> int:
+    """E, the features of a branch's embedding."""
+    return 2 * C if readout == "both" else C
 
 
 def branch_head(dim: int, num_classes: int, task_type: str, head: Head | None = None) -> nn.Module:

@@ -7,16 +7,14 @@ from torch import Tensor
 
 from ..arguments import raise_faults
 from ..ops import pair_attention
-from ..reference import select_local
 from .checks import check_inputs
 from .dual_attention import DualAttentionModel
-from .readout import read_out
-from .rollout import rollout_of
 
 
 class Explanation(NamedTuple):
     """Rollout of the class token (B, N) float32, selected rows (B, 1 + R) int64, probabilities of SA and GLCA
-    (B, K) float32; None for GLCA if the model has no such branch.
+    (B, K) float32; None for GLCA if the model has no such branch. Without a class token rollout starts from
+    the pooling's weights, and the selected rows are (B, R).
     """
 
     rollout: Tensor
@@ -35,13 +33,13 @@ def explain(model: DualAttentionModel, images: Tensor) -> Explanation:
     check_inputs(model.backbone, images)
     model.eval()
     streams = model.sa_and_pwca(images)
-    row = rollout_of(streams.sa_traces, model.attention_scale, model.backend)
-    selected = select_local(row, model.backbone.num_prefix_tokens, model.top_k_ratio)
+    row = model.rollout(streams)
+    selected = model.select(row)
     sa = model.sa_head(model.read_out_sa(streams.sa)).float().softmax(1)
     if "glca" not in model.branches:
         return Explanation(row, selected, sa, None)
-    tokens = model.local_branch(streams.local, selected, only_selected=True)
-    glca = model.glca_head(read_out(tokens, tokens[:, 1:], model.glca_readout)).float().softmax(1)
+    tokens = model.local_branch(streams, selected, only_selected=True)
+    glca = model.glca_head(model.read_out_glca(tokens)).float().softmax(1)
     return Explanation(row, selected, sa, glca)
 
 

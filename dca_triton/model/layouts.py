@@ -6,7 +6,7 @@ with partner -1. Nothing of a partner in the batch is computed again.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,20 +15,25 @@ from torch import Tensor, nn
 from ..ops import pair_up
 from ..ops.torch_backend import take_rows
 from .backbone import Backbone
-from .blocks import Attention, Block, BlockTrace, Trace, init_linears
+from .blocks import BlockTrace, Trace, init_linears
 from .glca import GLCABlock
+from .vit import Attention, Block
+
+Ropes = Sequence[Tensor | None]
 
 
 class Streams(NamedTuple):
     """What the SA blocks leave.
 
     Tokens of SA and PWCA (B, N, C), or (B, 1, C) where only the class token's row is computed; GLCA's input
-    (B, N, C); a trace of each block, SA rows first, if it was asked for; which blocks are PWCA's.
+    (B, N, C), and the rotary table of its rows, if there is one; a trace of each block, SA rows first, if it
+    was asked for; which blocks are PWCA's.
     """
 
     sa: Tensor
     pwca: Tensor | None
     local: Tensor
+    rope: Tensor | None
     traces: list[BlockTrace]
     pair_blocks: slice
 
@@ -119,15 +124,15 @@ def reference_inputs(
     x_pair: Tensor | None,
     partner_index: Tensor | None,
     pair_blocks: tuple[int, int],
-) -> tuple[Tensor, Pairing | None]:
+) -> tuple[Tensor, Ropes | None, Pairing | None]:
     """The output f of a whole ViT (B, N, C); a distractor's tokens stay f of the pair in every block."""
     B = x.shape[0]
     if x_pair is not None:
         features = backbone(torch.cat([x, x_pair]))
         images = torch.arange(B, device=features.device)
-        return features[:B], Pairing(images, features[B:], B, *pair_blocks)
+        return features[:B], None, Pairing(images, features[B:], B, *pair_blocks)
     f = backbone(x)
-    return f, None if partner_index is None else Pairing(partner_index, f, B, *pair_blocks)
+    return f, None, None if partner_index is None else Pairing(partner_index, f, B, *pair_blocks)
 
 
 def paper_inputs(
@@ -136,15 +141,18 @@ def paper_inputs(
     x_pair: Tensor | None,
     partner_index: Tensor | None,
     pair_blocks: tuple[int, int],
-) -> tuple[Tensor, Pairing | None]:
-    """The embedded patches (P, N, C), those of x_pair at the end; distractors are PWCA rows themselves."""
+) -> tuple[Tensor, Ropes | None, Pairing | None]:
+    """The embedded patches (P, N, C), those of x_pair at the end; distractors are PWCA rows themselves.
+
+    The rotary tables are made once, so SA, PWCA, partners and GLCA share what is drawn at random in them.
+    """
     B = x.shape[0]
     if x_pair is not None:
-        tokens = backbone(torch.cat([x, x_pair]))
+        tokens, ropes = backbone.embed(torch.cat([x, x_pair]))
         images = torch.arange(B, device=tokens.device)
-        return tokens, Pairing(torch.cat([B + images, images]), None, B, *pair_blocks)
-    tokens = backbone(x)
-    return tokens, None if partner_index is None else Pairing(partner_index, None, B, *pair_blocks)
+        return tokens, ropes, Pairing(torch.cat([B + images, images]), None, B, *pair_blocks)
+    tokens, ropes = backbone.embed(x)
+    return tokens, ropes, None if partner_index is None else Pairing(partner_index, None, B, *pair_blocks)
 
 
 class ClassRows(NamedTuple):
@@ -161,30 +169,39 @@ def sa_and_pwca_rows(
     pairing: Pairing | None,
     class_rows: ClassRows,
     trace: Trace | None,
+    ropes: Ropes | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the SA blocks on images (P, N, C) -> SA and PWCA tokens (B, N, C), or (B, 1, C) by `class_rows`."""
     *blocks, last = blocks
+    *ropes, rope = ropes or [None] * (len(blocks) + 1)
     number = 0
-    for number, block in enumerate(blocks, 1):
+    for number, (block, own) in enumerate(zip(blocks, ropes, strict=True), 1):
         arguments = {} if pairing is None else pairing.arguments(number, tokens)
-        tokens = block(tokens, trace=trace, **arguments)
+        tokens = block(tokens, trace=trace, rope=own, **arguments)
         if pairing is not None and number == pairing.last:
             tokens = tokens[: 2 * B]  # an image that is nothing but a distractor is needed no longer
     number += 1
     if pairing is None:
-        return last(**_queries(tokens, class_rows.sa), trace=trace), None
+        return last(**_queries(tokens, rope, class_rows.sa), trace=trace), None
     if class_rows.sa == class_rows.pwca:
         arguments = pairing.arguments(number, tokens)
-        tokens = last(**_queries(tokens, class_rows.sa), trace=trace, **arguments)
+        tokens = last(**_queries(tokens, rope, class_rows.sa), trace=trace, **arguments)
         return tokens[:B], tokens[B : 2 * B]
     pwca = tokens if number == pairing.first else tokens[B:]
-    pwca = last(**_queries(pwca, class_rows.pwca), **pairing.pwca_arguments(number))
-    return last(**_queries(tokens[:B], class_rows.sa), trace=trace), pwca[:B]
+    pwca = last(**_queries(pwca, rope, class_rows.pwca), **pairing.pwca_arguments(number))
+    return last(**_queries(tokens[:B], rope, class_rows.sa), trace=trace), pwca[:B]
 
 
-def _queries(tokens: Tensor, class_row: bool) -> dict[str, Tensor | None]:
+def _queries(tokens: Tensor, rope: Tensor | None, class_row: bool) -> dict[str, Tensor | None]:
     """A block's input: the class token that attends to all tokens, or all of them."""
-    return {"x": tokens[:, :1], "context": tokens} if class_row else {"x": tokens}
+    if not class_row:
+        return {"x": tokens, "rope": rope}
+    return {
+        "x": tokens[:, :1],
+        "context": tokens,
+        "rope": None if rope is None else rope[:1],
+        "context_rope": rope,
+    }
 
 
 def reference_local(
@@ -205,11 +222,16 @@ def paper_local(
     backbone: Backbone,
     glca_blocks: Iterable[nn.Module],
     tokens: Tensor,
+    rope: Tensor | None,
     selected: Tensor,
     trace: Trace | None = None,
 ) -> Tensor:
-    """GLCA on SA's tokens -> the selected rows (B, R, C); in every block they attend to SA's tokens."""
+    """GLCA on SA's tokens -> the selected rows (B, R, C); in every block they attend to SA's tokens.
+
+    The rows keep the positions that they have among all tokens, which `rope` (N, 1 or H, 2D) rotates by.
+    """
     rows = take_rows(tokens, selected)
+    own = None if rope is None else rope[selected]
     for block in glca_blocks:
-        rows = block(rows, context=tokens, trace=trace)
+        rows = block(rows, context=tokens, trace=trace, rope=own, context_rope=rope)
     return backbone.norm(rows)

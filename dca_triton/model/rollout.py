@@ -18,20 +18,26 @@ CHUNK = 4096  # words that share one sum of the multilinear hash
 WORD = 0xFFFFFFFF
 
 
-def rollout_of(traces: Sequence[BlockTrace], scale: float, backend: Backend) -> Tensor:
-    """The class token's rollout row (B, N) from the traces of the SA blocks, first block to last."""
+def rollout_of(
+    traces: Sequence[BlockTrace], scale: float, backend: Backend, start: Tensor | None = None
+) -> Tensor:
+    """The rollout row (B, N) from the traces of the SA blocks, first block to last: the class token's, or one
+    that begins with the weights `start` (B, N).
+    """
     qs, ks, lses = (list(part) for part in zip(*traces, strict=True))
-    return rollout_row([q.detach() for q in qs], [k.detach() for k in ks], lses, scale, backend=backend)
+    return rollout_row(
+        [q.detach() for q in qs], [k.detach() for k in ks], lses, scale, start, backend=backend
+    )
 
 
 class RolloutCache:
     """Cache of rollout rows of earlier images; the least recently used row is removed first.
 
-    A row is a function of the queries, keys and log-sum-exps of its layers and of the scale, so these are the
-    key of its entry: a 128-bit hash of their bytes, with the shapes, dtypes, device, backend and PyTorch
-    settings that decide the bits of a row. The key does not depend on weights directly, so no change of a
-    model can return an old row. The hash is seeded at random, once per cache, and two different keys collide
-    with a probability of about 2^-120.
+    A row is a function of the queries, keys and log-sum-exps of its layers, of the scale and of the row that
+    it starts from, so these are the key of its entry: a 128-bit hash of their bytes, with the shapes, dtypes,
+    device, backend and PyTorch settings that decide the bits of a row. The key does not depend on weights
+    directly, so no change of a model can return an old row. The hash is seeded at random, once per cache, and
+    two different keys collide with a probability of about 2^-120.
 
     A hit returns the bits of the first computation. An image misses if another batch size changed the last
     bit of its queries or keys. An entry holds a row of 4 N bytes and a key of 16 bytes. Several threads may
@@ -75,7 +81,9 @@ class RolloutCache:
                 "cache_size": len(self._rows),
             }
 
-    def lookup(self, traces: Sequence[BlockTrace], scale: float, backend: Backend) -> Tensor:
+    def lookup(
+        self, traces: Sequence[BlockTrace], scale: float, backend: Backend, start: Tensor | None = None
+    ) -> Tensor:
         """Return the rows (B, N) of `rollout_of`; compute only those of images that miss.
 
         Where bytes cannot be read (tracing, fake or meta tensors, tensor subclasses, `torch.func` transforms,
@@ -83,8 +91,8 @@ class RolloutCache:
         once.
         """
         if not _readable(traces):
-            return rollout_of(traces, scale, backend)
-        keys = self._keys(traces, scale, backend)
+            return rollout_of(traces, scale, backend, start)
+        keys = self._keys(traces, scale, backend, start)
         with self._lock:
             found = {key: self._rows[key] for key in keys if key in self._rows}
             for key in found:
@@ -97,7 +105,8 @@ class RolloutCache:
         if len(missing) < len(keys):
             index = torch.tensor(missing, device=traces[0].q.device)
             traces = [BlockTrace(*(part[index] for part in trace)) for trace in traces]
-        rows = rollout_of(traces, scale, backend)
+            start = None if start is None else start[index]
+        rows = rollout_of(traces, scale, backend, start)
         # A view of a row would keep the whole batch.
         fresh = {keys[i]: row.clone() for i, row in zip(missing, rows, strict=True)}
         with self._lock:
@@ -108,14 +117,17 @@ class RolloutCache:
         found |= fresh
         return rows if len(missing) == len(keys) else torch.stack([found[key] for key in keys])
 
-    def _keys(self, traces: Sequence[BlockTrace], scale: float, backend: Backend) -> list[bytes]:
+    def _keys(
+        self, traces: Sequence[BlockTrace], scale: float, backend: Backend, start: Tensor | None = None
+    ) -> list[bytes]:
         """The key of each image."""
         device = traces[0].q.device
-        layout = [(tuple(part.shape[1:]), part.dtype) for trace in traces for part in trace]
+        parts = [part.detach() for trace in traces for part in trace] + ([] if start is None else [start])
+        layout = [(tuple(part.shape[1:]), part.dtype) for part in parts]
         settings = (_float32_precision(device), torch.get_num_threads())
         context = repr((len(traces), layout, device, scale, backend, settings)).encode()
         hashes = [xxhash.xxh3_128(context, seed=self._seed) for _ in traces[0].q]
-        for part in self._host_parts((part.detach() for trace in traces for part in trace), device):
+        for part in self._host_parts(parts, device):
             for state, image in zip(hashes, _bytes(part).numpy(), strict=True):
                 state.update(image)
         return [state.digest() for state in hashes]

@@ -8,7 +8,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from ..model import DualAttentionModel
-from ..model.readout import width_of
+from ..model.heads import width_of
 from .loader import seed_of
 from .losses import BranchLoss, MetricLoss, UncertaintyWeightedLoss
 

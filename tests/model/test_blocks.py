@@ -8,8 +8,9 @@ from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor
 
 from dca_triton import reference
-from dca_triton.model.blocks import Attention, Block, Trace
+from dca_triton.model.blocks import Trace
 from dca_triton.model.glca import GLCABlock
+from dca_triton.model.vit import Attention, Block
 from dca_triton.ops import Partners, pair_up
 
 B, N, C, H = 3, 11, 32, 2

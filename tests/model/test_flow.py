@@ -47,7 +47,7 @@ def test_the_way_to_an_operation_is_short(
     paths: set[tuple[str, ...]], layout: str, pairs: str, class_tokens_only: bool
 ) -> None:
     small_model(layout=layout).train()(IMAGES, **PAIRS[pairs], class_tokens_only=class_tokens_only)
-    attention = ("Block.forward", "Attention.forward", "pair_attention")
+    attention = ("PairBlock.forward", "PairAttention.forward", "pair_attention")
     assert ("DualAttentionModel.sa_and_pwca", "sa_and_pwca_rows", *attention) in paths
     assert any(path[-1] == "local_attention" for path in paths)
     assert any(path[-1] == "rollout_row" for path in paths) != class_tokens_only
@@ -61,5 +61,9 @@ def test_a_longer_way_would_be_seen(paths: set[tuple[str, ...]], layout: str) ->
     model.set_grad_checkpointing()
     model(IMAGES)
     longest = max(paths, key=len)
-    assert longest[2:5] == ("Block.forward", "Block._checkpointed", "Block._checkpointed.<locals>.run"), paths
+    assert longest[2:5] == (
+        "PairBlock.forward",
+        "PairBlock._checkpointed",
+        "PairBlock._checkpointed.<locals>.run",
+    ), paths
     assert len(longest) == 8

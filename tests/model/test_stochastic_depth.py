@@ -7,8 +7,8 @@ from timm.layers import DropPath
 from torch import nn
 
 from dca_triton.model import blocks
-from dca_triton.model.blocks import Attention, Block
 from dca_triton.model.stochastic_depth import add_residual, kept_rows
+from dca_triton.model.vit import Attention, Block
 from dca_triton.ops import pair_attention, pair_up
 
 B, N, C = 8, 5, 32

@@ -1,0 +1,84 @@
+"""Which models of timm serve as backbones: the names, the reasons against the others, and small siblings."""
+
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm_streams import narrow_model, randomized, slow_streams, twin
+from torch import nn
+
+from dca_triton.model.backbone import _patch, layout_faults
+
+MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
+LAYOUTS = ("paper", "reference")
+PARTNERS = torch.tensor([1, 2, -1])
+REFUSALS = (
+    "it has no class token, and it pools by ",
+    "its blocks are ",
+    "its attention is ",
+)
+
+
+class Entry(NamedTuple):
+    """A name, timm's class, its patch, head width, what stands for an image, and reasons for each layout."""
+
+    name: str
+    kind: str
+    patch: tuple[int, int]
+    head_dim: int
+    reads: str
+    reasons: dict[str, list[str]]
+
+
+def names() -> list[str]:
+    return sorted(name for module in MODULES for name in timm.list_models(module=module))
+
+
+def keys_of(name: str, *shared: int | None) -> dict[str, Any]:
+    """How many heads of keys each block of a Sapiens2 has."""
+    return {"num_kv_heads": shared} if "sapiens2" in name else {}
+
+
+def entry_of(name: str) -> Entry:
+    """Built on the meta device, without weights, with one block."""
+    with torch.device("meta"):
+        model: Any = timm.create_model(name, num_classes=0, depth=1, **keys_of(name, None))
+    attention = next(m for m in model.blocks.modules() if hasattr(m, "head_dim"))
+    reasons = {layout: layout_faults(model, layout) for layout in LAYOUTS}
+    reads = "class" if model.cls_token is not None else model.global_pool
+    return Entry(name, type(model).__name__, _patch(model), attention.head_dim, reads, reasons)
+
+
+def small_sizes(entry: Entry) -> dict[str, Any]:
+    """Two narrow blocks of the same construction; some MLPs need a width that their ratio divides."""
+    options: dict[str, Any] = {"depth": 2, "num_heads": 4, **keys_of(entry.name, None, 2)}
+    for width in (64, 96, 192):
+        try:
+            with torch.device("meta"):
+                timm.create_model(entry.name, num_classes=0, embed_dim=width, **options)
+            return options | {"embed_dim": width}
+        except AssertionError:
+            continue
+    return {"depth": 2}  # a stem of a fixed width
+
+
+def check(entry: Entry) -> None:
+    """Raise AssertionError unless SA, PWCA, GLCA and the rollout are those of timm's modules in float64."""
+    torch.manual_seed(0)
+    sizes, size = small_sizes(entry), tuple(n * side for n, side in zip((2, 3), entry.patch, strict=True))
+    model = randomized(narrow_model(entry.name, sizes, img_size=size)).double().eval()
+    images = torch.randn(3, 3, *size, dtype=torch.float64)
+    plain: Any = twin(model, entry.name, img_size=size, **sizes)
+    with torch.no_grad():
+        slow = slow_streams(model, plain, images, PARTNERS)
+        streams = model.sa_and_pwca(images, partner_index=PARTNERS)
+        row = model.rollout(streams)
+        found = (streams.sa, streams.pwca, model.local_branch(streams, slow.selected))
+        torch.testing.assert_close(found, slow[:3], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(row, slow.rollout.float(), rtol=1e-5, atol=1e-6)
+        if entry.reads == "class":
+            after = plain.fc_norm if isinstance(plain.norm, nn.Identity) else nn.Identity()
+            expected = after(plain.forward_features(images)[:, 0])
+        else:
+            expected = plain.forward_head(plain.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(model.read_out_sa(streams.sa), expected, rtol=1e-6, atol=1e-6)
