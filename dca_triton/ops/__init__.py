@@ -72,7 +72,7 @@ def pair_attention(
     checks.check_tensors(
         {"q": q, "k": k, "v": v}, partner_k=partner_k, partner_v=partner_v, partner_index=index
     )
-    attention = Attention(q, k, v, partner_k, partner_v, partner_index, scale=scale).converted(_autocast)
+    attention = _under_autocast(Attention(q, k, v, partner_k, partner_v, partner_index, scale=scale))
     chosen = _choose(backend, checks.pair_attention(attention), *attention[:3])
     checks.assert_indices(attention)
     return chosen.pair_attention(attention)
@@ -124,7 +124,7 @@ def local_attention(
         RuntimeError: backend="triton" cannot run here; the message gives every reason.
     """
     checks.check_tensors({"q": q, "k": k, "v": v}, index=index)
-    attention = Attention(q, k, v, rows=index, scale=scale).converted(_autocast)
+    attention = _under_autocast(Attention(q, k, v, rows=index, scale=scale))
     chosen = _choose(backend, checks.local_attention(attention), *attention[:3])
     checks.assert_indices(attention)
     return chosen.local_attention(attention)
@@ -206,9 +206,14 @@ def _choose(backend: str, faults: list[str], *tensors: Tensor) -> ModuleType:
     return triton_backend
 
 
-def _autocast(x: Tensor) -> Tensor:
+def _under_autocast(attention: Attention) -> Attention:
     """Convert to the lower precision under autocast, as PyTorch's own attention does."""
-    device = x.device.type
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    castable = x.is_floating_point() and x.dtype != torch.float64
-    return x.to(torch.get_autocast_dtype(device)) if enabled and castable else x
+    device = attention.q.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return attention
+    dtype = torch.get_autocast_dtype(device)
+
+    def convert(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+
+    return attention.converted(convert)
