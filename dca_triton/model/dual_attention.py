@@ -36,7 +36,8 @@ class DualAttentionModel(nn.Module, HubMixin):
     """Dual cross-attention learning (Zhu et al., CVPR 2022) on a timm vision transformer.
 
     Args:
-        backbone_name: A timm vision transformer, e.g. "deit_tiny_patch16_224".
+        backbone_name: A timm VisionTransformer or Eva, e.g. "deit_tiny_patch16_224" or
+            "vit_small_patch16_dinov3"; layout="reference" also takes others with a class token.
         num_classes: Classes of each head, at least 1.
         task_type: "fgvc" (linear heads) or "reid" (Linear-BatchNorm1d-ReLU-Linear heads, combined features).
         num_sa_blocks: SA blocks on top of the backbone; layout="reference" only.
