@@ -286,7 +286,7 @@ class DualAttentionModel(nn.Module, HubMixin):
     def attention_scale(self) -> float:
         """The factor of the SA blocks' scores, 1/√D."""
         first: TimmModule = self._sa_blocks[0]
-        return first.attn.head_dim**-0.5
+        return first.attn.scale
 
     def rollout(self, streams: Streams) -> Tensor:
         """The rollout rows (B, N) of SA, from the class token or from the weights of the pooling."""

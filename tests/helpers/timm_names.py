@@ -1,5 +1,6 @@
 """Which models of timm serve as backbones: the names, the reasons against the others, and small siblings."""
 
+import sys
 from typing import Any, NamedTuple
 
 import timm
@@ -7,9 +8,8 @@ import torch
 from timm_streams import narrow_model, randomized, slow_streams
 from torch import nn
 
-from dca_triton.model.backbone import Backbone, _patch, layout_faults
+from dca_triton.model.backbone import FAMILIES, Backbone, _patch, layout_faults
 
-MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
 LAYOUTS = ("paper", "reference")
 PARTNERS = torch.tensor([1, 2, -1])
 REFUSALS = (
@@ -34,7 +34,13 @@ class Entry(NamedTuple):
 
 
 def names() -> list[str]:
-    return sorted(name for module in MODULES for name in timm.list_models(module=module))
+    """All names of timm's modules that use the class of a family."""
+    found = []
+    for module in timm.list_modules():
+        used = vars(sys.modules[f"timm.models.{module}"]).values()
+        if any(value is family.model for value in used for family in FAMILIES):
+            found += timm.list_models(module=module)
+    return sorted(found)
 
 
 def keys_of(name: str, *shared: int | None) -> dict[str, Any]:
@@ -46,12 +52,12 @@ def entry_of(name: str) -> Entry:
     """Built on the meta device, without weights, with one block."""
     with torch.device("meta"):
         model: Any = timm.create_model(name, num_classes=0, depth=1, **keys_of(name, None))
-    attention = next(m for m in model.blocks.modules() if hasattr(m, "head_dim"))
+    attention: Any = next(m for m in model.blocks.modules() if hasattr(m, "num_heads"))
     reasons = {layout: layout_faults(model, layout) for layout in LAYOUTS}
     reads = "class" if model.cls_token is not None else model.global_pool
     norms = [norm for norm in ("norm", "fc_norm") if not isinstance(getattr(model, norm), nn.Identity)]
     kind, norm = type(model).__name__, norms[0] if norms else "none"
-    return Entry(name, kind, _patch(model), attention.head_dim, reads, norm, reasons)
+    return Entry(name, kind, _patch(model), round(attention.scale**-2), reads, norm, reasons)
 
 
 def small_sizes(entry: Entry) -> dict[str, Any]:
