@@ -36,7 +36,8 @@ class DualAttentionModel(nn.Module, HubMixin):
     """Dual cross-attention learning (Zhu et al., CVPR 2022) on a timm vision transformer.
 
     Args:
-        backbone_name: A timm vision transformer, e.g. "deit_tiny_patch16_224".
+        backbone_name: A timm VisionTransformer or Eva, e.g. "deit_tiny_patch16_224" or
+            "vit_small_patch16_dinov3"; layout="reference" also takes others with a class token.
         num_classes: Classes of each head, at least 1.
         task_type: "fgvc" (categories) or "reid" (identities; the outputs hold combined features).
         num_sa_blocks: SA blocks on top of the backbone; layout="reference" only.
@@ -290,7 +291,7 @@ class DualAttentionModel(nn.Module, HubMixin):
     def attention_scale(self) -> float:
         """The factor of the SA blocks' scores, 1/√D."""
         first: TimmModule = self._sa_blocks[0]
-        return first.attn.head_dim**-0.5
+        return first.attn.scale
 
     def rollout(self, streams: Streams) -> Tensor:
         """The rollout rows (B, N) of SA, from the class token or from the weights of the pooling."""

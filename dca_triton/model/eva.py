@@ -24,7 +24,8 @@ class RotaryAttention(PairAttention):
     """
 
     num_kv_groups: Any = 1
-    rotate_half: Any
+    num_heads: Any
+    rotate_half: Any = False
     qkv: Any
     q_proj: Any
     k_proj: Any
@@ -65,10 +66,10 @@ class RotaryAttention(PairAttention):
         return self.qkv(x) if q_bias is None else self.qkv(x) + bias
 
     def _queries(self, q: Tensor, rope: Tensor | None) -> Tensor:
-        return self._rotated(self.q_norm(q.unflatten(2, (-1, self.head_dim))), rope, q.dtype)
+        return self._rotated(self.q_norm(q.unflatten(2, (self.num_heads, -1))), rope, q.dtype)
 
     def _keys(self, k: Tensor, v: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
-        k, v = (t.unflatten(2, (-1, self.head_dim)) for t in (k, v))
+        k, v = (t.unflatten(2, (self.num_heads // self.num_kv_groups, -1)) for t in (k, v))
         k = self._rotated(self.k_norm(k), rope, v.dtype)
         if self.num_kv_groups == 1:
             return k, v
@@ -127,7 +128,7 @@ def embed(model: TimmModule, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     x = model.norm_pre(x)
     if rope is None:
         return x
-    rope = rope.transpose(1, 2) if model.rope_mixed else rope[:, None]
+    rope = rope.transpose(1, 2) if getattr(model, "rope_mixed", False) else rope[:, None]
     *batch, _, heads, width = rope.shape
     still = torch.cat([rope.new_zeros(width // 2), rope.new_ones(width // 2)])  # sin 0, cos 1
     return x, torch.cat([still.expand(*batch, model.num_prefix_tokens, heads, width), rope], -3)

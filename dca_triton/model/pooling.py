@@ -26,7 +26,7 @@ def pooling_faults(model: TimmModule, known: bool) -> list[str]:
     if model.global_pool == "map" and not (
         isinstance(head, AttentionPoolLatent) and head.latent_len == 1 and head.pos_embed is None
     ):
-        return [f"it has no class token, and its pooling is a {type(head).__name__} of several queries"]
+        return ["it has no class token, and its pooling head has several queries or positions of its own"]
     return []
 
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from small_training import Photos, small_model, small_trainer
+from timm_streams import narrow_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -30,6 +31,10 @@ IMAGES = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(2), d
 
 
 def build(layout: str) -> DualAttentionModel:
+    if layout == "rotary":  # the paper's layout, with learned rotations outside the blocks
+        torch.manual_seed(0)
+        sizes = {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
+        return narrow_model("vit_small_patch16_rope_mixed_ape_224", sizes, img_size=16).double().train()
     return small_model(layout=layout, drop_path_rate=0.0).double().train()
 
 
@@ -131,6 +136,8 @@ def both(rank: int, scratch: Path) -> dict:
             found[f"{layout}, {rows}"] = sharded_against_replicated(rank, layout, only)
         found[f"{layout}, no pairs"] = without_pairs(rank, layout)
         found[f"{layout}, trainer"] = trained_by_block(rank, layout, scratch)
+    found["rotary, all"] = sharded_against_replicated(rank, "rotary", False)
+    found["rotary, class"] = sharded_against_replicated(rank, "rotary", True)
     return found
 
 

@@ -1,6 +1,7 @@
 """timm's Eva models in the paper's layout, against timm's own modules in float64."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,8 +12,7 @@ from timm_streams import narrow_model, randomized, slow_streams, twin
 from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel
-from dca_triton.model import explain, export_program
-from dca_triton.model.eva import EVA
+from dca_triton.model import dual_attention, eva, explain, export_onnx, layouts
 
 KINDS = {
     "vit_small_patch16_dinov3": {},  # no biases of queries and keys, rotation by halves, registers
@@ -71,6 +71,38 @@ def test_streams_gradients_and_rollout_are_those_of_timms_modules(name: str) -> 
     with torch.no_grad():
         short = model(images, class_tokens_only=True)
         torch.testing.assert_close(short["sa_features"][:, 0], slow.sa[:, 0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["rotation", "positions of rows", "keys of a group", "biases", "scale"])
+def test_a_wrong_part_would_be_seen(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """Each of them changes what `slow_streams` is compared with."""
+    name = {"biases": "vit_small_plus_patch16_dinov3_qkvb"}.get(part, "vit_large_patch16_sapiens2")
+    model, images = build(name), images_of(name)
+    plain = twin(model, name, img_size=size_of(name), **sizes_of(name))
+    slow = slow_streams(model, plain, images, PARTNERS)
+
+    def error() -> float:
+        streams = model.sa_and_pwca(images, partner_index=PARTNERS)
+        rows = model.local_branch(streams, slow.selected)
+        return max(
+            (a - b).abs().max().item() for a, b in zip((streams.sa, rows), (slow.sa, slow.glca), strict=True)
+        )
+
+    assert error() < 1e-9
+    if part == "rotation":
+        monkeypatch.setattr(eva.RotaryAttention, "_rotated", lambda self, x, rope, dtype: x)
+    elif part == "positions of rows":
+        local = layouts.paper_local
+        monkeypatch.setattr(
+            dual_attention, "paper_local", lambda b, g, x, rope, *rest: local(b, g, x, rope.roll(1, 0), *rest)
+        )
+    elif part == "keys of a group":
+        monkeypatch.setattr(Tensor, "repeat_interleave", lambda x, n, dim: torch.cat([x] * n, dim))
+    elif part == "biases":
+        model.backbone.model.blocks[0].attn.q_bias = None
+    else:
+        model.backbone.model.blocks[1].gamma_1 = None
+    assert error() > 1e-4
 
 
 BRANCHES = ("sa", "glca", "pwca")
@@ -142,7 +174,7 @@ def test_a_gate_scales_each_streams_attention() -> None:
         plain = randomized(block).double()
         holder = nn.Module()
         holder.blocks = nn.ModuleList([copy.deepcopy(plain)])
-        EVA.adopt(holder)
+        eva.EVA.adopt(holder)
         x = torch.randn(3, 5, 32, dtype=torch.float64)
         torch.testing.assert_close(holder.blocks[0](x), plain(x))
         twice = torch.tensor([2, 0, 0])
@@ -173,11 +205,15 @@ def test_lora_equals_its_merged_model() -> None:
         torch.testing.assert_close(found[f"{branch}_logits"], after[f"{branch}_logits"])
 
 
-def test_export() -> None:
-    model, images = build("vit_small_patch16_dinov3"), images_of("vit_small_patch16_dinov3")
-    program = export_program(model)
-    found = program.module()(images[:3], class_tokens_only=False)
-    torch.testing.assert_close(found, model(images[:3]))
+def test_an_onnx_file_gives_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = build("vit_small_patch16_dinov3").float()
+    images = images_of("vit_small_patch16_dinov3").float()[:3]
+    export_onnx(model, tmp_path / "model.onnx")
+    found = runtime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": images.numpy()})
+    for ours, expected in zip(map(torch.as_tensor, found), model(images).values(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_checkpointing_and_compilation() -> None:
@@ -202,7 +238,7 @@ def test_the_reference_layout_takes_timms_features() -> None:
     assert outputs["pwca_features"].shape == (4, 13, 64)
 
 
-def test_weights_of_another_size_come_from_a_local_file(tmp_path) -> None:
+def test_weights_of_another_size_come_from_a_local_file(tmp_path: Path) -> None:
     """Position embeddings are resampled; a buffer that is not saved is not asked for."""
     name, sizes = "eva02_tiny_patch14_224", sizes_of("eva02_tiny_patch14_224")
     source = randomized(timm.create_model(name, num_classes=0, img_size=28, **sizes))

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import AttentionPoolLatent
 from timm_streams import narrow_model, randomized, slow_streams, twin
 from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel
 from dca_triton.model import dual_attention, explain, export_program
+from dca_triton.model.pooling import pooling_faults
 from dca_triton.training.losses import BranchLoss
 
 SIZES = {"embed_dim": 64, "depth": 2, "num_heads": 4}
@@ -139,3 +141,15 @@ def test_other_poolings_are_refused(layout: str) -> None:
     reason = "it has no class token, and it pools by 'max', not by 'avg' or 'map'"
     with pytest.raises(ValueError, match=reason):
         build("vit_little_patch16_reg4_gap_256", layout=layout, global_pool="max")
+
+
+def test_a_pooling_head_of_another_kind_is_refused() -> None:
+    model = build("vit_base_patch16_siglip_224").backbone.model
+    assert pooling_faults(model, known=True) == []
+    for change in ({"latent_len": 2}, {"pos_embed": nn.Parameter(torch.zeros(12, 64))}):
+        model.attn_pool = AttentionPoolLatent(64, num_heads=4)
+        for name, value in change.items():
+            setattr(model.attn_pool, name, value)
+        assert pooling_faults(model, known=True) == [
+            "it has no class token, and its pooling head has several queries or positions of its own"
+        ]
