@@ -72,9 +72,8 @@ class Pairing:
         unpaired = torch.full_like(partner[:B], -1)
         distractors = P if tokens is None else tokens.shape[0]
         self.at_first = self.later = pair_up(torch.cat([unpaired, partner]), distractors)
-        if tokens is None and first < last:
-            among_all = torch.where(partner < 0, -1, B + partner)
-            self.later = pair_up(torch.cat([unpaired, among_all]), B + P)
+        if tokens is None:
+            self.later = self.at_first.behind(B)
 
     def arguments(self, number: int, x: Tensor) -> dict[str, Any]:
         """What the block `number` takes beside its input x to give the rows of both streams."""

@@ -21,6 +21,11 @@ class Partners(NamedTuple):
         """Return the partners of the rows (K,) only."""
         return invert_pairs(self.partner[rows], self.starts.shape[0] - 1)
 
+    def behind(self, images: int) -> "Partners":
+        """Return the same pairs where as many other images come before those to choose from."""
+        partner = torch.where(self.partner < 0, -1, self.partner + images)
+        return Partners(partner, self.readers, torch.cat([self.starts[:1].expand(images), self.starts]))
+
 
 def invert_pairs(index: Tensor, images: int) -> Partners:
     """Invert a checked index (B,). Rows without a partner come before starts[0]."""

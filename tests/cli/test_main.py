@@ -196,7 +196,7 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
         (["train", "--config=fgvc", "--data.name=cub", "--trainer.lr=fast"], "trainer.lr"),
         (["train", "--config=fgvc", "--data.name=cub", "--nonsense=1"], "nonsense"),
         (["train", "--config=fgvc", "--data.name=cub"], "root must be the folder of cub, got None"),
-        (["train", "--config=fgvc", "--data.name=birds"], "name must be one of cub, cars"),
+        (["train", "--config=fgvc", "--data.name=birds"], "name must be one of cub, nabirds, cars"),
         (["train", "--config=fgvc", "--data.name=cub", "--data.root=/nowhere"], "images.txt"),
         (
             ["train", "--config=fgvc", "--data.name=cub", "--pairs.hard_ratio=2"],

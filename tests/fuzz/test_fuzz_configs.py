@@ -25,7 +25,28 @@ wild = st.one_of(
     st.text(max_size=8),
     st.sampled_from([[], {}, (), [16, 16], (16, 16), (16, 0), b"x", 1 + 2j, math.nan, -0.0, "../x", "paper"]),
 )
-near = st.sampled_from([0, 1, 2, 3, 0.0, 0.1, 0.5, 1.0, 16, (16, 32), "fgvc", "reid", "paper", "reference"])
+near = st.sampled_from(
+    [
+        0,
+        1,
+        2,
+        3,
+        0.0,
+        0.1,
+        0.5,
+        1.0,
+        16,
+        (16, 32),
+        "fgvc",
+        "reid",
+        "paper",
+        "reference",
+        "local",
+        "both",
+        ["sa"],
+        (1, 1),
+    ]
+)
 DEFAULTS = {
     "backbone_name": "test_vit",
     "num_classes": 4,
@@ -38,7 +59,12 @@ DEFAULTS = {
     "drop_path_rate": 0.1,
     "img_size": 16,
     "cache_attention_rollout": True,
+    "head": None,
     "layout": "paper",
+    "branches": ("sa", "glca", "pwca"),
+    "sa_readout": "class",
+    "glca_readout": "class",
+    "pwca_blocks": None,
     "pretrained": False,
     "backend": "torch",
 }

@@ -170,6 +170,7 @@ wild = plain | st.sampled_from([torch.ones(2), torch.full((3,), math.nan), torch
 
 KEYS = "model_state_dict optimizer_state_dict uncertainty_loss_state_dict epoch history step skipped sums"
 KEYS += " scaler_state_dict ema_state_dict rng_state best settings model_arguments description"
+KEYS += " branch_loss_state_dict"
 
 
 @fuzzed(100)
