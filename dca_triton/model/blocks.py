@@ -54,11 +54,10 @@ class PairAttention(nn.Module):
     """Attention of each image to itself and to its partner, on some or all of the rows.
 
     A family's class inherits from this and from timm's attention, and says how it projects. It has timm's
-    attributes `scale`, `attn_drop`, `norm`, `proj` and `proj_drop`, and a `gate`, which may be None.
+    attributes `attn_drop`, `norm`, `proj` and `proj_drop`, and a `gate`, which may be None.
     """
 
     backend: Backend = "auto"
-    scale: Any
     attn_drop: Any
     norm: Any
     proj: Any
@@ -102,7 +101,7 @@ class PairAttention(nn.Module):
                 partner_k, partner_v = k, v
             q, k, v = q[images], k[images], v[images]
             gates = None if gates is None else gates[images]
-        scale, dropout = self.scale, dropout_rate(self.attn_drop)
+        scale, dropout = q.shape[-1] ** -0.5, dropout_rate(self.attn_drop)
         if context is not None and pairs is None and trace is None and not dropout:
             out = local_attention(q, k, v, scale=scale, backend=self.backend)
         else:

@@ -14,7 +14,6 @@ from .attention_maps import attention_maps
 from .backbone import Backbone
 from .blocks import PairAttention, Trace, first_row
 from .checks import check_arguments, check_heads, check_inputs, check_pwca_blocks
-from .family import TimmModule
 from .glca import GlobalLocalAttention
 from .heads import Head, branch_head, width_of
 from .hub import HubMixin
@@ -287,23 +286,17 @@ class DualAttentionModel(nn.Module, HubMixin):
         """The embedding of GLCA's selected rows: (B, C), or (B, 2C) with a readout of "both"."""
         return self.backbone.read_out(rows, self.glca_readout, self.backbone.num_class_tokens)
 
-    @property
-    def attention_scale(self) -> float:
-        """The factor of the SA blocks' scores, 1/√D."""
-        first: TimmModule = self._sa_blocks[0]
-        return first.attn.scale
-
     def rollout(self, streams: Streams) -> Tensor:
         """The rollout rows (B, N) of SA, from the class token or from the weights of the pooling."""
         start = self.backbone.start_row(streams.sa)
-        return rollout_of(streams.sa_traces, self.attention_scale, self.backend, start)
+        return rollout_of(streams.sa_traces, streams.scale, self.backend, start)
 
     def _rollout(self, streams: Streams) -> Tensor:
         """The same, from the cache where they are known."""
         if self.cache is None or self.training or torch.compiler.is_compiling():
             return self.rollout(streams)
         start = self.backbone.start_row(streams.sa)
-        return self.cache.lookup(streams.sa_traces, self.attention_scale, self.backend, start)
+        return self.cache.lookup(streams.sa_traces, streams.scale, self.backend, start)
 
     @property
     def _sa_blocks(self) -> nn.ModuleList:

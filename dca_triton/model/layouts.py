@@ -38,6 +38,11 @@ class Streams(NamedTuple):
     pair_blocks: slice
 
     @property
+    def scale(self) -> float:
+        """The factor of the SA blocks' scores, 1/√D."""
+        return self.traces[0].q.shape[-1] ** -0.5
+
+    @property
     def sa_traces(self) -> list[BlockTrace]:
         """Those of the SA rows, which rollout is made of."""
         B = self.sa.shape[0]  # len() would pin it in an exported graph
