@@ -37,6 +37,8 @@ def names() -> list[str]:
     """All names of timm's modules that use the class of a family."""
     found = []
     for module in timm.list_modules():
+        if f"timm.models.{module}" not in sys.modules:  # models that others registered, as the demo does
+            continue
         used = vars(sys.modules[f"timm.models.{module}"]).values()
         if any(value is family.model for value in used for family in FAMILIES):
             found += timm.list_models(module=module)
