@@ -18,16 +18,24 @@ from dca_triton.model.glca import GLCABlock
 Logits = dict[str, Tensor]
 
 
-class Maps(nn.Module):
+class Formulation(nn.Module):
+    """Another way to compute what a model does, with its weights."""
+
+    def __init__(self, model: DualAttentionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def features(self, images: Tensor) -> Tensor:
+        """The whole timm backbone, with timm's fused attention -> (B, N, C)."""
+        return self.model.backbone(images)
+
+
+class Maps(Formulation):
     """The reference layout as it is usually written.
 
     It keeps attention maps for the full rollout matrix, runs the partner images through the backbone again,
     and computes every token to the end.
     """
-
-    def __init__(self, model: DualAttentionModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, images: Tensor, partner_index: Tensor | None = None) -> Logits:
         """Images (B, 3, h, w), in training with partner_index (B,) -> {sa,glca,pwca}_logits (B, K)."""
@@ -44,10 +52,6 @@ class Maps(nn.Module):
                 pwca = self.pair_block(block, pwca, pair)
             outputs["pwca_logits"] = model.pwca_head(pwca[:, 0])
         return outputs
-
-    def features(self, images: Tensor) -> Tensor:
-        """The whole timm backbone, with timm's fused attention -> (B, N, C)."""
-        return self.model.backbone(images)
 
     def block(self, block: TimmModule, x: Tensor) -> tuple[Tensor, Tensor]:
         """A block of the SA branch, and its attention map for the rollout (B, H, N, N)."""

@@ -1,13 +1,14 @@
 """The reference layout as an expert would write it without the library, eager and compiled."""
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dca_triton import DualAttentionModel
 from dca_triton.model.backbone import TimmModule
 from dca_triton.model.glca import GLCABlock
 
 from .formulations import (
+    Formulation,
     Logits,
     compiled,
     features_by_block,
@@ -20,17 +21,13 @@ from .formulations import (
 )
 
 
-class BestOwnWay(nn.Module):
+class BestOwnWay(Formulation):
     """The reference layout as an expert would write it without the library.
 
     Attention is PyTorch's fused one; keys and values of the partner are concatenated. The partner's features
     are those of its own image in the batch, and only its keys and values are projected. Nothing reads more
     than the class token, so there is no rollout, and GLCA and the last SA block compute one query.
     """
-
-    def __init__(self, model: DualAttentionModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, images: Tensor, partner_index: Tensor | None = None) -> Logits:
         """As in `Maps`."""
@@ -43,10 +40,6 @@ class BestOwnWay(nn.Module):
         if partner_index is not None:
             outputs["pwca_logits"] = model.pwca_head(self.stream(features, features[partner_index]))
         return outputs
-
-    def features(self, images: Tensor) -> Tensor:
-        """As in `Maps`."""
-        return self.model.backbone(images)
 
     def stream(self, x: Tensor, pair: Tensor | None = None) -> Tensor:
         """All SA blocks on x (B, N, C), paired with the features `pair` or not -> class tokens (B, C)."""

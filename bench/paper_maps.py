@@ -6,20 +6,16 @@ from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel
 
-from .formulations import Logits, attention_map, heads, rest, select, with_pair
+from .formulations import Formulation, Logits, attention_map, heads, rest, select, with_pair
 
 
-class PaperMaps(nn.Module):
+class PaperMaps(Formulation):
     """The paper layout with attention maps and no shortcuts; its outputs are the oracle of that layout."""
-
-    def __init__(self, model: DualAttentionModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, images: Tensor, partner_index: Tensor | None = None) -> Logits:
         """As in `Maps`."""
         model = self.model
-        tokens = model.backbone(images)
+        tokens = self.features(images)
         norm = model.backbone.model.norm
         sa, maps = self.sa(tokens)
         block = model.glca_blocks[0]

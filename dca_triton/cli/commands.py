@@ -56,7 +56,7 @@ def evaluate(
 
     from ..evaluation import score_table
     from ..files import atomic_write
-    from .experiment import check_expansion, scored_part, scored_parts, scores
+    from .experiment import check_expansion, reid_options, scored_part, scored_parts, scores
     from .outputs import check_file, counted, named
     from .trained import load_trained
 
@@ -64,10 +64,8 @@ def evaluate(
         check_file(file, (".json",))
     check_expansion(expand, alpha)
     trained = load_trained(selection)
-    of_reid = {"metric": metric, "rerank": rerank, "expand": expand, "alpha": alpha}
-    asked = {name: value for name, value in of_reid.items() if value is not None}
-    if asked and trained.description.task != "reid":
-        raise ValueError(f"--{' and --'.join(asked)} must not be given for categories, got {asked}")
+    task = trained.description.task
+    asked = reid_options(task, metric=metric, rerank=rerank, expand=expand, alpha=alpha)
     output = file or (selection.run and selection.run / "evaluation.json")
     if output is not None:
         check_file(output, (".json",))

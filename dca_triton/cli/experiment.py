@@ -149,6 +149,14 @@ def check_score(option: str, name: str | None, task: Task, branches: Sequence[st
         raise ValueError(f"{option} must be one of {', '.join(names)}, got {name!r}")
 
 
+def reid_options(task: Task, **options: Any) -> dict[str, Any]:
+    """Those of Re-ID's options that were given, which are not None; raise ValueError if it is not Re-ID."""
+    asked = {name: value for name, value in options.items() if value is not None}
+    if asked and task != "reid":
+        raise ValueError(f"--{' and --'.join(asked)} must not be given for categories, got {asked}")
+    return asked
+
+
 def check_expansion(expand: int | None, alpha: float | None) -> None:
     """Raise ValueError unless query expansion can be done so, or is not asked for."""
     rules = {"--expand": optional(EXPANSION["k"]), "--alpha": optional(EXPANSION["alpha"])}

@@ -45,7 +45,7 @@ def rank(
     """
     from ..arguments import choice, integer, optional, raise_faults, violations
     from ..visualization.gallery import too_many
-    from .experiment import check_expansion
+    from .experiment import check_expansion, reid_options
     from .outputs import check_file
     from .trained import load_trained
 
@@ -58,14 +58,13 @@ def rank(
     if curve is not None:
         check_file(curve, (".png",), "--curve")
     trained = load_trained(selection)
-    of_reid = {"queries": queries, "metric": metric, "rerank": rerank, "expand": expand, "alpha": alpha}
-    asked = {name: value for name, value in (of_reid | {"curve": curve}).items() if value is not None}
-    if trained.description.task == "fgvc":
-        if asked:
-            raise ValueError(f"--{' and --'.join(asked)} must not be given for categories, got {asked}")
+    task = trained.description.task
+    options = {"metric": metric, "rerank": rerank, "expand": expand, "alpha": alpha}
+    asked = reid_options(task, queries=queries, **options, curve=curve)
+    if task == "fgvc":
         _confusions(trained, file, rows, photos, flip)
         return
-    options = {name: value for name, value in asked.items() if name not in ("queries", "curve")}
+    options = {name: value for name, value in asked.items() if name in options}
     _rankings(trained, file, rows, photos, queries or "spread", flip, curve, options)
 
 

@@ -16,12 +16,7 @@ from .records import ImageRecord
 
 def cub(root: Path, training: bool = True) -> Listing:
     """CUB-200-2011 (Wah et al., 2011): 200 birds, 5,994 photos to train, 5,794 to test."""
-    layout = Layout(
-        "cub",
-        root,
-        "images/<class>/*.jpg, images.txt, image_class_labels.txt, train_test_split.txt and classes.txt",
-    )
-    return _birds(layout, training, empty_classes=True)
+    return _birds("cub", root, training, empty_classes=True)
 
 
 def nabirds(root: Path, training: bool = True) -> Listing:
@@ -29,16 +24,16 @@ def nabirds(root: Path, training: bool = True) -> Listing:
 
     classes.txt also names the 456 groups of birds above them, which have no photos and are no classes.
     """
+    return _birds("nabirds", root, training, empty_classes=False)
+
+
+def _birds(name: str, root: Path, training: bool, empty_classes: bool) -> Listing:
+    """The four lists of CUB and NABirds. A class without photos counts if `empty_classes`."""
     layout = Layout(
-        "nabirds",
+        name,
         root,
         "images/<class>/*.jpg, images.txt, image_class_labels.txt, train_test_split.txt and classes.txt",
     )
-    return _birds(layout, training, empty_classes=False)
-
-
-def _birds(layout: Layout, training: bool, empty_classes: bool) -> Listing:
-    """The four lists of CUB and NABirds. A class without photos counts if `empty_classes`."""
     layout.require("images", "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
     names, images = layout.table("classes.txt"), layout.table("images.txt")
     numbers, trains = layout.table("image_class_labels.txt"), layout.table("train_test_split.txt")

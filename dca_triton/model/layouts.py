@@ -70,7 +70,7 @@ class Pairing:
 
     def __init__(self, partner: Tensor, tokens: Tensor | None, B: int, first: int, last: int) -> None:
         P = partner.shape[0]
-        self.tokens, self.B, self.first, self.last = tokens, B, first, last
+        self.tokens, self.first, self.last = tokens, first, last
         self.of_pwca = partner
         own = torch.arange(P, device=partner.device)
         self.images = torch.cat([own[:B], own])

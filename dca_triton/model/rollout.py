@@ -167,9 +167,8 @@ def condense(parts: Iterable[Tensor], multipliers: Tensor) -> Tensor:
 def _bytes(part: Tensor) -> Tensor:
     """The bytes of each image of a tensor (B, ...) -> (B, n) uint8."""
     flat = part.contiguous().flatten(1)
-    if (
-        flat.stride(1) != 1
-    ):  # a dimension of size 1 may have any stride, which a view of another width refuses
+    # A dimension of size 1 may have any stride, which a view of another width refuses.
+    if flat.stride(1) != 1:
         flat = flat.clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8)
 

@@ -12,10 +12,9 @@ from ..arguments import Rule, choice, integer, number, optional, raise_faults, v
 from ..branches import BRANCHES
 from ..ops.checks import check_range
 from ..tensor_arguments import tensor_violations
-from .metric_losses import CLASS_WEIGHTS, METRIC_LOSSES, make_metric_loss
+from .metric_losses import CLASS_WEIGHTS, METRIC_LOSSES, MetricLoss, make_metric_loss
 
 TaskType = Literal["fgvc", "reid"]
-MetricLoss = Literal["triplet", "soft_margin_triplet", "circle", "arcface", "cosface"]
 
 NUM_TASKS: Rule = (lambda n: type(n) is int and 1 <= n <= len(BRANCHES), "1, 2 or 3")
 ARGUMENT_RULES = {

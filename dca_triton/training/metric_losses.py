@@ -1,13 +1,16 @@
 """The losses of pytorch-metric-learning on a branch's embeddings, by name."""
 
+from typing import Literal, get_args
+
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import ArcFaceLoss, CircleLoss, CosFaceLoss, TripletMarginLoss
 from pytorch_metric_learning.miners import BatchHardMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 
+MetricLoss = Literal["triplet", "soft_margin_triplet", "circle", "arcface", "cosface"]
+METRIC_LOSSES: tuple[MetricLoss, ...] = get_args(MetricLoss)
 CLASS_WEIGHTS = {"arcface": ArcFaceLoss, "cosface": CosFaceLoss}  # these have a weight for each class
-METRIC_LOSSES = ("triplet", "soft_margin_triplet", "circle", *CLASS_WEIGHTS)
 
 
 class BatchHardTripletLoss(nn.Module):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..arguments import integer, raise_faults, violations
 from ..tensor_arguments import row_violations, tensor_violations
-from .gallery import Framed, check_output, draw_rows, html_rows, png_of, save, too_many, write_page
+from .gallery import Framed, draw_rows, html_rows, save, too_many, write_page
+from .output import check_output, png_of
 from .overlays import DPI
 from .text import drawable
 

@@ -1,6 +1,5 @@
 """Rows of framed photos with captions, as a figure or as a page: for rankings and for confusions."""
 
-import base64
 import html
 import io
 import textwrap
@@ -14,6 +13,7 @@ from PIL import Image
 
 from ..data import read_image
 from ..files import atomic_write
+from .output import HEAD, base64_of, png_of
 from .overlays import DPI
 from .text import drawable, writable
 
@@ -23,14 +23,9 @@ MOST_IN_PNG = 32  # rows, and photos of a row; matplotlib cannot draw a picture 
 LETTERS = 21  # of a line that fits below a photo
 RIGHT, WRONG = "#009e73", "#d55e00"
 COLORS = {True: RIGHT, False: WRONG, None: "#444444"}
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff }}
-.row {{ display: flex; gap: .6rem; overflow-x: auto; align-items: flex-start; padding: .8rem 0;
+PAGE = (
+    HEAD
+    + """.row {{ display: flex; gap: .6rem; overflow-x: auto; align-items: flex-start; padding: .8rem 0;
   border-top: 1px solid #ddd }}
 .row h2 {{ font-size: 1rem; margin: 0; flex: 0 0 13rem; white-space: pre-line }}
 figure {{ margin: 0; flex: 0 0 auto; font-size: 12px; max-width: {width}px }}
@@ -46,6 +41,7 @@ figcaption {{ white-space: pre-line; overflow-wrap: anywhere }}
 {rows}
 </html>
 """
+)
 
 
 class Framed(NamedTuple):
@@ -66,18 +62,6 @@ def too_many(output: Path, counts: Mapping[str, int]) -> list[str]:
         for name, count in counts.items()
         if output.suffix == ".png" and count > MOST_IN_PNG
     ]
-
-
-def check_output(output: Path) -> list[str]:
-    """The faults of a file to be written."""
-    faults = []
-    if output.suffix not in (".png", ".html"):
-        faults.append(f"output must end in .png or .html, got {str(output)!r}")
-    if not output.parent.is_dir():
-        faults.append(f"output must be in a folder that exists, got {str(output)!r}")
-    if output.exists() and not output.is_file():
-        faults.append(f"output must be a file, got {str(output)!r}, a folder, a device or a pipe")
-    return faults
 
 
 def thumbnail(path: Path) -> Image.Image:
@@ -162,13 +146,6 @@ def save(figures: Sequence[Figure], path: Path) -> None:
         sheet.save(file, format="PNG")
 
 
-def png_of(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
-
-
 def html_rows(rows: Sequence[Sequence[Framed]]) -> str:
     """Rows of photos as elements of a page."""
     return "\n".join(f'<div class="row">{"".join(map(_html, row))}</div>' for row in rows)
@@ -182,15 +159,11 @@ def _html(one: Framed) -> str:
     thumbnail(one.photo).save(stream, format="JPEG", quality=85)
     kind = {True: "right", False: "wrong", None: "query"}[one.right]
     alt = html.escape(writable(f"{kind}: {one.caption}"))
-    data = _base64(stream.getvalue())
+    data = base64_of(stream.getvalue())
     return (
         f'<figure class="{kind}"><img alt="{alt}" src="data:image/jpeg;base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()
 
 
 def write_page(
@@ -199,7 +172,7 @@ def write_page(
     """Write a page that stands alone: paragraphs, PNGs with their alternative texts, and rows of photos."""
     told = "\n".join(f"<p>{html.escape(writable(text))}</p>" for text in about if text)
     drawn = "\n".join(
-        f'<img class="picture" alt="{html.escape(alt)}" src="data:image/png;base64,{_base64(png)}">'
+        f'<img class="picture" alt="{html.escape(alt)}" src="data:image/png;base64,{base64_of(png)}">'
         for alt, png in pictures
     )
     page = PAGE.format(

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from ..arguments import raise_faults
 from .curves import CURVES_INCHES, OTHER_COLORS
-from .gallery import Framed, check_output, draw_rows, html_rows, png_of, save, too_many, write_page
+from .gallery import Framed, draw_rows, html_rows, save, too_many, write_page
+from .output import check_output, png_of
 from .overlays import DPI
 from .text import drawable
 

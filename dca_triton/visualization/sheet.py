@@ -1,8 +1,6 @@
 """A contact sheet that explains a model's answers: one PNG, or one self-contained HTML file."""
 
-import base64
 import html
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +19,7 @@ from ..files import atomic_write
 from ..model import DualAttentionModel, distractor_share, explain
 from ..progress import progress as progress_bar
 from .curves import BRANCH_COLORS
+from .output import HEAD, base64_of, check_output, png_of
 from .overlays import contact_sheet, draw_photo, heat_scale, show_picture
 from .text import drawable, writable
 
@@ -32,14 +31,9 @@ ABOUT = (
     "Rollout is the class token's, exact; the bright patches are those that GLCA selected. "
     "Per branch the likeliest classes with their probabilities."
 )
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff }}
-figure {{ margin: 0 0 2rem }}
+PAGE = (
+    HEAD
+    + """figure {{ margin: 0 0 2rem }}
 img {{ max-width: 100%; height: auto }}
 </style>
 <h1>{title}</h1>
@@ -47,6 +41,7 @@ img {{ max-width: 100%; height: auto }}
 {figures}
 </html>
 """
+)
 
 
 class Explained(NamedTuple):
@@ -127,12 +122,7 @@ def _check(
         faults.append(f"resize must be at least the side of a square image, {height} x {width}, got {resize}")
     if not photos:
         faults.append("photos must hold at least one image file, got none")
-    if output.suffix not in (".png", ".html"):
-        faults.append(f"output must end in .png or .html, got {str(output)!r}")
-    if not output.parent.is_dir():
-        faults.append(f"output must be in a folder that exists, got {str(output)!r}")
-    if output.exists() and not output.is_file():
-        faults.append(f"output must be a file, got {str(output)!r}, a folder, a device or a pipe")
+    faults += check_output(output)
     if output.suffix == ".png" and len(photos) > MOST_IN_PNG:
         faults.append(
             f"photos must hold at most {MOST_IN_PNG} for a .png (any number for .html), got {len(photos)}"
@@ -242,14 +232,12 @@ def _draw_shares(axis: Axes, shares: Tensor, prefix: int, first: int) -> None:
 
 
 def _html_figure(model: DualAttentionModel, one: Explained, classes: Sequence[str]) -> str:
-    png = io.BytesIO()
-    _draw(model, [one], classes).savefig(png, format="png")
     said = "; ".join(
         f"{branch.upper()}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in likeliest)
         for branch, likeliest in _likeliest(one, classes).items()
     )
     caption = html.escape(writable(f"{one.name} — {said}"))
-    data = base64.b64encode(png.getvalue()).decode()
+    data = base64_of(png_of(_draw(model, [one], classes)))
     return (
         f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>"
