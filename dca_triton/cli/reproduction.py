@@ -85,5 +85,5 @@ def changes_of(recipe: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, t
         for options in (recipe, run)
     )
     return {
-        name: (before.get(name), now.get(name)) for name in before | now if before.get(name) != now.get(name)
+        name: (before.get(name), now.get(name)) for name in now | before if before.get(name) != now.get(name)
     }

@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from dca_triton import DualAttentionModel, PairSampler
 from dca_triton.checkpoint import load_checkpoint, save_checkpoint
 from dca_triton.cli import commands
-from dca_triton.cli.config import RECIPES
 from dca_triton.cli.main import main
 from dca_triton.cli.options import DataOptions
 from dca_triton.training import DualAttentionTrainer
@@ -133,36 +131,6 @@ def test_reid_recipe_trains_and_evaluates(tmp_path: Path, capsys: pytest.Capture
     main(["evaluate", f"--run={tmp_path}", "--metric=euclidean", "--rerank=true"])
     assert 0 < json.loads((tmp_path / "evaluation.json").read_text())["mAP"] <= 1
     assert "mINP" in capsys.readouterr().out
-
-
-def test_recipes_are_the_papers() -> None:
-    """Section 4.1 of the paper: sizes, optimizers, learning rates, schedules and batches."""
-    fgvc, persons, vehicles = (
-        yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) for name in ("fgvc", "reid", "reid_vehicles")
-    )
-    assert fgvc["data"] == {"size": [448, 448], "resize": 550, "test_crop": "center", "batch_size": 16}
-    assert fgvc["trainer"] == {"optimizer": "adamw", "lr": 5e-4 / 512 * 16, "weight_decay": 0.05}
-    assert (fgvc["epochs"], fgvc["model"]["top_k_ratio"]) == (100, 0.1)
-    assert persons["data"] == {"size": [256, 128], "batch_size": 64, "photos": 4}
-    assert persons["trainer"] == {"optimizer": "sgd", "lr": 0.008, "weight_decay": 1e-4}
-    assert (persons["epochs"], persons["model"]["top_k_ratio"]) == (120, 0.3)
-    assert vehicles.pop("data") == {"size": [256, 256], "batch_size": 64, "photos": 4}
-    assert vehicles == {name: section for name, section in persons.items() if name != "data"}
-
-
-@pytest.mark.parametrize("recipe", ["fgvc", "reid", "reid_vehicles"])
-def test_every_recipe_is_a_config(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["train", f"--config={recipe}", "--data.name=cub", "--print_config"])
-    assert stop.value.code == 0
-    printed, own = (
-        yaml.safe_load(text) for text in (capsys.readouterr().out, (RECIPES / f"{recipe}.yaml").read_text())
-    )
-    assert all(
-        printed[section] | values == printed[section]
-        for section, values in own.items()
-        if section != "epochs"
-    )
 
 
 def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:

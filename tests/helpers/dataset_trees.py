@@ -1,4 +1,4 @@
-"""Small datasets in their published layouts: four photos to train of each of two classes, and some to test."""
+"""Small datasets in their published layouts: two classes, four photos of each to train."""
 
 from collections.abc import Callable
 from pathlib import Path
