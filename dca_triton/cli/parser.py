@@ -196,7 +196,7 @@ def _call(name: str, parser: Parser, given: Namespace) -> None:
         experiment = experiment_of(values)
         resumed = resumed_folder(experiment.output, values["resume"])
         text = config_text(parser, given, experiment, resumed)
-        reproduction = reproduction_of(parser, given, text)
+        reproduction = reproduction_of(parser, given, text, resumed)
         text += "" if reproduction is None else reproduction.record()
         save_config = partial(write_config, experiment.output, text)
         command(experiment, values["resume"], save_config, reproduction=reproduction)

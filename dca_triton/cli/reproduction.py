@@ -51,15 +51,19 @@ class Reproduction:
         return "\n".join(lines)
 
 
-def reproduction_of(parser: ArgumentParser, given: Namespace, config: str) -> Reproduction | None:
+def reproduction_of(
+    parser: ArgumentParser, given: Namespace, config: str, resumed: Path | None
+) -> Reproduction | None:
     """The last recipe with expected scores that the options of a training run name.
 
     Args:
         parser: Of the options.
         given: The options of the command line.
         config: The text of the run's config.yaml, without its recipe.
+        resumed: The folder of the run that this one goes on from: its recipe stays if the options name none.
     """
-    recipes = [read_recipe(Path(file))[1] for file in given["config"] or []]
+    before = [] if resumed is None or not (resumed / CONFIG).is_file() else [resumed / CONFIG]
+    recipes = [read_recipe(Path(file))[1] for file in [*before, *(given["config"] or [])]]
     recipe = next((recipe for recipe in reversed(recipes) if recipe is not None), None)
     if recipe is None:
         return None

@@ -22,6 +22,7 @@ from dca_triton.training import DualAttentionTrainer
 from dca_triton.version import __version__
 
 SMALL = ["--model.backbone_name=test_vit", "--model.layout=paper", "--model.pretrained=false"]
+QUICK = ["--trainer.progress=false", "--trainer.warmup_epochs=0", "--trainer.min_lr=0"]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data(photos: Path) -> list[str]:
     sizes = ["--data.size=[64, 64]", "--data.resize=70", "--data.batch_size=6", "--data.workers=0"]
-    return ["--data.name=folder", f"--data.root={photos}", *sizes, "--trainer.progress=false"]
+    return ["--data.name=folder", f"--data.root={photos}", *sizes, *QUICK]
 
 
 def test_train_then_evaluate_by_the_config_that_training_wrote(
@@ -126,7 +127,7 @@ def test_visualize(run: Path, tmp_path: Path, photos: Path) -> None:
 
 def test_reid_recipe_trains_and_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = ["--data.name=orl-reid", "--data.size=[48, 48]", "--data.batch_size=32", "--data.workers=0"]
-    arguments = ["--config=reid", *SMALL, *photos, f"--output={tmp_path}", "--trainer.progress=false"]
+    arguments = ["--config=reid", *SMALL, *photos, f"--output={tmp_path}", *QUICK]
     main(["train", *arguments, "--epochs=1"])
     main(["evaluate", f"--run={tmp_path}", "--metric=euclidean", "--rerank=true"])
     assert 0 < json.loads((tmp_path / "evaluation.json").read_text())["mAP"] <= 1

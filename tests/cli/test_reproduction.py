@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,6 +27,12 @@ def recipe(tmp_path: Path) -> Path:
     TREES["folder"](tmp_path / "photos")
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     return tmp_path / "tiny.yaml"
+
+
+def options_of(run: Path) -> dict[str, Any]:
+    """The config of a run without its recipe."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    return {name: value for name, value in config.items() if name != "recipe"}
 
 
 def said(capsys: pytest.CaptureFixture[str], command: str, *options: str) -> list[str]:
@@ -62,6 +69,9 @@ def test_a_run_is_compared_with_its_recipe(
     more = said(capsys, *resumed, "--epochs=3")[-1]
     assert more == lines[-1].replace("epochs 2", "epochs 3")
     assert said(capsys, "evaluate", f"--run={run}")[-1] == more
+    (tmp_path / "none.yaml").write_text(yaml.safe_dump(options_of(run)))
+    by_hand = [f"--config={tmp_path / 'none.yaml'}", f"--output={run}", "--resume=auto"]
+    assert said(capsys, "train", *by_hand)[-1] == more
 
     options = [f"--weights={run / 'checkpoint.pt'}", "--flip=true", "--model={top_k_ratio: 1.0}"]
     assert said(capsys, "evaluate", f"--run={run}", *options)[-1] == (

@@ -7,7 +7,7 @@ from typing import Any
 from dca_triton.cli.recipe import read_recipe, recipe_files
 
 TEXT = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
-PAGE = re.sub(r"^(\| `.*\|)[^|]+\|$", r"\1 - |", TEXT, flags=re.MULTILINE)  # whatever was measured here
+PAGE = re.sub(r"^(\| `\w+/.*\|)[^|]+\|$", r"\1 - |", TEXT, flags=re.MULTILINE)  # whatever was measured here
 SCORES = {"sum_top1": "top-1", "mAP": "mAP", "rank1": "rank-1"}
 
 
