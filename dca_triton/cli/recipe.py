@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,10 @@ def read_recipe(
     Raises:
         ValueError: A file that is not one, or bases that lead back to a file.
     """
-    if file.resolve() in [other.resolve() for other in above]:
+    content = read_config(file, option, recipe=True)
+    if realpath(file) in map(realpath, above):
         circle = " -> ".join(map(str, (*above, file)))
         raise ValueError(f"{option} must not lead back to itself, got {circle}")
-    content = read_config(file, option, recipe=True)
     check_texts(content, str(file))
     content = nested(content)
     base, expected, origin = (content.pop(key, None) for key in ("base", "expected", "recipe"))
@@ -132,7 +133,8 @@ def read_recipe(
 def origin_of(origin: Any, options: Mapping[str, Any], file: Path) -> Recipe:
     """The recipe that a run's config.yaml records, which holds the options that the run changed."""
     parts = {"name": str, "expected": dict, "replaced": dict}
-    if not isinstance(origin, dict) or any(not isinstance(origin.get(key), t) for key, t in parts.items()):
+    right = isinstance(origin, dict) and all(isinstance(origin.get(key), t) for key, t in parts.items())
+    if not right or not all(isinstance(name, str) for name in origin["replaced"]):
         raise ValueError(f"recipe in {file} must hold {', '.join(parts)}, got {shown(origin)}")
     check_expected(origin["expected"], file)
     return Recipe(origin["name"], origin["expected"], merged(options, nested(origin["replaced"])))
