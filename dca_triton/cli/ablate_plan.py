@@ -10,8 +10,9 @@ import yaml
 from jsonargparse import Namespace
 
 from ..arguments import raise_faults, shown
-from .config import CONFIG, check_texts, config_text, read_config, write_config
+from .config import CONFIG, config_text, deciding, write_config
 from .options import Experiment
+from .recipe import check_texts, read_config
 from .values import experiment_of
 
 Overrides = Mapping[str, Any]
@@ -27,11 +28,6 @@ DEFAULT_VARIANTS: dict[str, Overrides] = {
 OWN_OPTIONS = ("seeds", "variants", "score", "output")  # of the ablation, not of a run
 NOT_OVERRIDDEN = ("config", "output", "resume", "seed")
 SAME_PHOTOS = ("data.name", "data.root", "data.holdout")
-# Options that change no result: a second call may have others.
-FREE = {
-    "data": ("root", "workers"),
-    "trainer": ("progress", "tensorboard", "keep_last", "save_every", "evaluate_every", "checkpoint_blocks"),
-}
 NAME = re.compile(r"(?!\.)[^/\\:*?\"<>|\x00-\x1f\x7f\ud800-\udfff]{1,100}(?<![. ])")
 
 
@@ -66,7 +62,7 @@ class PlannedRun:
         file = self.experiment.output / CONFIG
         if not file.is_file():
             return ["checkpoints must have config.yaml beside them"] if RunFolder(file.parent).paths() else []
-        before, now = _deciding(read_config(file, "--output")), _deciding(yaml.safe_load(self.config))
+        before, now = deciding(read_config(file, "--output")), deciding(yaml.safe_load(self.config))
         return list(differences("", before, now))
 
 
@@ -143,13 +139,3 @@ def read_variants(file: Path) -> dict[str, Overrides]:
         if not isinstance(overrides, dict | None)
     )
     return {name: overrides or {} for name, overrides in content.items()}
-
-
-def _deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of a config.yaml that decide a result; a file from elsewhere may hold anything."""
-    return {
-        section: {name: value for name, value in values.items() if name not in FREE.get(section, ())}
-        if isinstance(values, dict)
-        else values
-        for section, values in config.items()
-    }

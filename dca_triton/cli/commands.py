@@ -1,10 +1,13 @@
 """What each command of `dca-triton` does. Imports wait for the command, so that `--help` is quick."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from .options import Experiment, Selection
+from .recipe import flat
+from .reproduction import Reproduction, reproduction_in
 
 Part = Literal["train", "validation", "test", "query", "gallery"]
 
@@ -13,6 +16,7 @@ def train(
     experiment: Experiment,
     resume: Literal["auto"] | Path | None = None,
     save_config: Callable[[], None] = lambda: None,
+    reproduction: Reproduction | None = None,
 ) -> None:
     """Train a model; writes config.yaml, metrics.jsonl and checkpoints to `output`.
 
@@ -20,6 +24,7 @@ def train(
         experiment: The options of the config.
         resume: "auto" goes on from the newest sound checkpoint in `output` if there is any; or that file.
         save_config: Writes config.yaml; called when the run is known to be sound.
+        reproduction: The recipe whose expected scores are printed beside the run's.
     """
     from ..evaluation import score_table
     from .training_run import prepare
@@ -30,6 +35,8 @@ def train(
     history = run.trainer.train(experiment.epochs, experiment.output, resume, began=save_config)
     if run.trainer.main:
         print(score_table(history[-1], part=run.part))
+        if reproduction is not None:
+            print(reproduction.table(history[-1]))
 
 
 def evaluate(
@@ -70,8 +77,8 @@ def evaluate(
     if output is not None:
         check_file(output, (".json",))
     splits = trained.splits()
-    options: dict[str, Any] = {"metric": "cosine", "rerank": False} if splits.task == "reid" else {}
-    options |= asked | ({"flip": True} if flip else {})
+    defaults: dict[str, Any] = {"metric": "cosine", "rerank": False} if splits.task == "reid" else {}
+    options = defaults | asked | ({"flip": True} if flip else {})
     found = scores(trained.model, splits, trained.data, **options)
     photos = {name: len(getattr(splits, name)) for name in scored_parts(splits)}
     record = {
@@ -87,6 +94,10 @@ def evaluate(
             stream.write(json.dumps(record | options | found, indent=2, default=str) + "\n")
     numbers = ", ".join(f"{counted(count, 'photo')} of {name}" for name, count in photos.items())
     print(f"{trained.file}: {numbers}\n{score_table(found, part=scored_part(splits))}")
+    if (reproduction := reproduction_in(selection.run)) is not None:
+        others = {name: value for name, value in options.items() if value != defaults.get(name)}
+        others |= {} if selection.weights is None else {"weights": selection.weights}
+        print(replace(reproduction, scored_with=flat(changed) | others).table(found))
 
 
 def embed(

@@ -1,6 +1,5 @@
 """Config files: recipes, the config.yaml of a run, and what each means to a command."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,18 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_loader
 from jsonargparse._loaders_dumpers import yaml_load
 
-from ..arguments import shown
 from ..files import atomic_write
 from .options import Experiment
+from .recipe import config_file, read_config, read_recipe
 
 MODE = "dca-triton"  # of parsing values
-RECIPES = Path(__file__).parent / "recipes"
 CONFIG, EVALUATION = "config.yaml", "evaluation.json"
-OF_TRAINING = ("on_corrupt", "photos")  # data options that no other command has
+OF_TRAINING = ("on_corrupt", "photos", "rand_augment", "erase")  # data options that no other command has
+# Options that change no result.
+FREE = {
+    "data": ("root", "workers"),
+    "trainer": ("progress", "tensorboard", "keep_last", "save_every", "evaluate_every", "checkpoint_blocks"),
+}
 
 
 def load_value(text: str) -> Any:
@@ -37,10 +40,8 @@ class ConfigFile(ActionConfigFile):
     """
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        shipped = RECIPES / f"{values}.yaml"
-        file = shipped if shipped.is_file() else Path(values)
-        content = read_config(file)
-        check_texts(content, str(file))
+        file = config_file(values)
+        content, _ = read_recipe(file)
         folder = run_of(file)
         if "trainer" not in parser.groups:
             content = recorded(content, OF_TRAINING) if folder is None else {"run": str(folder)}
@@ -54,38 +55,6 @@ def run_of(file: Path) -> Path | None:
     return folder if file.name == CONFIG and any(folder.glob("checkpoint*.pt")) else None
 
 
-def read_config(file: Path, option: str = "--config") -> dict[str, Any]:
-    """The options in a YAML file that `option` names.
-
-    Raises:
-        ValueError: There is no such file, it is not YAML, or it is not a mapping.
-    """
-    try:
-        if file.exists() and not file.is_file():
-            raise ValueError("it is a folder, a pipe or a device")
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        json.dumps(content, default=str, skipkeys=True)  # raises ValueError if it holds itself
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        kind = f"a YAML file or one of {recipes()}" if option == "--config" else "a YAML file"
-        raise ValueError(f"{option} must be {kind}, got {str(file)!r} ({reason})") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise ValueError(f"{option} must hold a mapping of options, got {str(file)!r} with {shown(content)}")
-    return content
-
-
-def check_texts(content: Any, name: str) -> None:
-    """Raise ValueError for a text with a null byte or an empty one, whose path is the current folder."""
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            check_texts(value, f"{key} in {name}")
-    elif isinstance(content, list):
-        for value in content:
-            check_texts(value, name)
-    elif isinstance(content, str) and (not content or "\0" in content):
-        raise ValueError(f"{name} must have a value without null bytes, got {content!r}")
-
-
 def recorded(content: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> dict[str, Any]:
     """Of a training config, what a trained model depends on: its arguments and the data."""
     kept = {name: content[name] for name in ("model", "data") if content.get(name) is not None}
@@ -96,9 +65,14 @@ def recorded(content: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> dict
     return kept
 
 
-def recipes() -> str:
-    """The names of the shipped recipes."""
-    return ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a config.yaml that decide a result; a file from elsewhere may hold anything."""
+    return {
+        section: {name: value for name, value in values.items() if name not in FREE.get(section, ())}
+        if isinstance(values, dict)
+        else values
+        for section, values in config.items()
+    }
 
 
 def config_text(

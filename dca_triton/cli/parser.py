@@ -17,9 +17,11 @@ from ..version import __version__
 from . import commands
 from .ablate import ablate
 from .ablate_plan import Plan
-from .config import MODE, ConfigFile, check_texts, config_text, recipes, write_config
+from .config import MODE, ConfigFile, config_text, write_config
 from .options import DataChanges, DataOptions
 from .rank import rank
+from .recipe import check_texts, recipe_names
+from .reproduction import reproduction_of
 from .sentences import sentence
 from .values import experiment_of, selection_of
 
@@ -78,7 +80,7 @@ def parser_of(name: str) -> Parser:
         _add_experiment(own, "The folder of all runs and the table; by default runs/ablation.")
     if "selection" in parameters:
         _add_selection(own, exports="run" in parameters)
-    skip: set[str | int] = {"experiment", "plan", "selection", "save_config"}
+    skip: set[str | int] = {"experiment", "plan", "selection", "save_config", "reproduction"}
     own.add_function_arguments(command, skip=skip, as_positional=name == "export")
     return own
 
@@ -92,7 +94,7 @@ def _add_experiment(own: Parser, output: str) -> None:
     from ..model import DualAttentionModel
     from ..training import DualAttentionTrainer, PairSampler
 
-    text = f"A YAML file, or a recipe of the paper: {recipes()}."
+    text = f"A YAML file, or a recipe: {recipe_names()}."
     own.add_argument("--config", action=ConfigFile, help=text)
     skip: set[str | int] = {"num_classes", "task_type", "img_size", "embed_dim", "num_pwca_blocks"}
     own.add_class_arguments(DualAttentionModel, "model", skip=skip, instantiate=False)
@@ -194,7 +196,10 @@ def _call(name: str, parser: Parser, given: Namespace) -> None:
         experiment = experiment_of(values)
         resumed = resumed_folder(experiment.output, values["resume"])
         text = config_text(parser, given, experiment, resumed)
-        command(experiment, values["resume"], partial(write_config, experiment.output, text))
+        reproduction = reproduction_of(parser, given, text, resumed)
+        text += "" if reproduction is None else reproduction.record()
+        save_config = partial(write_config, experiment.output, text)
+        command(experiment, values["resume"], save_config, reproduction=reproduction)
         return
     own = {key: given[key] for key in signature(command).parameters if key in given}
     if "selection" in signature(command).parameters:

@@ -10,8 +10,9 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ..arguments import Rule, choice, integer, raise_faults, violations
-from .config import CONFIG, MODE, read_config, recorded, run_of
+from .config import CONFIG, MODE, recorded, run_of
 from .options import VALUE_RULES, DataOptions, Experiment, Selection
+from .recipe import read_config
 
 
 def experiment_of(values: Mapping[str, Any]) -> Experiment:

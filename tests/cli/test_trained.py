@@ -81,7 +81,8 @@ def transferred(photos: Path, trained: Path, output: Path) -> None:
 
 
 def by_a_recipe(photos: Path, trained: Path, output: Path) -> None:
-    main(["train", "--config=fgvc", *SMALL, *data(photos), "--epochs=1", f"--output={output}"])
+    quick = ["--epochs=1", "--trainer.warmup_epochs=0"]
+    main(["train", "--config=fgvc", *SMALL, *data(photos), *quick, f"--output={output}"])
 
 
 def by_a_file(photos: Path, trained: Path, output: Path) -> None:
