@@ -18,6 +18,7 @@ from . import commands
 from .ablate import ablate
 from .ablate_plan import Plan
 from .config import MODE, ConfigFile, check_texts, config_text, recipes, write_config
+from .export import export
 from .options import DataChanges, DataOptions
 from .rank import rank
 from .sentences import sentence
@@ -31,7 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
         commands.embed,
         commands.visualize,
         rank,
-        commands.export,
+        export,
         ablate,
         commands.demo,
         commands.tune,
