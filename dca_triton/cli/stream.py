@@ -1,4 +1,4 @@
-"""Embeddings of photos whose names come on standard input: a line of JSON for each, as soon as it is known."""
+"""Embeddings of photos whose names come on standard input: a line of JSON for each, as soon as known."""
 
 import contextlib
 import json
@@ -24,8 +24,8 @@ def embed_stream(
 ) -> tuple[int, int]:
     """Print {"photo", "embedding"} for each named photo, or {"photo", "error"} if it has no embedding.
 
-    The order is that of the names. A batch takes the names that have arrived, at most `most`, and waits for no
-    others.
+    The order is that of the names. A batch takes the names that have arrived, at most `most`, and waits for
+    no others.
 
     Returns:
         How many photos have no embedding, and how many were named.

@@ -50,8 +50,8 @@ class Predictor(nn.Module):
 def export_predictor(model: DualAttentionModel, path: str | os.PathLike[str], fp16: bool = False) -> float:
     """Write `Predictor` as an ONNX file, checked by ONNX Runtime: "images" to "embedding" or "probabilities".
 
-    The file takes any B and the backbone's image size, and its input and output are float32. The metadata of a
-    model with a `description` say how to prepare a photo: each value is JSON, under the names "task",
+    The file takes any B and the backbone's image size, and its input and output are float32. The metadata of
+    a model with a `description` say how to prepare a photo: each value is JSON, under the names "task",
     "classes" (fgvc), "resize" and "size" (height, width), "interpolation", "mean" and "std". A photo is
     resized to "resize", its center "size" is cropped, and values in [0, 1] are normalized.
 
@@ -116,6 +116,9 @@ def _images(predictor: Predictor, B: int) -> Tensor:
 
 
 def _onnx_bytes(predictor: Predictor, metadata: dict[str, str]) -> bytes:
+    size = sum(weight.nbytes for weight in predictor.parameters())
+    if size > MOST_BYTES:
+        raise ValueError(f"weights must be less than 2 GiB in an ONNX file, got {size / 2**30:.1f} GiB")
     batch = ({0: torch.export.Dim("B", min=1)},)
     program = torch.export.export(predictor, (_images(predictor, 2),), dynamic_shapes=batch)
     converted = torch.onnx.export(
@@ -123,9 +126,6 @@ def _onnx_bytes(predictor: Predictor, metadata: dict[str, str]) -> bytes:
     )
     assert converted is not None
     converted.model.metadata_props.update(metadata)
-    size = sum(weight.nbytes for weight in predictor.parameters())
-    if size > MOST_BYTES:
-        raise ValueError(f"weights must be less than 2 GiB in an ONNX file, got {size / 2**30:.1f} GiB")
     return converted.model_proto.SerializeToString()
 
 

@@ -17,14 +17,13 @@ onnxruntime = pytest.importorskip("onnxruntime")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "run"
-    described(small_model()).save_pretrained(folder)
+    described(small_model(depth=1)).save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("fp16", [False, True])
-def test_an_onnx_file(fp16: bool, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_onnx_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "birds.onnx"
-    main(["export", str(run), str(file), f"--fp16={fp16}"])
+    main(["export", str(run), str(file), "--fp16=true"])
     assert "ONNX Runtime agrees with PyTorch to " in capsys.readouterr().out
     session = onnxruntime.InferenceSession(file)
     assert "classes" in session.get_modelmeta().custom_metadata_map
@@ -33,7 +32,7 @@ def test_an_onnx_file(fp16: bool, run: Path, tmp_path: Path, capsys: pytest.Capt
     with torch.no_grad():
         truth = Predictor(DualAttentionModel.from_pretrained(run))(images)
     error = (torch.from_numpy(found) - truth).abs().max()
-    assert error < (1e-2 if fp16 else 1e-5) and (error > 1e-6) == fp16
+    assert 1e-6 < error < 1e-2
 
 
 def test_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
