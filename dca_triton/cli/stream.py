@@ -6,9 +6,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ CHUNK = 2**16  # bytes; as many as a pipe holds
 
 
 def embed_stream(
-    model: DualAttentionModel, transform: Callable[[Any], Tensor], names: BufferedIOBase, most: int
+    model: DualAttentionModel, transform: Callable[[Any], Tensor], names: BinaryIO, most: int
 ) -> tuple[int, int]:
     """Print {"photo", "embedding"} for each named photo, or {"photo", "error"} if it has no embedding.
 
@@ -42,10 +41,11 @@ def embed_stream(
     return failed, named
 
 
-def _arrived(names: BufferedIOBase, most: int) -> Iterator[list[str]]:
+def _arrived(names: BinaryIO, most: int) -> Iterator[list[str]]:
     """Lists of at most `most` lines; none waits for more lines than there are."""
     rest = b""
-    while chunk := names.read1(CHUNK):  # waits for the first byte alone
+    read = names.read1  # type: ignore[attr-defined]  # waits for the first byte alone
+    while chunk := read(CHUNK):
         *lines, rest = (rest + chunk).split(b"\n")
         texts = [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
         yield from (texts[i : i + most] for i in range(0, len(texts), most))
