@@ -52,7 +52,7 @@ def test_the_training_step_compiles_once_for_all_batch_sizes(layout, compiler):
     step = Step(layout).train()
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in (4, 3, 7):
-        # With symbolic floats, of which there are none, Dynamo would compile everything twice.
+        # With symbolic floats Dynamo would compile everything twice.
         with torch._dynamo.config.patch(error_on_recompile=size != 4, specialize_float=True):
             gradients = []
             for way in (compiled, step):
