@@ -59,8 +59,8 @@ def export_predictor(model: DualAttentionModel, path: str | os.PathLike[str], fp
         model: Left in evaluation mode. A copy of it on the CPU is exported.
         path: The .onnx file; it is written whole or not at all, after the check.
         fp16: Weights and what passes between operations in half precision. Norms take their statistics in
-            float32 (ONNX's stash_type), and the rollout is float32. ONNX Runtime on a CPU computes softmax and
-            products in float32, too.
+            float32 (ONNX's stash_type), and the rollout is float32. On a CPU, ONNX Runtime computes softmax
+            and products in float32, too.
 
     Returns:
         The largest distance of a row from PyTorch's in float32, over the length of that row, on batches of 1
