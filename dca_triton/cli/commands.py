@@ -1,5 +1,7 @@
 """What each command of `dca-triton` does. Imports wait for the command, so that `--help` is quick."""
 
+import contextlib
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from .recipe import flat
 from .reproduction import Reproduction, reproduction_in
 
 Part = Literal["train", "validation", "test", "query", "gallery"]
+STREAM = Path("-")
 
 
 def train(
@@ -107,13 +110,15 @@ def embed(
     photos: Path | None = None,
     flip: bool = False,
 ) -> None:
-    """Write the features of photos to a .npz or .safetensors file.
+    """Write the features of photos to a .npz or .safetensors file, or of a stream of photos to a stream.
 
     Args:
         selection: The model and the dataset.
-        file: What to write; features, labels, cameras and paths.
+        file: What to write, .npz or .safetensors: features, labels, cameras and paths. With --photos -, it is
+            -, the standard output: a line of JSON for each photo, as soon as it is known.
         part: Which photos of the dataset.
-        photos: Instead of a part, any folder of photos, with all folders in it.
+        photos: Instead of a part, any folder of photos, with all folders in it; or -, names of photos on
+            standard input, a line for each. A photo that cannot be read does not end the stream.
         flip: Average the features of each photo and its mirror image.
     """
     from ..data import photos_in
@@ -124,6 +129,11 @@ def embed(
 
     if (part is None) == (photos is None):
         raise ValueError(f"either --part or --photos must be given, got {'none' if part is None else 'both'}")
+    if (photos == STREAM) != (file == STREAM):
+        raise ValueError(f"--file must be - with --photos -, and only then, got {str(file)!r}")
+    if photos == STREAM:
+        _embed_stream(selection, flip)
+        return
     if photos is not None and not photos.is_dir():
         raise ValueError(f"--photos must be a folder, got {str(photos)!r}")
     check_file(file, embeddings.SUFFIXES)
@@ -133,6 +143,19 @@ def embed(
     found = embeddings.embed(model, evaluation_batches(dataset, trained.data), file)
     count, width = found.features.shape
     print(f"{file}: {counted(count, 'photo')}, {counted(width, 'feature')} each")
+
+
+def _embed_stream(selection: Selection, flip: bool) -> None:
+    from ..evaluation import flip_averaged
+    from .stream import embed_stream
+    from .trained import load_trained
+
+    with contextlib.redirect_stdout(sys.stderr):  # standard output holds JSON alone
+        trained = load_trained(selection)
+    model = flip_averaged(trained.model) if flip else trained.model
+    failed, named = embed_stream(model, trained.transform(), sys.stdin.buffer, trained.data.batch_size)
+    if failed:
+        raise ValueError(f"--photos must name photos that can be read, got {failed} of {named} that cannot")
 
 
 def visualize(
@@ -162,25 +185,6 @@ def visualize(
     resize = center_of(trained.data)
     draw(trained.model, drawn, file, others, known.classes, known.mean, known.std, resize=resize)
     print(f"{file}: {counted(len(drawn), 'photo')}")
-
-
-def export(selection: Selection, run: Path, folder: Path) -> None:
-    """Write a trained model as a folder that `DualAttentionModel.from_pretrained` reads.
-
-    Args:
-        selection: Another checkpoint, or changed arguments of the model.
-        run: The folder of a training run.
-        folder: What to write: config.json, model.safetensors and README.md, a card. It must be new or empty.
-    """
-    from .outputs import check_new, new_folder
-    from .trained import load_trained
-
-    check_new(folder)
-    trained = load_trained(selection)
-    trained.model.description = trained.description
-    with new_folder(folder) as written:
-        trained.model.save_pretrained(written)
-    print(f"{folder}: {trained.file} for DualAttentionModel.from_pretrained")
 
 
 def demo(

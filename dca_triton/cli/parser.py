@@ -18,6 +18,7 @@ from . import commands
 from .ablate import ablate
 from .ablate_plan import Plan
 from .config import MODE, ConfigFile, config_text, write_config
+from .export import export
 from .options import DataChanges, DataOptions
 from .rank import rank
 from .recipe import check_texts, recipe_names
@@ -33,7 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
         commands.embed,
         commands.visualize,
         rank,
-        commands.export,
+        export,
         ablate,
         commands.demo,
         commands.tune,

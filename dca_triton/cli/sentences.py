@@ -56,7 +56,7 @@ def sentence(message: str, typehints: dict[str, Any], command: str) -> str:
 def option(name: str, command: str) -> str:
     """An option as it is typed; the two of `export` have no dashes."""
     name = name.removeprefix(f"{command}.")
-    return name if name == "command" or (command == "export" and name in ("run", "folder")) else f"--{name}"
+    return name if name == "command" or (command == "export" and name in ("run", "target")) else f"--{name}"
 
 
 def words_of(typehint: Any) -> str:

@@ -15,9 +15,9 @@ from PIL import Image
 
 from dca_triton import DualAttentionModel, PairSampler
 from dca_triton.checkpoint import load_checkpoint, save_checkpoint
-from dca_triton.cli import commands
 from dca_triton.cli.main import main
 from dca_triton.cli.options import DataOptions
+from dca_triton.cli.parser import COMMANDS
 from dca_triton.training import DualAttentionTrainer
 from dca_triton.version import __version__
 
@@ -153,7 +153,7 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
         main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for name in set(inspect.signature(getattr(commands, command)).parameters) - {"selection"}:
+    for name in set(inspect.signature(COMMANDS[command]).parameters) - {"selection"}:
         assert (name if command == "export" else f"--{name}") in text
 
 

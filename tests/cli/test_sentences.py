@@ -41,7 +41,7 @@ def test_types_in_words(typehint: Any, words: str) -> None:
         ([*TRAIN, "--data.workers=-1"], "--data.workers must be an integer in [0, 1024], got -1"),
         ([*TRAIN, "--trainer.lr"], "--trainer.lr must have a value, got none"),
         (["train"], "--model.backbone_name, --data.name must be given, got nothing"),
-        (["export", "a"], "folder must be given, got nothing"),
+        (["export", "a"], "target must be given, got nothing"),
         (["evaluate", "--run=nope"], "--run must be the folder of a training run or of `export`, got 'nope'"),
         (["evaluate", "--run=a", "--model={timm: 3}"], "--model.timm must be a mapping, got 3"),
         (["evaluate", "--run=a", "--model.top_k_ratio=7"], "--model.top_k_ratio must be in (0, 1], got 7"),

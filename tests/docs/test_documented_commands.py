@@ -18,7 +18,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 def lines() -> list[str]:
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
     found = [line for text in texts for block in BLOCK.findall(text) for line in block.splitlines()]
-    return [line for line in found if line.startswith("dca-triton ")]
+    piped = [line.rpartition(" | ")[2].partition(" > ")[0] for line in found]
+    return [line for line in piped if line.startswith("dca-triton ")]
 
 
 def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +45,7 @@ def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         main(shlex.split(line, comments=True)[1:])
     assert len(called) == len(lines()) >= 10
     assert {"visualize photos file distractors", "evaluate metric file", "evaluate rerank"} <= set(called)
-    assert {"embed file photos", "export run folder"} <= set(called)
+    assert {"embed file photos", "export run target", "export run target fp16"} <= set(called)
     assert (tmp_path / "runs/market/config.yaml").is_file()
     assert not [line for line in lines() if "config.yaml" in line]  # --run names a run
 

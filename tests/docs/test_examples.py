@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
+from small_training import described, small_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -54,6 +56,9 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(timm, "create_model", without_download)  # weights are random, the code is as shown
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    if page.name == "deployment.md":
+        described(small_model()).save_pretrained("birds")
+        Image.effect_noise((30, 20), 90).save("jay.jpg")
     exec(compile(program(page.read_text(encoding="utf-8")), str(page), "exec"), {"__name__": "example"})
 
 

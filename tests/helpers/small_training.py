@@ -5,6 +5,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dca_triton.description import Description
 from dca_triton.model import DualAttentionModel
 from dca_triton.training import DualAttentionTrainer, training_loader
 
@@ -41,6 +42,25 @@ def small_model(seed: int = 0, **options) -> DualAttentionModel:
     return DualAttentionModel(
         "test_vit", CLASSES, **({"layout": "paper", "pretrained": False, **sizes} | options)
     )
+
+
+def described(model: DualAttentionModel, **options) -> DualAttentionModel:
+    """The model, with a description of its task and size, and of four classes of birds."""
+    values = {
+        "task": model.task_type,
+        "classes": ("jay", "owl", "tit", "wren"),
+        "size": model.backbone.model.patch_embed.img_size,
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.2, 0.2, 0.1),
+        "dataset": "folder",
+        "resize": 20,
+        "batch_size": 4,
+        "photos": 4,
+        "holdout": 0,
+        "seed": 0,
+    }
+    model.description = Description(**(values | options))
+    return model
 
 
 def small_trainer(batches=None, model: DualAttentionModel | None = None, **options) -> DualAttentionTrainer:

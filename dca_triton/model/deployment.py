@@ -1,0 +1,150 @@
+"""A trained model for other runtimes: images to embeddings or probabilities, as one ONNX file."""
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..files import atomic_write
+from .dual_attention import DualAttentionModel
+
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 5e-2}
+BATCHES = (1, 3)
+MOST_BYTES = 2**31 - 1  # of a protobuf message, which an ONNX file is
+
+
+class Predictor(nn.Module):
+    """What a trained model is asked for: images (B, 3, h, w) -> embeddings (B, E) or probabilities (B, K).
+
+    - For reid: the embedding of `DualAttentionModel.extract_features`, float32. It has no heads.
+    - For fgvc: the probabilities of SA and GLCA summed, float32, as `evaluate_fgvc` ranks them. A row sums to
+      2, or to 1 without GLCA.
+
+    PWCA takes no part. `torch.export.export` traces it for any B.
+
+    Args:
+        model: Left in evaluation mode.
+    """
+
+    def __init__(self, model: DualAttentionModel) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.output = "embedding" if model.task_type == "reid" else "probabilities"
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.to(next(self.model.parameters()).dtype)
+        outputs = self.model(images, class_tokens_only=True)
+        if self.output == "embedding":
+            return outputs["combined_features"].float()
+        logits = [outputs[f"{branch}_logits"] for branch in ("sa", "glca") if branch in self.model.branches]
+        return torch.stack([each.float().softmax(1) for each in logits]).sum(0)
+
+
+def export_predictor(model: DualAttentionModel, path: str | os.PathLike[str], fp16: bool = False) -> float:
+    """Write `Predictor` as an ONNX file, checked by ONNX Runtime: "images" to "embedding" or "probabilities".
+
+    The file takes any B and the backbone's image size, and its input and output are float32. The metadata of
+    a model with a `description` say how to prepare a photo: each value is JSON, under the names "task",
+    "classes" (fgvc), "resize" and "size" (height, width), "interpolation", "mean" and "std". A photo is
+    resized to "resize", its center "size" is cropped, and values in [0, 1] are normalized.
+
+    Args:
+        model: Left in evaluation mode. A copy of it on the CPU is exported.
+        path: The .onnx file; it is written whole or not at all, after the check.
+        fp16: Weights and what passes between operations in half precision. Norms take their statistics in
+            float32 (ONNX's stash_type), and the rollout is float32. On a CPU, ONNX Runtime computes softmax
+            and products in float32, too.
+
+    Returns:
+        The largest distance of a row from PyTorch's in float32, over the length of that row, on batches of 1
+        and 3 random images. It is at most 1e-3, or 5e-2 with fp16.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is not installed (extra "export").
+        ValueError: `path` does not end in .onnx, or the weights need 2 GiB or more.
+        RuntimeError: The file would give other outputs than the model.
+        OSError: The file cannot be written.
+    """
+    onnxruntime = _onnxruntime()
+    if Path(path).suffix != ".onnx":
+        raise ValueError(f"path must end in .onnx, got {str(path)!r}")
+    dtype = torch.float16 if fp16 else torch.float32
+    truth = _copy(model, torch.float32)
+    data = _onnx_bytes(truth if dtype == torch.float32 else _copy(model, dtype), _metadata(model))
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    error = max(_error(truth, lambda x: session.run(None, {"images": x})[0], B) for B in BATCHES)
+    if not error <= TOLERANCES[dtype]:
+        raise RuntimeError(
+            f"the outputs of ONNX Runtime must be within {TOLERANCES[dtype]:g} of PyTorch's, relative to "
+            f"their length, got {error:.2g}; nothing was written"
+        )
+    with atomic_write(path) as file:
+        file.write(data)
+    return error
+
+
+def _onnxruntime() -> ModuleType:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "onnx, onnxscript and onnxruntime must be installed for an ONNX file (pip install "
+            f"'dca-triton[export]'), got: {error}"
+        ) from error
+    return onnxruntime
+
+
+def _copy(model: DualAttentionModel, dtype: torch.dtype) -> Predictor:
+    """A predictor on the CPU, in PyTorch operations alone."""
+    own = copy.deepcopy(model).to("cpu", dtype)
+    own.backend = "torch"
+    return Predictor(own)
+
+
+def _images(predictor: Predictor, B: int) -> Tensor:
+    backbone = predictor.model.backbone
+    shape = (B, backbone.in_chans, *backbone.model.patch_embed.img_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(B))
+
+
+def _onnx_bytes(predictor: Predictor, metadata: dict[str, str]) -> bytes:
+    size = sum(weight.nbytes for weight in predictor.parameters())
+    if size > MOST_BYTES:
+        raise ValueError(f"weights must be less than 2 GiB in an ONNX file, got {size / 2**30:.1f} GiB")
+    batch = ({0: torch.export.Dim("B", min=1)},)
+    program = torch.export.export(predictor, (_images(predictor, 2),), dynamic_shapes=batch)
+    converted = torch.onnx.export(
+        program, input_names=["images"], output_names=[predictor.output], dynamo=True, verbose=False
+    )
+    assert converted is not None
+    converted.model.metadata_props.update(metadata)
+    return converted.model_proto.SerializeToString()
+
+
+def _metadata(model: DualAttentionModel) -> dict[str, str]:
+    values: dict[str, Any] = {"task": model.task_type}
+    if (known := model.description) is not None:
+        if known.task == "fgvc":
+            values["classes"] = known.classes
+        values["size"] = known.size
+        values["resize"] = (known.resize, known.resize) if known.test_crop == "center" else known.size
+        values |= {"interpolation": "bicubic", "mean": known.mean, "std": known.std}
+    return {name: json.dumps(value) for name, value in values.items()}
+
+
+@torch.no_grad()
+def _error(truth: Predictor, exported: Callable[[np.ndarray], np.ndarray], B: int) -> float:
+    """The largest distance of a row from the truth, over the length of the true row."""
+    images = _images(truth, B)
+    expected = truth(images)
+    difference = torch.from_numpy(exported(images.numpy())) - expected
+    return float((difference.norm(dim=1) / expected.norm(dim=1)).max())
