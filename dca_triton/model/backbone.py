@@ -24,8 +24,7 @@ class Backbone(nn.Module):
     """A timm vision transformer under the name `model`, as the reference's checkpoints have it.
 
     Args:
-        name: A timm model with a class token, or a VisionTransformer or Eva that pools its tokens by "avg" or
-            "map".
+        name: A timm model with a class token, or one of `FAMILIES` that pools its tokens by "avg" or "map".
         layout: "paper", which takes the models of `FAMILIES`, or "reference".
         pretrained: Load timm's pretrained weights.
         img_size: Pixels, a side or (height, width); multiples of the patch.
@@ -258,9 +257,9 @@ def size_faults(name: str, size: tuple[int, ...], patch: tuple[int, int]) -> lis
 def layout_faults(model: TimmModule, layout: str) -> list[str]:
     """Every reason why a timm model cannot be the backbone of a layout; an empty list if it can."""
     family = family_of(model)
-    # The reference's own blocks select patches by rollout.
-    usable = family is not None and (layout == "paper" or "glca" in family.branches)
-    faults = pooling_faults(model, known=usable)
+    faults = pooling_faults(model, known=family is not None)
+    if layout == "reference" and family is not None and family.merging(model) > 1:
+        faults.append(family.missing)
     embed = getattr(model, "patch_embed", None)
     if not hasattr(embed, "grid_size"):
         faults.append("its patch embedding has no grid_size")

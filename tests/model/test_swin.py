@@ -3,15 +3,14 @@
 import copy
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 from timm_streams import narrow_model, randomized, twin
+from timm_windows import slow_windows
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
 
 from dca_triton import DualAttentionModel
 from dca_triton.model import distractor_share, explain, export_onnx, swin
@@ -43,42 +42,12 @@ def images(count: int = 3) -> Tensor:
     return torch.randn(count, 3, *SIZE, dtype=torch.float64)
 
 
-def slow_attention(attn: Any, partner: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """timm's attention of each window of each image, with the keys of the partner's window behind its own."""
-    B, windows, N = len(partner), len(x) // len(partner), x.shape[1]
-    cosine = hasattr(attn, "logit_scale")
-    bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias]) if cosine else attn.qkv.bias
-    q, k, v = linear(x, attn.qkv.weight, bias).view(len(x), N, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    if cosine:
-        factor = attn.logit_scale.clamp(max=torch.tensor(100.0).log().item()).exp()
-        q, k = normalize(q, dim=-1) * factor, normalize(k, dim=-1)
-        table = 16 * attn.cpb_mlp(attn.relative_coords_table).flatten(0, 2).sigmoid()
-    else:
-        q, table = q / q.shape[-1] ** 0.5, attn.relative_position_bias_table
-    places = table[attn.relative_position_index].permute(2, 0, 1)
-    out = []
-    for image in range(B):
-        for window in range(windows):
-            rows = [image * windows + window]
-            if partner[image] >= 0:
-                rows.append(int(partner[image]) * windows + window)
-            added = places if mask is None else places + mask[window]
-            scores = torch.cat([q[rows[0]] @ k[row].mT + added for row in rows], -1)
-            out.append(scores.softmax(-1) @ torch.cat([v[row] for row in rows], 1))
-    return attn.proj(torch.stack(out).transpose(1, 2).flatten(2))
-
-
 def slow_streams(
     model: DualAttentionModel, name: str, x: Tensor, partner: Tensor
 ) -> tuple[nn.Module, list[Tensor]]:
     """timm's model, and the tokens of SA and PWCA (B, N, C)."""
     plain = twin(model, name, img_size=SIZE, **SIZES)
-    streams = [plain.forward_features(x).flatten(1, 2)]
-    first, last = model.pwca_blocks
-    blocks = [block for stage in plain.layers for block in stage.blocks]
-    for block in blocks[first - 1 : last]:
-        block.attn.forward = partial(slow_attention, block.attn, partner)
-    return plain, [*streams, plain.forward_features(x).flatten(1, 2)]
+    return plain, slow_windows(plain, model.pwca_blocks, x, partner)
 
 
 @pytest.mark.parametrize("name", [V1, V2])
@@ -109,7 +78,9 @@ def test_a_wrong_part_would_be_seen(monkeypatch: pytest.MonkeyPatch, part: str) 
     model, x = build(), images()
     _, expected = slow_streams(model, V1, x, PARTNERS)
     if part == "bias":
-        monkeypatch.setattr(swin.WindowAttention, "relative_bias", lambda self: torch.zeros(1, 1, 1, 1))
+        monkeypatch.setattr(
+            swin.WindowAttention, "relative_bias", lambda self: torch.zeros(1, self.num_heads, 1, 1)
+        )
     elif part == "mask":
         for block in model.backbone.blocks:
             block.attn_mask = None
@@ -152,7 +123,7 @@ def test_what_a_swin_does_not_have_is_refused() -> None:
     rule = rf"branches must be some of sa, pwca for {V1}, got sa, glca, pwca: its windows and stages"
     with pytest.raises(ValueError, match=rule + r".*pass branches=\['sa', 'pwca'\]"):
         build(branches=("sa", "glca", "pwca"))
-    with pytest.raises(ValueError, match=r"layout='reference'.*no class token"):
+    with pytest.raises(ValueError, match=r"layout='reference'.*give no rollout"):
         build(layout="reference")
     with pytest.raises(ValueError, match=r"pwca_blocks must be in \[1, 4\]"):
         build(pwca_blocks=(4, 5))
