@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 
-def attention_weights(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
-    """softmax(Q Kᵀ · scale), q (B, M, H, D), k (B, N, H, D) -> (B, H, M, N); scale defaults to 1/√D."""
-    return attention_scores(q, k, scale).softmax(-1)
+def attention_weights(q: Tensor, k: Tensor, scale: float | None = None, bias: Tensor | None = None) -> Tensor:
+    """softmax(Q Kᵀ · scale + bias), q (B, M, H, D), k (B, N, H, D) -> (B, H, M, N); scale is 1/√D by default."""
+    return attention_scores(q, k, scale, bias).softmax(-1)
 
 
-def attention_scores(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
-    """Q Kᵀ · scale, q (B, M, H, D), k (B, N, H, D) -> (B, H, M, N)."""
+def attention_scores(q: Tensor, k: Tensor, scale: float | None = None, bias: Tensor | None = None) -> Tensor:
+    """Q Kᵀ · scale + bias, q (B, M, H, D), k (B, N, H, D) -> (B, H, M, N)."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return torch.einsum("bmhd,bnhd->bhmn", q, k) * scale
+    scores = torch.einsum("bmhd,bnhd->bhmn", q, k) * scale
+    return scores if bias is None else scores + bias
 
 
 def self_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
@@ -32,16 +33,17 @@ def pair_attention(
     partner_v: Tensor | None = None,
     partner_index: Tensor | None = None,
     scale: float | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """PWCA: softmax(Q1 [K1; K2]ᵀ / √D) [V1; V2], one softmax over own and partner's keys (DCAL, eq. 5).
 
     Same arguments and results as `dca_triton.pair_attention`.
     """
-    scores = attention_scores(q, k, scale)
+    scores = attention_scores(q, k, scale, bias)
     values = v
     if partner_index is not None:
         partner = partner_index.clamp(min=0)
-        partner_scores = attention_scores(q, (k if partner_k is None else partner_k)[partner], scale)
+        partner_scores = attention_scores(q, (k if partner_k is None else partner_k)[partner], scale, bias)
         partner_scores = partner_scores.masked_fill((partner_index < 0)[:, None, None, None], float("-inf"))
         scores = torch.cat([scores, partner_scores], -1)
         values = torch.cat([v, (v if partner_v is None else partner_v)[partner]], 1)
@@ -103,6 +105,7 @@ def rollout_row(
     lses: list[Tensor],
     scale: float | None = None,
     row: Tensor | None = None,
+    biases: list[Tensor] | None = None,
 ) -> Tensor:
     """One row of the rollout without a matrix product: r <- 0.5 r + 0.5 mean_h(r P_l,h), l = L..1 -> (B, N).
 
@@ -113,8 +116,9 @@ def rollout_row(
     if row is None:
         row = torch.zeros(B, N, dtype=qs[-1].dtype, device=qs[-1].device)
         row[:, 0] = 1
-    for q, k, lse in zip(reversed(qs), reversed(ks), reversed(lses), strict=True):
-        weights = (attention_scores(q, k, scale) - lse[..., None]).exp()
+    layers = zip(qs, ks, lses, biases or [None] * len(qs), strict=True)
+    for q, k, lse, bias in reversed([*layers]):
+        weights = (attention_scores(q, k, scale, bias) - lse[..., None]).exp()
         row = 0.5 * row + 0.5 * torch.einsum("bm,bhmn->bhn", row[:, : q.shape[1]], weights).mean(1)
     return row
 

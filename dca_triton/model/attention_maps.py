@@ -29,5 +29,6 @@ def attention_maps(sa: Sequence[BlockTrace], local: Sequence[BlockTrace], select
 
 
 def _map_of(trace: BlockTrace) -> Tensor:
-    """softmax(Q Kᵀ / √D) (B, H, M, N) of a block without partners."""
-    return (reference.attention_scores(trace.q, trace.k) - trace.lse[..., None]).exp()
+    """softmax(Q Kᵀ / √D + bias) (B, H, M, N) of a block without partners."""
+    scores = reference.attention_scores(trace.q, trace.k, bias=trace.bias)
+    return (scores - trace.lse[..., None]).exp()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import raise_faults
-from ..branches import Readout
+from ..branches import BRANCHES, Branch, Readout
 from .eva import EVA
-from .family import Family, TimmModule
+from .family import Family, Step, TimmModule
 from .pooling import pooled_from, pooling_faults, pooling_of, pooling_weights
 from .vit import VIT
 
@@ -40,36 +40,57 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         self.model: TimmModule = _create(name, layout, pretrained, img_size, kwargs)
-        self.num_prefix_tokens: int = self.model.num_prefix_tokens
-        self.embed_dim: int = self.model.embed_dim
+        self.num_prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
+        self.embed_dim: int = self.model.num_features
         # Calling the ViT, which is what hooks and offloading see, gives the tokens that enter the SA blocks.
         self.model.forward = self.model.forward_features
+        self.branches: tuple[Branch, ...] = BRANCHES
+        self.missing = ""
+        merging = 1
         if layout == "paper":
-            family = family_of(self.model)
-            assert family is not None
+            family = self._family
+            self.branches, self.missing = family.branches, family.missing
+            merging = family.merging(self.model)
             family.adopt(self.model)
             if self.pooling == "class":
                 self.drop_attention_pooling()
             self.model.forward = functools.partial(family.embed, self.model)
         self.in_chans: int = _channels(self.model)
-        self.grid_size: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
+        self.token_size: tuple[int, int] = tuple(side * merging for side in _patch(self.model))
+        self.grid_size: tuple[int, int] = tuple(-(-n // merging) for n in self.model.patch_embed.grid_size)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The tokens that enter the SA blocks: images (B, 3, h, w) -> (B, N, C).
+        """The tokens that enter the SA blocks: images (B, 3, h, w) -> (B, N, C), of a Swin (B, h', w', C).
 
         With layout="reference" these are the output of the whole ViT with its final norm. With layout="paper"
-        they are the output of the patch and position embedding, because the SA blocks are the ViT's own; with
-        rotary positions the table that the blocks rotate by comes with them.
+        they are the output of the patch and position embedding, because the SA blocks are the ViT's own. A
+        table of positions that the blocks share comes with them.
         """
         return self.model(images)
 
     def embed(self, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        """The tokens of `forward` (B, N, C), and the rotary table of each of the ViT's blocks, or None."""
-        L, found = len(self.model.blocks), self(images)
+        """The tokens of `forward`, and for each of the ViT's blocks its table of positions, or None."""
+        L, found = len(self.blocks), self(images)
         if isinstance(found, Tensor):
             return found, [None] * L
-        tokens, rope = found
-        return tokens, list(rope) if rope.dim() == 4 else [rope] * L
+        tokens, table = found
+        return tokens, list(table) if table.dim() == 4 else [table] * L
+
+    @property
+    def _family(self) -> Family:
+        family = family_of(self.model)
+        assert family is not None, "the paper's layout takes no other"
+        return family
+
+    @property
+    def steps(self) -> list[Step]:
+        """What the tokens of `forward` pass in the paper's layout: blocks, and what lies between them."""
+        return self._family.steps(self.model)
+
+    @property
+    def blocks(self) -> list[TimmModule]:
+        """The blocks alone."""
+        return self._family.blocks_of(self.model)
 
     def drop_attention_pooling(self) -> None:
         """Remove a pooling head that nothing reads: its weights would get no gradient."""
@@ -93,8 +114,16 @@ class Backbone(nn.Module):
         Where timm pools first, `norm` is an Identity and `fc_norm` comes after pooling; then a class token
         gets `fc_norm`.
         """
-        norm, after_pooling = self.model.norm, getattr(self.model, "fc_norm", nn.Identity())
+        norm, after_pooling = self.model.norm, self._fc_norm
         return after_pooling if isinstance(norm, nn.Identity) and self.pooling == "class" else norm
+
+    @property
+    def _fc_norm(self) -> nn.Module:
+        return getattr(self.model, "fc_norm", nn.Identity())
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """The output of the blocks (B, M, C) or (B, h', w', C), after the final norm: (B, N, C)."""
+        return self.norm(tokens).flatten(1, -2)
 
     def read_out(self, tokens: Tensor, readout: Readout, prefix: int | None = None) -> Tensor:
         """The embedding (B, C): what stands for an image, or the mean of patches; (B, 2C) for both.
@@ -108,14 +137,14 @@ class Backbone(nn.Module):
         parts = [] if readout == "local" else [self._summary(tokens, first)]
         if readout != "class":
             mean = tokens[:, first:].mean(1)
-            parts.append(mean if self.pooling == "class" else self.model.fc_norm(mean))
+            parts.append(mean if self.pooling == "class" else self._fc_norm(mean))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def _summary(self, tokens: Tensor, prefix: int) -> Tensor:
         if self.pooling == "class":
             return tokens[:, 0]
         pooled = tokens[:, min(prefix, pooled_from(self.model)) :]  # a head may read registers too
-        return self.model.fc_norm(self.model.attn_pool(pooled) if self.pooling == "map" else pooled.mean(1))
+        return self._fc_norm(self.model.attn_pool(pooled) if self.pooling == "map" else pooled.mean(1))
 
     @torch.no_grad()
     def start_row(self, tokens: Tensor) -> Tensor | None:
@@ -133,9 +162,9 @@ class Backbone(nn.Module):
         return torch.nn.functional.pad(weights, (first, 0))
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches of images (..., h, w)."""
-        (height, width), (rows, columns) = images.shape[-2:], _patch(self.model)
-        return height // rows, width // columns
+        """Rows and columns of the features of images (..., h, w)."""
+        (height, width), (rows, columns) = images.shape[-2:], self.token_size
+        return -(-height // rows), -(-width // columns)
 
     def image_faults(self, name: str, images: Tensor) -> list[str]:
         """Return faults of images (B, channels, h, w): the number of channels, the height or the width."""
@@ -224,7 +253,10 @@ def size_faults(name: str, size: tuple[int, ...], patch: tuple[int, int]) -> lis
 
 def layout_faults(model: TimmModule, layout: str) -> list[str]:
     """Every reason why a timm model cannot be the backbone of a layout; an empty list if it can."""
-    faults = pooling_faults(model, known=family_of(model) is not None)
+    family = family_of(model)
+    # The reference's own blocks select patches by rollout.
+    usable = family is not None and (layout == "paper" or "glca" in family.branches)
+    faults = pooling_faults(model, known=usable)
     embed = getattr(model, "patch_embed", None)
     if not hasattr(embed, "grid_size"):
         faults.append("its patch embedding has no grid_size")
@@ -234,7 +266,6 @@ def layout_faults(model: TimmModule, layout: str) -> list[str]:
         faults.append("it is a NaFlexVit, which takes patches; unset TIMM_USE_NAFLEX")
     if layout == "reference":
         return faults
-    family = family_of(model)
     if family is None:
         names = " or ".join(family.model.__name__ for family in FAMILIES)
         return [*faults, f"it is a {type(model).__name__}, not a timm {names}"]

@@ -18,15 +18,19 @@ from .stochastic_depth import add_residual, kept_rows
 
 
 class BlockTrace(NamedTuple):
-    """What a block leaves for rollout: queries, keys (B, N, H, D) and log-sum-exp (B, H, N), no gradient."""
+    """What a block leaves for rollout: queries, keys (B, N, H, D), log-sum-exp (B, H, N), and what it added to
+    the scores, which broadcasts to (B, H, N, N), if anything. None has a gradient.
+    """
 
     q: Tensor
     k: Tensor
     lse: Tensor
+    bias: Tensor | None = None
 
-    def of(self, images: slice) -> "BlockTrace":
-        """Those of some images."""
-        return BlockTrace(self.q[images], self.k[images], self.lse[images])
+    def of(self, images: slice | Tensor) -> "BlockTrace":
+        """Those of some images; a bias of batch size 1 is that of every image."""
+        bias = self.bias if self.bias is None or self.bias.shape[0] == 1 else self.bias[images]
+        return BlockTrace(self.q[images], self.k[images], self.lse[images], bias)
 
 
 class Trace:
@@ -40,9 +44,11 @@ class Trace:
         self.blocks: list[BlockTrace] = []
         self.open = True
 
-    def record(self, q: Tensor, k: Tensor, lse: Tensor) -> None:
+    def record(self, q: Tensor, k: Tensor, lse: Tensor, bias: Tensor | None = None) -> None:
         if self.open:
-            self.blocks.append(BlockTrace(q.detach(), k.detach(), lse))
+            self.blocks.append(
+                BlockTrace(q.detach(), k.detach(), lse, None if bias is None else bias.detach())
+            )
 
     def take(self) -> list[BlockTrace]:
         """All of it; nothing is kept or recorded from now on."""
@@ -53,28 +59,40 @@ class Trace:
 class PairAttention(nn.Module):
     """Attention of each image to itself and to its partner, on some or all of the rows.
 
-    A family's class inherits from this and from timm's attention, and says how it projects. It has timm's
-    attributes `attn_drop`, `norm`, `proj` and `proj_drop`, and a `gate`, which may be None.
+    A family's class inherits from this and from timm's attention, and says how it projects and what it adds
+    to the scores. It has timm's attributes `attn_drop`, `proj` and `proj_drop`, and a `norm` and a `gate`,
+    which may be None.
     """
 
     backend: Backend = "auto"
     attn_drop: Any
-    norm: Any
     proj: Any
     proj_drop: Any
 
-    def project(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, N, H, D) as they are multiplied: normed and rotated."""
         raise NotImplementedError
 
-    def project_queries(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
-        """Queries (B, N, H, D) alone; a family computes nothing else for them where it can."""
-        return self.project(x, rope)[0]
+    def project_queries(
+        self, x: Tensor, positions: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Queries (B, M, H, D) alone, of all tokens or of the `rows` (B, M) among them; a family computes
+        nothing else for them where it can.
+        """
+        raise NotImplementedError
 
-    def project_keys(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def project_keys(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values (B, N, H, D) alone."""
-        _, k, v = self.project(x, rope)
+        _, k, v = self.project(x, positions)
         return k, v
+
+    def score_bias(self, positions: Tensor | None = None) -> Tensor | None:
+        """What is added to the scores of all N queries with the own and with the partner's keys (1, H, N, N)."""
+        return None
+
+    def score_factor(self, q: Tensor) -> float:
+        """The factor of the scores."""
+        return q.shape[-1] ** -0.5
 
     def forward(
         self,
@@ -84,44 +102,50 @@ class PairAttention(nn.Module):
         context: Tensor | None = None,
         images: Tensor | None = None,
         trace: Trace | None = None,
-        rope: Tensor | None = None,
-        context_rope: Tensor | None = None,
+        rows: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Attention of normed tokens x (B, M, C) -> (K, M, C); arguments as in `PairBlock`, tokens normed."""
         if context is None:
-            q, k, v = self.project(x, rope)
+            q, k, v = self.project(x, positions)
         else:
-            q, (k, v) = self.project_queries(x, rope), self.project_keys(context, context_rope)
-        key_rope = rope if context is None else context_rope
-        partner_k, partner_v = (None, None) if partner_x is None else self.project_keys(partner_x, key_rope)
-        gate = getattr(self, "gate", None)
+            q, (k, v) = self.project_queries(x, positions, rows), self.project_keys(context, positions)
+        partner_k, partner_v = (None, None) if partner_x is None else self.project_keys(partner_x, positions)
+        bias = self.score_bias(positions)
+        if bias is not None:
+            bias = (bias if rows is None else bias[0][:, rows].transpose(0, 1)).to(q.dtype)
+        norm, gate = getattr(self, "norm", None), getattr(self, "gate", None)
         gates = None if gate is None else gate(x).sigmoid()
         if images is not None:
             if pairs is not None and partner_x is None:
                 partner_k, partner_v = k, v
             q, k, v = q[images], k[images], v[images]
             gates = None if gates is None else gates[images]
-        scale, dropout = q.shape[-1] ** -0.5, dropout_rate(self.attn_drop)
-        if context is not None and pairs is None and trace is None and not dropout:
+            bias = bias if bias is None or rows is None else bias[images]
+        scale, dropout = self.score_factor(q), dropout_rate(self.attn_drop)
+        if context is not None and pairs is None and trace is None and bias is None and not dropout:
             out = local_attention(q, k, v, scale=scale, backend=self.backend)
         else:
             if dropout:
-                attention = ops.Attention(q, k, v, partner_k, partner_v, pairs, scale=scale)
+                attention = ops.Attention(q, k, v, partner_k, partner_v, pairs, scale=scale, bias=bias)
                 out, lse = dropped_attention(attention, dropout, backend=self.backend)
             else:
-                out, lse = pair_attention(q, k, v, partner_k, partner_v, pairs, scale, backend=self.backend)
+                out, lse = pair_attention(
+                    q, k, v, partner_k, partner_v, pairs, scale, bias=bias, backend=self.backend
+                )
             if trace is not None:
-                trace.record(q, k, lse)
-        out = self.norm(out.flatten(2))
+                trace.record(q, k, lse, bias)
+        out = out.view(*out.shape[:2], *x.shape[2:-1], -1)
+        out = out if norm is None else norm(out)
         return self.proj_drop(self.proj(out if gates is None else out * gates))
 
 
 class PairBlock(nn.Module):
     """A residual block: x + scaled(attention(normed x)), then x + scaled(MLP(normed x)).
 
-    A family's class inherits from this and from timm's block, and says what norms and scales. It has timm's
-    attributes `attn`, `mlp`, `drop_path1` and `drop_path2`. `grad_checkpointing` keeps no activations of the
-    block: the backward pass computes them again.
+    A family's class inherits from this and from timm's block, and says what norms and scales, and how its
+    attention is called. It has timm's attributes `attn`, `mlp`, `drop_path1` and `drop_path2`.
+    `grad_checkpointing` keeps no activations of the block: the backward pass computes them again.
     """
 
     grad_checkpointing = False
@@ -142,6 +166,10 @@ class PairBlock(nn.Module):
     def after_mlp(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def attend(self, x: Tensor, partner_x: Tensor | None, *arguments: Any) -> Tensor:
+        """Attention of normed tokens; arguments as in `PairAttention`."""
+        return self.attn(x, partner_x, *arguments)
+
     def forward(
         self,
         x: Tensor,
@@ -150,8 +178,8 @@ class PairBlock(nn.Module):
         context: Tensor | None = None,
         images: Tensor | None = None,
         trace: Trace | None = None,
-        rope: Tensor | None = None,
-        context_rope: Tensor | None = None,
+        rows: Tensor | None = None,
+        positions: Tensor | None = None,
         *,
         within_checkpoint: bool = False,
     ) -> Tensor:
@@ -162,17 +190,19 @@ class PairBlock(nn.Module):
             partner_x: Tokens (B', N', C) whose keys and values are the partners'; `context` by default.
             pairs: Which row of `partner_x` each image of the result is paired with (K,), -1 = none, or
                 `pair_up` of it.
-            context: Tokens (B, N, C) that x attends to instead of itself: x may be some rows of them.
+            context: Tokens (B, N, C) that x attends to instead of itself, with `rows`.
             images: The image of x that each image of the result comes from (K,), int64. A repeated one is
                 normed and projected once; that is where PWCA leaves SA.
             trace: Receives queries, keys and log-sum-exp. Without it, stochastic depth computes no attention
                 of the images that it drops.
-            rope: Rotary table of x's rows, (M, 1 or H, 2D) or (B, M, 1 or H, 2D): sines, then cosines.
-            context_rope: That of the rows of `context`. The rows of `partner_x` are rotated as the keys are.
+            rows: The rows of `context` whose positions x has (B, M), int64; x itself is of another depth, maybe.
+            positions: What blocks share of the positions of all N tokens. For an Eva the rotary table
+                (N, 1 or H, 2D), sines, then cosines; for a Beit the bias of all blocks (H, N, N), if it has
+                one. It holds for `partner_x`, too.
             within_checkpoint: The call is that of `grad_checkpointing` itself.
         """
         if self.grad_checkpointing and not within_checkpoint and torch.is_grad_enabled():
-            return self._checkpointed(x, partner_x, pairs, context, images, trace, rope, context_rope)
+            return self._checkpointed(x, partner_x, pairs, context, images, trace, rows, positions)
         partner_x = None if partner_x is None else self.before_attention(partner_x)
         context = None if context is None else self.before_attention(context)
         normed = self.before_attention(x)
@@ -181,7 +211,7 @@ class PairBlock(nn.Module):
         if kept is not None:
             images = kept if images is None else images[kept]
             pairs = pairs.of(kept) if isinstance(pairs, Partners) else None if pairs is None else pairs[kept]
-        attended = self.attn(normed, partner_x, pairs, context, images, trace, rope, context_rope)
+        attended = self.attend(normed, partner_x, pairs, context, images, trace, rows, positions)
         x = add_residual(x, self.drop_path1, kept, self.after_attention(attended))
         kept = kept_rows(self.drop_path2, x)
         chosen = x if kept is None else x[kept]
@@ -195,22 +225,22 @@ class PairBlock(nn.Module):
         context: Tensor | None,
         images: Tensor | None,
         trace: Trace | None,
-        rope: Tensor | None,
-        context_rope: Tensor | None,
+        rows: Tensor | None,
+        positions: Tensor | None,
     ) -> Tensor:
         """`forward`, computed again in the backward pass."""
 
         def run(*inputs: Any) -> tuple[Tensor, list[BlockTrace]]:
             own = Trace()
-            x, partner_x, pairs, context, images, *ropes = inputs
+            x, partner_x, pairs, context, images, *places = inputs
             traces = None if trace is None else own
             x = PairBlock.forward(
-                self, x, partner_x, pairs, context, images, traces, *ropes, within_checkpoint=True
+                self, x, partner_x, pairs, context, images, traces, *places, within_checkpoint=True
             )
             return x, own.take()
 
         # A checkpoint that is compiled may change nothing outside, so what it traces is one of its outputs.
-        inputs = (x, partner_x, pairs, context, images, rope, context_rope)
+        inputs = (x, partner_x, pairs, context, images, rows, positions)
         x, traced = checkpoint(run, *inputs, use_reentrant=False)
         if trace is not None:
             trace.record(*traced[0])

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from ..arguments import choice, flag, integer, number, optional, raise_faults, size, violations
-from ..branches import BRANCHES, READOUTS
+from ..branches import BRANCHES, READOUTS, Branch
 from ..ops import checks
 from .backbone import Backbone
 from .heads import HEADS
@@ -56,6 +56,24 @@ def check_pwca_blocks(pwca_blocks: tuple[int, int] | None, num_blocks: int) -> N
     """Raise ValueError unless the blocks of PWCA exist."""
     if pwca_blocks is not None and pwca_blocks[1] > num_blocks:
         raise_faults([f"pwca_blocks must be in [1, {num_blocks}], the model's SA blocks, got {pwca_blocks}"])
+
+
+def check_branches(branches: tuple[Branch, ...], backbone: Backbone, name: str) -> None:
+    """Raise ValueError if the backbone cannot train a branch."""
+    if not {*branches} <= {*backbone.branches}:
+        raise_faults(
+            [
+                f"branches must be some of {', '.join(backbone.branches)} for {name}, "
+                f"got {', '.join(branches)}: {backbone.missing}; "
+                f"pass branches={[b for b in branches if b in backbone.branches]}"
+            ]
+        )
+
+
+def check_rollout(backbone: Backbone) -> None:
+    """Raise ValueError for a backbone that GLCA has no rollout of."""
+    if "glca" not in backbone.branches:
+        raise_faults([f"backbone_name must be a model with a rollout, got one without: {backbone.missing}"])
 
 
 def check_heads(num_heads: int, width: int) -> None:

@@ -13,7 +13,15 @@ from ..reference import select_local
 from .attention_maps import attention_maps
 from .backbone import Backbone
 from .blocks import PairAttention, Trace, first_row
-from .checks import check_arguments, check_heads, check_inputs, check_pwca_blocks
+from .checks import (
+    check_arguments,
+    check_branches,
+    check_heads,
+    check_inputs,
+    check_pwca_blocks,
+    check_rollout,
+)
+from .family import Step
 from .glca import GlobalLocalAttention
 from .heads import Head, branch_head, width_of
 from .hub import HubMixin
@@ -119,6 +127,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         if layout == "paper":
             rates = dict(proj_drop_rate=drop_rate, attn_drop_rate=drop_rate, drop_path_rate=drop_path_rate)
             self.backbone = Backbone(backbone_name, layout, pretrained, img_size, **rates, **kwargs)
+            check_branches(self.branches, self.backbone, backbone_name)
             self.glca_blocks = paper_blocks(self.backbone, num_glca_blocks)
         else:
             self.backbone = Backbone(backbone_name, layout, pretrained, img_size, **kwargs)
@@ -154,7 +163,7 @@ class DualAttentionModel(nn.Module, HubMixin):
     @property
     def _no_split_modules(self) -> list[str]:
         """The classes of the blocks: Accelerate makes each block one unit of FSDP or of a device map."""
-        own = getattr(self.backbone.model, "blocks", [])
+        own = self.backbone.blocks if self.layout == "paper" else getattr(self.backbone.model, "blocks", [])
         return sorted({type(block).__name__ for block in (*own, *self._sa_blocks, *self.glca_blocks)})
 
     def forward(
@@ -237,21 +246,21 @@ class DualAttentionModel(nn.Module, HubMixin):
         """
         paper, B, trace = self.layout == "paper", x.shape[0], Trace() if traced else None
         inputs = paper_inputs if paper else reference_inputs
-        tokens, ropes, pairing = inputs(self.backbone, x, x_pair, partner_index, self.pwca_blocks)
+        tokens, positions, pairing = inputs(self.backbone, x, x_pair, partner_index, self.pwca_blocks)
         class_row = class_tokens_only and self.sa_readout == self.backbone.pooling == "class"
         glca_reads_sa = paper and "glca" in self.branches
         class_rows = ClassRows(sa=class_row and not glca_reads_sa, pwca=class_row)
-        sa, pwca = sa_and_pwca_rows(self._sa_blocks, tokens, B, pairing, class_rows, trace, ropes)
+        sa, pwca = sa_and_pwca_rows(self._steps, tokens, B, pairing, class_rows, trace, positions)
         local = sa if paper else tokens
         if paper:
             sa, pwca = (
-                self.backbone.norm(sa[:, :1] if class_row else sa),
-                None if pwca is None else self.backbone.norm(pwca),
+                self.backbone.features(sa[:, :1] if class_row else sa),
+                None if pwca is None else self.backbone.features(pwca),
             )
         first, last = self.pwca_blocks
         traces = [] if trace is None else trace.take()
-        rope = None if ropes is None else ropes[-1]  # GLCA's blocks are copies of the last one
-        return Streams(sa, pwca, local, rope, traces, slice(first - 1, last))
+        own = None if positions is None else positions[-1]  # GLCA's blocks are copies of the last one
+        return Streams(sa, pwca, local, own, traces, slice(first - 1, last))
 
     def local_branch(
         self, streams: Streams, selected: Tensor, only_selected: bool = False, trace: Trace | None = None
@@ -259,9 +268,9 @@ class DualAttentionModel(nn.Module, HubMixin):
         """GLCA on SA's streams for the selected rows (B, R): their tokens (B, R, C), in layout="reference"
         without `only_selected` all tokens (B, N, C).
         """
-        tokens, rope = streams.local, streams.rope
+        tokens = streams.local
         if self.layout == "paper":
-            return paper_local(self.backbone, self.glca_blocks, tokens, rope, selected, trace)
+            return paper_local(self.backbone, self.glca_blocks, tokens, streams.positions, selected, trace)
         return reference_local(self.glca_blocks, tokens, selected, only_selected, trace)
 
     def _selects(self, class_tokens_only: bool) -> bool:
@@ -287,7 +296,11 @@ class DualAttentionModel(nn.Module, HubMixin):
         return self.backbone.read_out(rows, self.glca_readout, self.backbone.num_class_tokens)
 
     def rollout(self, streams: Streams) -> Tensor:
-        """The rollout rows (B, N) of SA, from the class token or from the weights of the pooling."""
+        """The rollout rows (B, N) of SA, from the class token or from the weights of the pooling.
+
+        Raises ValueError for a backbone that has none.
+        """
+        check_rollout(self.backbone)
         start = self.backbone.start_row(streams.sa)
         return rollout_of(streams.sa_traces, streams.scale, self.backend, start)
 
@@ -299,8 +312,13 @@ class DualAttentionModel(nn.Module, HubMixin):
         return self.cache.lookup(streams.sa_traces, streams.scale, self.backend, start)
 
     @property
-    def _sa_blocks(self) -> nn.ModuleList:
-        return self.backbone.model.blocks if self.layout == "paper" else self.sa_blocks
+    def _steps(self) -> list[Step]:
+        """What SA's tokens pass: blocks, and what lies between them."""
+        return self.backbone.steps if self.layout == "paper" else [Step(block) for block in self.sa_blocks]
+
+    @property
+    def _sa_blocks(self) -> list[nn.Module]:
+        return [step.module for step in self._steps if step.is_block]
 
     def get_cache_stats(self) -> dict[str, float]:
         """Per image: cache_hits, cache_misses, hit_rate in [0, 1] and cache_size in entries."""
@@ -333,8 +351,9 @@ class DualAttentionModel(nn.Module, HubMixin):
             selected_indices (B, 1 + R), class token first.
 
         Raises:
-            ValueError: As `forward`.
+            ValueError: As `forward`, or a backbone without a rollout.
         """
+        check_rollout(self.backbone)
         check_inputs(self.backbone, x)
         streams, local = self.sa_and_pwca(x), Trace()
         selected = self.select(self.rollout(streams))

@@ -35,27 +35,30 @@ class RotaryAttention(PairAttention):
     k_bias: Any
     v_bias: Any
 
-    def project(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         if self.qkv is None:
-            return self.project_queries(x, rope), *self.project_keys(x, rope)
+            return self.project_queries(x, positions), *self.project_keys(x, positions)
         q, k, v = self._packed(x, slice(None)).chunk(3, -1)
-        return self._queries(q, rope), *self._keys(k, v, rope)
+        return self._queries(q, positions), *self._keys(k, v, positions)
 
-    def project_queries(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+    def project_queries(
+        self, x: Tensor, positions: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        rope = positions if positions is None or rows is None else positions[rows]
         if self.qkv is None:
             return self._queries(self.q_proj(x), rope)
         if not is_plain(self.qkv, nn.Linear):
-            return self.project(x, rope)[0]
+            return self._queries(self._packed(x, slice(None)).chunk(3, -1)[0], rope)
         return self._queries(self._packed(x, slice(self.qkv.out_features // 3)), rope)
 
-    def project_keys(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def project_keys(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.qkv is None:
-            return self._keys(self.k_proj(x), self.v_proj(x), rope)
+            return self._keys(self.k_proj(x), self.v_proj(x), positions)
         if not is_plain(self.qkv, nn.Linear):
-            _, k, v = self.project(x, rope)
-            return k, v
-        k, v = self._packed(x, slice(self.qkv.out_features // 3, None)).chunk(2, -1)
-        return self._keys(k, v, rope)
+            _, k, v = self._packed(x, slice(None)).chunk(3, -1)
+        else:
+            k, v = self._packed(x, slice(self.qkv.out_features // 3, None)).chunk(2, -1)
+        return self._keys(k, v, positions)
 
     def _packed(self, x: Tensor, rows: slice) -> Tensor:
         """Some outputs of the packed projection; all of them if it is not a plain Linear."""

@@ -5,7 +5,26 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..branches import BRANCHES, Branch
+
 TimmModule = Any  # a module of timm, whose attributes nn.Module's type does not declare
+
+
+class Step(NamedTuple):
+    """A module that the tokens of all streams pass.
+
+    Attributes:
+        module: A block of the streams, or any module that takes tokens and returns tokens.
+        is_block: Blocks are numbered from 1 on, and attend to partners, are traced and checkpointed.
+    """
+
+    module: TimmModule
+    is_block: bool = True
+
+
+def steps_of_one_stage(model: TimmModule) -> list[Step]:
+    """The blocks of a model that has nothing between them."""
+    return [Step(block) for block in model.blocks]
 
 
 class Family(NamedTuple):
@@ -15,9 +34,13 @@ class Family(NamedTuple):
         model: timm's class of the models.
         blocks: For each of timm's blocks, the subclass that runs the streams of DCAL.
         attentions: The same for timm's attentions.
-        embed: A model and images (B, 3, h, w) -> the tokens that enter the blocks (B, N, C); with rotary
-            positions also the rotary table of all N tokens, see `PairBlock`.
+        embed: A model and images (B, 3, h, w) -> the tokens that enter the blocks (B, N, C), or (B, h, w, C);
+            with a table of positions that the blocks share also the table, see `PairBlock`.
         options: What `timm.create_model` takes to build these blocks by itself.
+        steps: A model -> all modules between `embed` and the final norm, first to last; a block is the last.
+        branches: What can be trained.
+        missing: Why the other branches cannot.
+        merging: A model -> how many patches, in height and in width, become one of its last tokens.
     """
 
     model: type[nn.Module]
@@ -25,11 +48,20 @@ class Family(NamedTuple):
     attentions: Mapping[type[nn.Module], type[nn.Module]]
     embed: Callable[[TimmModule, Tensor], Tensor | tuple[Tensor, Tensor]]
     options: Mapping[str, Any]
+    steps: Callable[[TimmModule], list[Step]] = steps_of_one_stage
+    branches: tuple[Branch, ...] = BRANCHES
+    missing: str = ""
+    merging: Callable[[TimmModule], int] = lambda model: 1
+
+    def blocks_of(self, model: TimmModule) -> list[TimmModule]:
+        """The blocks of a model, which are counted from 1."""
+        return [step.module for step in self.steps(model) if step.is_block]
 
     def faults(self, model: TimmModule) -> list[str]:
         """Every reason why a model's own blocks cannot run the streams."""
-        faults = [] if len(model.blocks) else ["it has no blocks"]
-        for block in model.blocks:
+        blocks = self.blocks_of(model)
+        faults = [] if blocks else ["it has no blocks"]
+        for block in blocks:
             if type(block) not in self.blocks:
                 faults.append(f"its blocks are {type(block).__name__}, not {_names(self.blocks)}")
             elif type(block.attn) not in self.attentions:
@@ -38,7 +70,7 @@ class Family(NamedTuple):
 
     def adopt(self, model: TimmModule) -> None:
         """Give blocks that timm built as its own the forward of their subclasses, which add no state."""
-        for block in model.blocks:
+        for block in self.blocks_of(model):
             block.__class__ = self.blocks.get(type(block), type(block))
             block.attn.__class__ = self.attentions.get(type(block.attn), type(block.attn))
 

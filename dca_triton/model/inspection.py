@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..arguments import raise_faults
 from ..ops import pair_attention
-from .checks import check_inputs
+from .checks import check_inputs, check_rollout
 from .dual_attention import DualAttentionModel
 
 
@@ -28,8 +28,9 @@ def explain(model: DualAttentionModel, images: Tensor) -> Explanation:
     """Return exact rollout (DCAL, eq. 2), local selection and predictions of images (B, 3, h, w).
 
     The images are floating point. The model is left in evaluation mode. Raises ValueError for images that do
-    not fit.
+    not fit, and for a backbone without a rollout.
     """
+    check_rollout(model.backbone)
     check_inputs(model.backbone, images)
     model.eval()
     streams = model.sa_and_pwca(images)
@@ -57,8 +58,10 @@ def distractor_share(model: DualAttentionModel, images: Tensor, distractors: Ten
         distractors: The partner of each image, shaped as `images`.
 
     Raises:
-        ValueError: Images that do not fit, or of different shapes, or a model without PWCA.
+        ValueError: Images that do not fit, or of different shapes, or a model without PWCA, or with blocks
+            of different N.
     """
+    check_rollout(model.backbone)
     if "pwca" not in model.branches:
         raise_faults([f"model must have a PWCA branch, got the branches {', '.join(model.branches)}"])
     if images.shape != distractors.shape:
@@ -71,7 +74,7 @@ def distractor_share(model: DualAttentionModel, images: Tensor, distractors: Ten
     check_inputs(model.backbone, images)
     model.eval()
     shares = []
-    for q, k, lse in model.sa_and_pwca(images, distractors).pwca_traces:
-        _, own = pair_attention(q, k, k, scale=q.shape[-1] ** -0.5, backend=model.backend)
+    for q, k, lse, bias in model.sa_and_pwca(images, distractors).pwca_traces:
+        _, own = pair_attention(q, k, k, scale=q.shape[-1] ** -0.5, bias=bias, backend=model.backend)
         shares.append(-torch.expm1(own - lse).clamp(max=0).mean(1))
     return torch.stack(shares, 1)

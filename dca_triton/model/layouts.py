@@ -15,25 +15,26 @@ from torch import Tensor, nn
 from ..ops import pair_up
 from ..ops.torch_backend import take_rows
 from .backbone import Backbone
-from .blocks import BlockTrace, Trace, init_linears
+from .blocks import BlockTrace, Trace, first_row, init_linears
+from .family import Step
 from .glca import GLCABlock
 from .vit import Attention, Block
 
-Ropes = Sequence[Tensor | None]
+Positions = Sequence[Tensor | None]  # a table for each block, see `PairBlock`
 
 
 class Streams(NamedTuple):
     """What the SA blocks leave.
 
     Tokens of SA and PWCA (B, N, C), or (B, 1, C) where only the class token's row is computed; GLCA's input
-    (B, N, C), and the rotary table of its rows, if there is one; a trace of each block, SA rows first, if it
-    was asked for; which blocks are PWCA's.
+    (B, N, C), and the positions of its rows, if the last block has a table; a trace of each block, SA rows
+    first, if it was asked for; which blocks are PWCA's.
     """
 
     sa: Tensor
     pwca: Tensor | None
     local: Tensor
-    rope: Tensor | None
+    positions: Tensor | None
     traces: list[BlockTrace]
     pair_blocks: slice
 
@@ -119,7 +120,7 @@ def reference_blocks(
 
 def paper_blocks(backbone: Backbone, num_glca: int) -> nn.ModuleList:
     """GLCA's blocks, with weights of their own that start as copies of the last block's."""
-    return nn.ModuleList(copy.deepcopy(backbone.model.blocks[-1]) for _ in range(num_glca))
+    return nn.ModuleList(copy.deepcopy(backbone.blocks[-1]) for _ in range(num_glca))
 
 
 def reference_inputs(
@@ -128,7 +129,7 @@ def reference_inputs(
     x_pair: Tensor | None,
     partner_index: Tensor | None,
     pair_blocks: tuple[int, int],
-) -> tuple[Tensor, Ropes | None, Pairing | None]:
+) -> tuple[Tensor, Positions | None, Pairing | None]:
     """The output f of a whole ViT (B, N, C); a distractor's tokens stay f of the pair in every block."""
     B = x.shape[0]
     if x_pair is not None:
@@ -145,18 +146,19 @@ def paper_inputs(
     x_pair: Tensor | None,
     partner_index: Tensor | None,
     pair_blocks: tuple[int, int],
-) -> tuple[Tensor, Ropes | None, Pairing | None]:
+) -> tuple[Tensor, Positions | None, Pairing | None]:
     """The embedded patches (P, N, C), those of x_pair at the end; distractors are PWCA rows themselves.
 
-    The rotary tables are made once, so SA, PWCA, partners and GLCA share what is drawn at random in them.
+    The tables of positions are made once: SA, PWCA, partners and GLCA share what is drawn at random in them.
     """
     B = x.shape[0]
     if x_pair is not None:
-        tokens, ropes = backbone.embed(torch.cat([x, x_pair]))
+        tokens, positions = backbone.embed(torch.cat([x, x_pair]))
         images = torch.arange(B, device=tokens.device)
-        return tokens, ropes, Pairing(torch.cat([B + images, images]), None, B, *pair_blocks)
-    tokens, ropes = backbone.embed(x)
-    return tokens, ropes, None if partner_index is None else Pairing(partner_index, None, B, *pair_blocks)
+        return tokens, positions, Pairing(torch.cat([B + images, images]), None, B, *pair_blocks)
+    tokens, positions = backbone.embed(x)
+    pairing = None if partner_index is None else Pairing(partner_index, None, B, *pair_blocks)
+    return tokens, positions, pairing
 
 
 class ClassRows(NamedTuple):
@@ -167,45 +169,46 @@ class ClassRows(NamedTuple):
 
 
 def sa_and_pwca_rows(
-    blocks: Iterable[nn.Module],
+    steps: Sequence[Step],
     tokens: Tensor,
     B: int,
     pairing: Pairing | None,
     class_rows: ClassRows,
     trace: Trace | None,
-    ropes: Ropes | None,
+    positions: Positions | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the SA blocks on images (P, N, C) -> SA and PWCA tokens (B, N, C), or (B, 1, C) by `class_rows`."""
-    *blocks, last = blocks
-    *ropes, rope = ropes or [None] * (len(blocks) + 1)
-    number = 0
-    for number, (block, own) in enumerate(zip(blocks, ropes, strict=True), 1):
+    """Run the SA blocks on images (P, N, C) -> SA and PWCA tokens (B, N, C), or (B, 1, C) by `class_rows`.
+
+    What lies between the blocks is called on the tokens of all streams. The last step is a block.
+    """
+    number = 1
+    for step in steps[:-1]:
+        if not step.is_block:
+            tokens = step.module(tokens)
+            continue
         arguments = {} if pairing is None else pairing.arguments(number, tokens)
-        tokens = block(tokens, trace=trace, rope=own, **arguments)
+        own = None if positions is None else positions[number - 1]
+        tokens = step.module(tokens, trace=trace, positions=own, **arguments)
         if pairing is not None and number == pairing.last:
             tokens = tokens[: 2 * B]  # an image that is nothing but a distractor is needed no longer
-    number += 1
+        number += 1
+    last, own = steps[-1].module, None if positions is None else positions[-1]
     if pairing is None:
-        return last(**_queries(tokens, rope, class_rows.sa), trace=trace), None
+        return last(**_queries(tokens, class_rows.sa), trace=trace, positions=own), None
     if class_rows.sa == class_rows.pwca:
         arguments = pairing.arguments(number, tokens)
-        tokens = last(**_queries(tokens, rope, class_rows.sa), trace=trace, **arguments)
+        tokens = last(**_queries(tokens, class_rows.sa), trace=trace, positions=own, **arguments)
         return tokens[:B], tokens[B : 2 * B]
     pwca = tokens if number == pairing.first else tokens[B:]
-    pwca = last(**_queries(pwca, rope, class_rows.pwca), **pairing.pwca_arguments(number))
-    return last(**_queries(tokens[:B], rope, class_rows.sa), trace=trace), pwca[:B]
+    pwca = last(**_queries(pwca, class_rows.pwca), positions=own, **pairing.pwca_arguments(number))
+    return last(**_queries(tokens[:B], class_rows.sa), trace=trace, positions=own), pwca[:B]
 
 
-def _queries(tokens: Tensor, rope: Tensor | None, class_row: bool) -> dict[str, Tensor | None]:
+def _queries(tokens: Tensor, class_row: bool) -> dict[str, Tensor]:
     """A block's input: the class token that attends to all tokens, or all of them."""
     if not class_row:
-        return {"x": tokens, "rope": rope}
-    return {
-        "x": tokens[:, :1],
-        "context": tokens,
-        "rope": None if rope is None else rope[:1],
-        "context_rope": rope,
-    }
+        return {"x": tokens}
+    return {"x": tokens[:, :1], "context": tokens, "rows": first_row(tokens)}
 
 
 def reference_local(
@@ -226,16 +229,15 @@ def paper_local(
     backbone: Backbone,
     glca_blocks: Iterable[nn.Module],
     tokens: Tensor,
-    rope: Tensor | None,
+    positions: Tensor | None,
     selected: Tensor,
     trace: Trace | None = None,
 ) -> Tensor:
     """GLCA on SA's tokens -> the selected rows (B, R, C); in every block they attend to SA's tokens.
 
-    The rows keep the positions that they have among all tokens, which `rope` (N, 1 or H, 2D) rotates by.
+    The rows keep the positions that they have among all tokens.
     """
-    rows = take_rows(tokens, selected)
-    own = None if rope is None else rope[selected]
+    x = take_rows(tokens, selected)
     for block in glca_blocks:
-        rows = block(rows, context=tokens, trace=trace, rope=own, context_rope=rope)
-    return backbone.norm(rows)
+        x = block(x, context=tokens, trace=trace, rows=selected, positions=positions)
+    return backbone.norm(x)

@@ -11,7 +11,7 @@ def pooling_of(model: TimmModule) -> str:
     """What stands for an image: its "class" token, or timm's pooling "avg" or "map"."""
     if getattr(model, "cls_token", None) is not None:
         return "class"
-    return "avg" if model.attn_pool is None else "map"
+    return "avg" if getattr(model, "attn_pool", None) is None else "map"
 
 
 def pooling_faults(model: TimmModule, known: bool) -> list[str]:
@@ -22,7 +22,7 @@ def pooling_faults(model: TimmModule, known: bool) -> list[str]:
         return ["it has no class token"]
     if model.global_pool not in ("avg", "map"):
         return [f"it has no class token, and it pools by {model.global_pool!r}, not by 'avg' or 'map'"]
-    head = model.attn_pool
+    head = getattr(model, "attn_pool", None)
     if model.global_pool == "map" and not (
         isinstance(head, AttentionPoolLatent) and head.latent_len == 1 and head.pos_embed is None
     ):
@@ -32,8 +32,8 @@ def pooling_faults(model: TimmModule, known: bool) -> list[str]:
 
 def pooled_from(model: TimmModule) -> int:
     """The first token that timm's pooling reads; the "map" head of an Eva reads registers too."""
-    reads_prefix = getattr(model, "pool_include_prefix", model.attn_pool is not None)
-    return 0 if reads_prefix else model.num_prefix_tokens
+    reads_prefix = getattr(model, "pool_include_prefix", getattr(model, "attn_pool", None) is not None)
+    return 0 if reads_prefix else getattr(model, "num_prefix_tokens", 0)
 
 
 def pooling_weights(head: TimmModule, x: Tensor) -> Tensor:

@@ -24,17 +24,23 @@ def rollout_of(
     """The rollout row (B, N) from the traces of the SA blocks, first block to last: the class token's, or one
     that begins with the weights `start` (B, N).
     """
-    qs, ks, lses = (list(part) for part in zip(*traces, strict=True))
+    biases = [trace.bias for trace in traces if trace.bias is not None]
     return rollout_row(
-        [q.detach() for q in qs], [k.detach() for k in ks], lses, scale, start, backend=backend
+        [trace.q.detach() for trace in traces],
+        [trace.k.detach() for trace in traces],
+        [trace.lse for trace in traces],
+        scale,
+        start,
+        biases=biases or None,
+        backend=backend,
     )
 
 
 class RolloutCache:
     """Cache of rollout rows of earlier images; the least recently used row is removed first.
 
-    A row is a function of the queries, keys and log-sum-exps of its layers, of the scale and of the row that
-    it starts from, so these are the key of its entry: a 128-bit hash of their bytes, with the shapes, dtypes,
+    A row is a function of the queries, keys, log-sum-exps and biases of its layers, of the scale and of the
+    row that it starts from, so these are the key of its entry: a 128-bit hash of their bytes, with the shapes, dtypes,
     device, backend and PyTorch settings that decide the bits of a row. The key does not depend on weights
     directly, so no change of a model can return an old row. The hash is seeded at random, once per cache, and
     two different keys collide with a probability of about 2^-120.
@@ -104,7 +110,7 @@ class RolloutCache:
             return torch.stack([found[key] for key in keys])
         if len(missing) < len(keys):
             index = torch.tensor(missing, device=traces[0].q.device)
-            traces = [BlockTrace(*(part[index] for part in trace)) for trace in traces]
+            traces = [trace.of(index) for trace in traces]
             start = None if start is None else start[index]
         rows = rollout_of(traces, scale, backend, start)
         # A view of a row would keep the whole batch.
@@ -122,10 +128,15 @@ class RolloutCache:
     ) -> list[bytes]:
         """The key of each image."""
         device = traces[0].q.device
-        parts = [part.detach() for trace in traces for part in trace] + ([] if start is None else [start])
-        layout = [(tuple(part.shape[1:]), part.dtype) for part in parts]
+        biases = [trace.bias.detach() for trace in traces if trace.bias is not None]
+        shared = [bias for bias in biases if bias.shape[0] == 1]  # by all images
+        parts = [part.detach() for trace in traces for part in trace[:3]]
+        parts += [bias for bias in biases if bias.shape[0] != 1] + ([] if start is None else [start])
+        layout = [[(tuple(part.shape[1:]), part.dtype) for part in group] for group in (parts, shared)]
         settings = (_float32_precision(device), torch.get_num_threads())
         context = repr((len(traces), layout, device, scale, backend, settings)).encode()
+        for part in self._host_parts(shared, device) if shared else []:
+            context += xxhash.xxh3_128(_bytes(part).numpy(), seed=self._seed).digest()
         hashes = [xxhash.xxh3_128(context, seed=self._seed) for _ in traces[0].q]
         for part in self._host_parts(parts, device):
             for state, image in zip(hashes, _bytes(part).numpy(), strict=True):
@@ -184,7 +195,8 @@ def _multilinear(part: Tensor, multipliers: Tensor) -> Tensor:
 
 def _readable(traces: Sequence[BlockTrace]) -> bool:
     """True if the traces are plain tensors with bytes and no tracing or transform is active."""
-    plain = all(type(part) is Tensor and part.device.type != "meta" for trace in traces for part in trace)
+    parts = [part for trace in traces for part in trace if part is not None]
+    plain = all(type(part) is Tensor and part.device.type != "meta" for part in parts)
     traced = (
         torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()

@@ -11,14 +11,16 @@ from .plain import is_plain
 
 
 class Attention(PairAttention, TimmAttention):  # type: ignore[misc]
-    """timm's attention; `rope` is not for it."""
+    """timm's attention, which knows no positions."""
 
-    def project(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, N, H, D), views of the packed projection, after timm's qk-norm."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).unbind(2)
         return self.q_norm(q), self.k_norm(k), v
 
-    def project_queries(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+    def project_queries(
+        self, x: Tensor, positions: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
         """Queries (B, N, H, D) alone; of a plain Linear, only their third is computed."""
         if not is_plain(self.qkv, nn.Linear):
             return self.project(x)[0]
@@ -26,7 +28,7 @@ class Attention(PairAttention, TimmAttention):  # type: ignore[misc]
             self._part(x, slice(self.num_heads * self.head_dim)).unflatten(2, (self.num_heads, self.head_dim))
         )
 
-    def project_keys(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def project_keys(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values (B, N, H, D) alone; of a plain Linear, only their two thirds are computed."""
         if not is_plain(self.qkv, nn.Linear):
             _, k, v = self.project(x)

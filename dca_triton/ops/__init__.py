@@ -36,13 +36,14 @@ def pair_attention(
     partner_index: Tensor | Partners | None = None,
     scale: float | None = None,
     *,
+    bias: Tensor | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Pair-wise cross-attention: softmax(Q [K; K_partner]ᵀ · scale) [V; V_partner] (DCAL, eq. 5).
 
     One softmax runs over the keys of the image and those of its partner. Without `partner_index` this is
-    plain self-attention. The result is exact and differentiable in q, k, v, partner_k and partner_v; memory
-    is linear in N.
+    plain self-attention. The result is exact and differentiable in q, k, v, partner_k, partner_v and bias;
+    without a bias, memory is linear in N.
 
     Args:
         q: Queries (B, M, H, D), any strides; float16, bfloat16, float32 (float64 on the torch backend).
@@ -54,6 +55,13 @@ def pair_attention(
             [-1, B'); repeats are allowed, -1 means no partner. None: no image has a partner. Pass the result
             of `pair_up` to check and invert the index once for several blocks.
         scale: Factor of the scores, finite and at least 0; 1/√D by default.
+        bias: Added to the scores of the own keys and, in the same way, of the partner's: four dimensions that
+            broadcast to (B, H, M, N), dtype and device of `q`; -inf hides a key, and each query must keep
+            one. With partners N' must be N. Only PyTorch runs it: "auto" takes PyTorch, and "triton" raises.
+            Memory: for partners the bias is doubled, (..., 2N), in its own broadcast size. PyTorch's
+            attention keeps no map on a CPU if the bias needs no gradient, nor on GPUs where it has a fused
+            kernel for a mask. Otherwise the map of (B, H, M, 2N) is kept for the backward pass, as it is for
+            dropout with images that have no partner.
         backend: "auto" uses Triton where it can run and PyTorch elsewhere; "triton" raises where it cannot.
 
     Returns:
@@ -70,10 +78,12 @@ def pair_attention(
     else:
         index = partner_index
     checks.check_tensors(
-        {"q": q, "k": k, "v": v}, partner_k=partner_k, partner_v=partner_v, partner_index=index
+        {"q": q, "k": k, "v": v}, partner_k=partner_k, partner_v=partner_v, partner_index=index, bias=bias
     )
-    attention = _under_autocast(Attention(q, k, v, partner_k, partner_v, partner_index, scale=scale))
-    chosen = _choose(backend, checks.pair_attention(attention), *attention[:3])
+    attention = _under_autocast(
+        Attention(q, k, v, partner_k, partner_v, partner_index, scale=scale, bias=bias)
+    )
+    chosen = _choose(backend, checks.pair_attention(attention), *attention[:3], biased=bias is not None)
     checks.assert_indices(attention)
     return chosen.pair_attention(attention)
 
@@ -138,6 +148,7 @@ def rollout_row(
     scale: float | None = None,
     row: Tensor | None = None,
     *,
+    biases: Sequence[Tensor] | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """One row of the attention rollout Ŝ = S̄_L ⋯ S̄_1, S̄ = 0.5 mean_h(P_h) + 0.5 I (DCAL, eq. 2).
@@ -154,6 +165,9 @@ def rollout_row(
         scale: As in `pair_attention`.
         row: The row vector to start from (B, N), float32 or float64, finite and >= 0; by default the class
             token's e_0.
+        biases: What each layer added to its scores: four dimensions that broadcast to (B, H, N, N), of the
+            class token's row alone to (B, H, 1, N). Only PyTorch runs it, as in `pair_attention`; where it
+            does not compute tile by tile, on GPUs and compiled, it holds (B, H, N, N) of one layer.
         backend: As in `pair_attention`.
 
     Returns:
@@ -163,14 +177,17 @@ def rollout_row(
         ValueError: Wrong shapes, dtypes, devices, scale or values of row, every reason at once.
         RuntimeError: backend="triton" cannot run here; the message gives every reason.
     """
-    layers = {"qs": qs, "ks": ks, "lses": lses}
+    layers = {"qs": qs, "ks": ks, "lses": lses} | ({} if biases is None else {"biases": biases})
     checks.check_sequences(layers)
     named = {f"{name}[{i}]": x for name, layer in layers.items() for i, x in enumerate(layer)}
     checks.check_tensors(named, row=row)
-    chosen = _choose(backend, checks.rollout_row(qs, ks, lses, scale, row), *qs[:1], *ks[:1])
+    faults = checks.rollout_row(qs, ks, lses, scale, row, biases)
+    chosen = _choose(backend, faults, *qs[:1], *ks[:1], biased=biases is not None)
     if row is not None:
         checks.assert_start_row(row)
     factor = qs[0].shape[-1] ** -0.5 if scale is None else float(scale)
+    if biases is not None:
+        return torch_backend.rollout_row(list(qs), list(ks), list(lses), factor, row, list(biases))
     return chosen.rollout_row(list(qs), list(ks), list(lses), factor, row)
 
 
@@ -185,7 +202,7 @@ def reasons_against_triton(*tensors: Tensor) -> list[str]:
     return triton_backend.reasons_against(*tensors)
 
 
-def _choose(backend: str, faults: list[str], *tensors: Tensor) -> ModuleType:
+def _choose(backend: str, faults: list[str], *tensors: Tensor, biased: bool = False) -> ModuleType:
     """Return the backend that runs; raise every fault of the arguments and every reason against "triton"."""
     if backend not in BACKENDS:
         faults = [*faults, *violations({"backend": backend}, {"backend": choice(*BACKENDS)})]
@@ -194,6 +211,8 @@ def _choose(backend: str, faults: list[str], *tensors: Tensor) -> ModuleType:
         raise_faults(faults)
         return torch_backend
     reasons = reasons_against_triton(*tensors)
+    if biased:
+        reasons = [*reasons, "a bias of the scores runs on PyTorch only"]
     if reasons and backend == "triton":
         message = f"backend='triton' cannot run here: {'; '.join(reasons)}"
         raise_faults([*faults, message] if faults else [])

@@ -20,6 +20,8 @@ class Attention(NamedTuple):
         pairs: The partner of each image (B,), -1 for none, or the result of `pair_up`; None: no partners.
         rows: Rows of q to take (B, R); None: all M.
         scale: Factor of the scores; None: 1/√D.
+        bias: Added to the scores of the own and of the partner's keys, four dimensions that broadcast to
+            (B, H, M, N); None: nothing.
     """
 
     q: Tensor
@@ -30,6 +32,7 @@ class Attention(NamedTuple):
     pairs: Tensor | Partners | None = None
     rows: Tensor | None = None
     scale: float | None = None
+    bias: Tensor | None = None
 
     @property
     def partner_index(self) -> Tensor | None:
@@ -55,17 +58,20 @@ class Attention(NamedTuple):
         return self._replace(pairs=invert_pairs(self.pairs, self.num_images))
 
     def converted(self, convert: Callable[[Tensor], Tensor]) -> "Attention":
-        """Return a copy with all queries, keys and values converted."""
+        """Return a copy with all queries, keys, values and the bias converted."""
         return self._replace(
             q=convert(self.q),
             k=convert(self.k),
             v=convert(self.v),
             partner_k=None if self.partner_k is None else convert(self.partner_k),
             partner_v=None if self.partner_v is None else convert(self.partner_v),
+            bias=None if self.bias is None else convert(self.bias),
         )
 
     def flat(self) -> tuple[Any, ...]:
-        """The fields as `torch.library` takes them; the inverse of `from_flat`."""
+        """The fields as `torch.library` takes them, without the bias, which no kernel takes; the inverse of
+        `from_flat`.
+        """
         image, reader, first = self.pairs if isinstance(self.pairs, Partners) else (self.pairs, None, None)
         return *self[:5], image, reader, first, self.rows, self.factor
 

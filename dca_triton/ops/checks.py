@@ -93,6 +93,12 @@ def pair_attention(a: Attention) -> list[str]:
         faults.append(
             f"partner_v must have partner_k's shape {_shape(a.partner_k)}, got {_shape(a.partner_v)}"
         )
+    if a.bias is not None:
+        faults += _bias_faults("bias", a.bias, a.q, a.k, "(B, H, M, N)")
+        if a.partner_k is not None and a.partner_k.dim() == a.k.dim() == 4:
+            own, others = a.k.shape[1], a.partner_k.shape[1]
+            if own != others:
+                faults.append(f"partner_k must have k's N = {own} where bias is given, got {others}")
     if a.partner_index is None:
         return faults
     faults += _index_faults("partner_index", a.partner_index, "(B,)", like=a.q)
@@ -137,10 +143,13 @@ def rollout_row(
     lses: Sequence[Tensor],
     scale: float | None,
     row: Tensor | None,
+    biases: Sequence[Tensor] | None = None,
 ) -> list[str]:
     if not len(qs) == len(ks) == len(lses) > 0:
         counts = f"{len(qs)}, {len(ks)} and {len(lses)}"
         return [f"qs, ks and lses must hold one tensor for each of at least 1 layer, got {counts}"]
+    if biases is not None and len(biases) != len(qs):
+        return [f"biases must hold one tensor for each of {len(qs)} layers, got {len(biases)}"]
     faults = []
     # The class token's row of the last layer is all that a rollout from it reads there.
     short = row is None and _is_class_row(qs[-1], ks[-1], lses[-1])
@@ -157,6 +166,8 @@ def rollout_row(
         if q0.dim() == 4 and lse.shape != (q0.shape[0], q0.shape[2], q0.shape[1]):
             expected = (q0.shape[0], q0.shape[2], q0.shape[1])
             faults.append(f"lses[{layer}] must have shape (B, H, N) = {expected}, got {_shape(lse)}")
+    for layer, bias in enumerate(biases or []):
+        faults += _bias_faults(f"biases[{layer}]", bias, qs[layer], ks[layer], "(B, H, N, N)")
     if row is not None:
         faults += _tensor_faults("row", row, WIDE_FLOATS, "(B, N)")
         faults += _device_faults("row", row, q0, "qs[0]")
@@ -165,6 +176,16 @@ def rollout_row(
         if row.is_floating_point() and _readable(row) and not _is_start_row(row):
             faults.append(f"{START_ROW}, got others")
     return faults + _scale_faults(scale)
+
+
+def _bias_faults(name: str, bias: Tensor, q: Tensor, k: Tensor, shape: str) -> list[str]:
+    faults = _tensor_faults(name, bias, FLOATS, shape, like=q)
+    if bias.dim() == q.dim() == k.dim() == 4:
+        B, M, H, _ = q.shape
+        full = (B, H, M, k.shape[1])
+        if any(size not in (1, whole) for size, whole in zip(bias.shape, full, strict=True)):
+            faults.append(f"{name} must broadcast to {shape} = {full}, got shape {_shape(bias)}")
+    return faults
 
 
 def _is_class_row(q: Tensor, k: Tensor, lse: Tensor) -> bool:

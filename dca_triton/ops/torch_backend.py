@@ -18,26 +18,33 @@ LOG2E = math.log2(math.e)
 
 def pair_attention(a: Attention, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
     """As `dca_triton.pair_attention`, for checked arguments; `dropout` drops attention probabilities."""
-    q, k, v, index, scale = a.q, a.k, a.v, a.partner_index, a.factor
+    q, k, v, index, scale, bias = a.q, a.k, a.v, a.partner_index, a.factor, a.bias
     if index is None:
-        return attention_with_lse(q, k, v, scale, dropout=dropout)
+        return attention_with_lse(q, k, v, scale, bias, dropout)
     if torch.compiler.is_compiling() or index.device.type != "cpu":  # where reading it costs a host sync
+        if bias is not None and not dropout:
+            return _biased_pairs(a, bias, index)
         keys, values = _gathered_pairs(k, a.partner_k, index), _gathered_pairs(v, a.partner_v, index)
-        return attention_with_lse(q, keys, values, scale, _partner_mask(index, k, keys), dropout)
+        return attention_with_lse(q, keys, values, scale, _partner_mask(index, k, keys, bias), dropout)
     partners = index.tolist()
     # Leading rows without a partner, as SA's rows in a model's step, need neither a mask nor other keys.
     alone = next((row for row, partner in enumerate(partners) if partner >= 0), len(partners))
     if alone == len(partners):
-        return attention_with_lse(q, k, v, scale, dropout=dropout)
+        return attention_with_lse(q, k, v, scale, bias, dropout)
     # The gradient of a split is one copy; that of slices would be a sum of padded ones.
     sizes = [alone, len(partners) - alone] if alone else [len(partners)]
     qs, ks, vs = (x.split(sizes) for x in (q, k, v))
     keys, values = _pairs(ks, a.partner_k, partners[alone:]), _pairs(vs, a.partner_v, partners[alone:])
-    mask = _partner_mask(index[alone:], k, keys) if -1 in partners[alone:] else None
+    # A bias of batch size 1 is that of every image.
+    own, paired_bias = (bias, bias) if bias is None or len(bias) == 1 else (bias[:alone], bias[alone:])
+    if -1 in partners[alone:]:
+        mask = _partner_mask(index[alone:], k, keys, paired_bias)
+    else:
+        mask = None if paired_bias is None else _twice(paired_bias, k)
     paired = attention_with_lse(qs[-1], keys, values, scale, mask, dropout)
     if not alone:
         return paired
-    unpaired = attention_with_lse(qs[0], ks[0], vs[0], scale, dropout=dropout)
+    unpaired = attention_with_lse(qs[0], ks[0], vs[0], scale, own, dropout)
     out, lse = (torch.cat(both) for both in zip(unpaired, paired, strict=True))
     return out, lse
 
@@ -59,15 +66,22 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 def rollout_row(
-    qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None
+    qs: list[Tensor],
+    ks: list[Tensor],
+    lses: list[Tensor],
+    scale: float,
+    row: Tensor | None,
+    biases: list[Tensor] | None = None,
 ) -> Tensor:
     row = None if row is None else row.float()
     lses = [lse.float() for lse in lses]
     device = qs[0].device.type
     autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else None
     with autocast or nullcontext():  # sums over N tokens and L layers stay in float32
-        for q, k, lse in zip(reversed(qs), reversed(ks), reversed(lses), strict=True):
-            row = _first_step(q, k, lse, scale) if row is None else _step(row, q, k, lse, scale)
+        layers = zip(qs, ks, lses, biases or [None] * len(qs), strict=True)
+        for q, k, lse, bias in reversed([*layers]):
+            bias = None if bias is None else bias.float()
+            row = _first_step(q, k, lse, scale, bias) if row is None else _step(row, q, k, lse, scale, bias)
     assert row is not None
     return row.contiguous()
 
@@ -78,7 +92,9 @@ def attention_with_lse(
     """softmax(Q Kᵀ scale + mask) V (B, M, H, D) and its log-sum-exp (B, H, M), which carries no gradient."""
     q, k, v = _in_rows(q), _adjacent(k), _adjacent(v)
     q_, k_, v_ = (t.transpose(1, 2) for t in (q, k, v))
-    if q.device.type == "cpu" and dropout == 0 and not torch.compiler.is_exporting() and _flash_is_enabled():
+    learned = mask is not None and mask.requires_grad  # the kernel gives a mask no gradient
+    on_cpu = q.device.type == "cpu" and not learned
+    if on_cpu and dropout == 0 and not torch.compiler.is_exporting() and _flash_is_enabled():
         # This is the kernel that F.scaled_dot_product_attention uses on a CPU. It also returns the
         # log-sum-exp. F.scaled_dot_product_attention checks shapes, dtypes and strides before it calls the
         # kernel, which checks nothing. Here the public operations have checked shapes and dtypes, and the two
@@ -136,11 +152,38 @@ def _gathered_pairs(own: Tensor, others: Tensor | None, index: Tensor) -> Tensor
     return own.index_select(0, pairs).unflatten(0, (len(own), 2)).flatten(1, 2)
 
 
-def _partner_mask(index: Tensor, own: Tensor, keys: Tensor) -> Tensor:
-    """What hides the partner's keys from images that have none, to be added to the scores."""
+def _biased_pairs(a: Attention, bias: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """`pair_attention` with a bias and an index that cannot be read.
+
+    To hide keys from images without a partner, the bias of every image would be formed. Instead such an image
+    is its own partner: each key counts twice, which changes nothing but the log-sum-exp, by log 2.
+    """
+    alone = index < 0
+    if a.partner_k is None or a.partner_v is None:
+        rows = torch.arange(index.shape[0], device=index.device, dtype=index.dtype)
+        index = torch.where(alone, rows, index)
+        keys, values = _gathered_pairs(a.k, None, index), _gathered_pairs(a.v, None, index)
+    else:
+        chosen = index.clamp(min=0)
+        keys, values = (
+            torch.cat([own, torch.where(alone[:, None, None, None], own, others.index_select(0, chosen))], 1)
+            for own, others in ((a.k, a.partner_k), (a.v, a.partner_v))
+        )
+    out, lse = attention_with_lse(a.q, keys, values, a.factor, _twice(bias, a.k))
+    return out, lse - math.log(2) * alone[:, None, None]
+
+
+def _twice(bias: Tensor, k: Tensor) -> Tensor:
+    """A bias for the own keys and the partner's (..., 2N)."""
+    return torch.cat([bias.expand(*bias.shape[:3], k.shape[1])] * 2, -1)
+
+
+def _partner_mask(index: Tensor, own: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+    """What hides the partner's keys from images that have none, to be added to the scores, and a bias."""
     absent = torch.zeros(len(index), keys.shape[1], dtype=own.dtype, device=index.device)
     absent[:, own.shape[1] :].masked_fill_((index < 0)[:, None], float("-inf"))
-    return absent[:, None, None, :]
+    absent = absent[:, None, None, :]
+    return absent if bias is None else _twice(bias, own) + absent
 
 
 @torch.no_grad()
@@ -154,20 +197,23 @@ def _log_sum_exp(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Ten
     return lse
 
 
-def _first_step(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
+def _first_step(q: Tensor, k: Tensor, lse: Tensor, scale: float, bias: Tensor | None) -> Tensor:
     """0.5 e_cls + 0.5 mean_h P_h[cls]: the class token's row only."""
-    scores = torch.einsum("bhd,bnhd->bhn", q[:, 0].float(), k.float())
-    row = 0.5 * (scores * scale - lse[:, :, :1]).exp_().mean(1)
+    scores = torch.einsum("bhd,bnhd->bhn", q[:, 0].float(), k.float()) * scale
+    scores = scores if bias is None else scores + bias[:, :, 0]
+    row = 0.5 * (scores - lse[:, :, :1]).exp_().mean(1)
     row[:, 0] += 0.5
     return row
 
 
-def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
+def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float, bias: Tensor | None) -> Tensor:
     """0.5 r + 0.5 mean_h(r P_h), computed for as many heads and rows at a time as a cache holds."""
     if torch.compiler.is_compiling() or q.device.type != "cpu":
-        return _fused_step(row, q, k, lse, scale)
+        return _fused_step(row, q, k, lse, scale, bias)
     B, M, H, _ = q.shape
     N = k.shape[1]
+    image, head = torch.arange(B * H).div(H, rounding_mode="floor"), torch.arange(B * H) % H
+    biases = None if bias is None else (bias * LOG2E).expand(B, H, M, N)
     queries, keys = (t.float().transpose(1, 2).flatten(0, 1) for t in (q, k))  # [B * H, N, D]
     # exp2 takes half the time of exp.
     shift = LOG2E * (row.log()[:, None] - lse).reshape(B * H, M, 1)
@@ -177,17 +223,20 @@ def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tenso
             scores = torch.baddbmm(
                 shift[heads, rows], queries[heads, rows], keys[heads].mT, alpha=scale * LOG2E
             )
+            if biases is not None:
+                scores += biases[image[heads], head[heads], rows]
             mixed[heads] += scores.exp2_().sum(1)
     return 0.5 * row + 0.5 * mixed.view(B, H, N).mean(1)
 
 
-def _fused_step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
+def _fused_step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float, bias: Tensor | None) -> Tensor:
     """The same step as attention of the keys to the queries, whose graph serves all batch sizes.
 
     Σ_m r_m exp(s_mn - lse_m) is the mean of r under the softmax over m, times that softmax's denominator.
     """
     values = row[:, :, None, None].expand_as(q).contiguous()
     mask = -lse.contiguous()[:, :, None]  # PyTorch's kernel would expand a strided mask to N x N
+    mask = mask if bias is None else bias.mT + mask
     mean, denominator = attention_with_lse(k.float(), q.float(), values, scale, mask)
     mixed = mean[..., 0].transpose(1, 2) * denominator.exp()  # [B, H, N]
     return 0.5 * row + 0.5 * mixed.mean(1)

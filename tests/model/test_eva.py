@@ -94,7 +94,9 @@ def test_a_wrong_part_would_be_seen(monkeypatch: pytest.MonkeyPatch, part: str) 
     elif part == "positions of rows":
         local = layouts.paper_local
         monkeypatch.setattr(
-            dual_attention, "paper_local", lambda b, g, x, rope, *rest: local(b, g, x, rope.roll(1, 0), *rest)
+            dual_attention,
+            "paper_local",
+            lambda b, g, x, table, *rest: local(b, g, x, table.roll(1, 0), *rest),
         )
     elif part == "keys of a group":
         monkeypatch.setattr(Tensor, "repeat_interleave", lambda x, n, dim: torch.cat([x] * n, dim))

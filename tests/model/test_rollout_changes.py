@@ -39,6 +39,10 @@ def qkv(model: DualAttentionModel) -> nn.Linear:
     return model._sa_blocks[0].attn.qkv
 
 
+def blocks_of(model):
+    return model.backbone.model.blocks if model.layout == "paper" else model.sa_blocks
+
+
 def other_weights(model: DualAttentionModel, seed: int = 3) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(seed)
     return {
@@ -235,7 +239,7 @@ def skip_an_mlp(model):
 
 @change
 def drop_a_block(model):
-    del model._sa_blocks[-1]
+    del blocks_of(model)[-1]
 
 
 @same
@@ -387,7 +391,7 @@ def quantize(model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantization = pytest.importorskip("torchao.quantization")
-        quantization.quantize_(model._sa_blocks, quantization.Int8WeightOnlyConfig())
+        quantization.quantize_(blocks_of(model), quantization.Int8WeightOnlyConfig())
 
 
 @change

@@ -59,7 +59,7 @@ def some_traces(images: int) -> list[BlockTrace]:
 
 
 def taken(traces: list[BlockTrace], index: Tensor) -> list[BlockTrace]:
-    return [BlockTrace(*(part[index] for part in trace)) for trace in traces]
+    return [trace.of(index) for trace in traces]
 
 
 def test_statistics_lose_no_image():
