@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from ..arguments import raise_faults
 from ..branches import BRANCHES, Branch, Readout
+from .cait import CAIT
 from .eva import EVA
 from .family import Family, Step, TimmModule
 from .pooling import pooled_from, pooling_faults, pooling_of, pooling_weights
 from .vit import VIT
 
-FAMILIES = (VIT, EVA)
+FAMILIES = (VIT, EVA, CAIT)
 
 
 class Backbone(nn.Module):
@@ -215,14 +216,15 @@ def _create(
     except Exception as error:
         raise RuntimeError(
             f"pretrained weights of {name!r} could not be loaded "
-            f"({type(error).__name__}: {_first_line(error)}); pass a local file with "
+            f"({type(error).__name__}: {_first_lines(error)}); pass a local file with "
             "pretrained_cfg_overlay=dict(file='weights.safetensors') "
             "or start from scratch with pretrained=False"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+def _first_lines(error: Exception) -> str:
+    """Two of them: the first says that weights do not fit, the second names one."""
+    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or "no message"
 
 
 def _patch(model: TimmModule) -> tuple[int, int]:

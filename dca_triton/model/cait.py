@@ -1,8 +1,8 @@
 """timm's CaiT: talking heads among the patches, then class attention of a class token that enters late.
 
-Tokens are (B, 1 + N, C) in all blocks here, the class token first. The patches' blocks leave the class token as
-it is, and the class-attention blocks leave the patches as they are. timm, which keeps the two apart until the end,
-computes the same. In rollout (DCAL, eq. 2) a token that a block leaves as it is attends to itself alone.
+Tokens are (B, 1 + N, C) in all blocks here, the class token first. The patches' blocks leave the class token
+as it is, and the class-attention blocks leave the patches as they are. timm keeps the two apart until the end
+and computes the same. In rollout (DCAL, eq. 2) a token that a block leaves as it is attends to itself alone.
 """
 
 from typing import Any
@@ -21,17 +21,17 @@ from .blocks import BlockTrace, PairAttention, PairBlock, Trace
 from .family import Family, Step, TimmModule
 
 
-class TalkingHeadAttn(PairAttention, TimmTalkingHeadAttn):  # type: ignore[misc]
+class TalkingHeadAttn(PairAttention, TimmTalkingHeadAttn):
     """timm's attention whose heads mix their scores and then their probabilities, on own and partner's keys:
 
     proj_w(softmax(proj_l(Q [K; K_partner]ᵀ / √D))) [V; V_partner]
 
-    The Linear layers proj_l and proj_w act over the H heads and have biases. An image without a partner attends
-    to its own keys alone. Rollout takes the softmax: after proj_w, weights may be negative.
+    The Linear layers proj_l and proj_w act over the H heads and have biases. An image without a partner
+    attends to its own keys alone. Rollout takes the softmax, because weights may be negative after proj_w.
 
     This runs on PyTorch and forms the maps, because a kernel computes each head by itself: backend="triton"
-    raises RuntimeError. In training a block keeps three maps (N, K, H) of each image, over K = N keys, or 2N if
-    any image of the batch has a partner: 3 * 576 * 1152 * 6 * 2 bytes = 24 MB for cait_xs24_384 in 16 bits.
+    raises RuntimeError. In training a block keeps three maps (N, K, H) of each image, over K = N keys, or 2N
+    in a batch with partners: 3 * 576 * 1152 * 6 * 2 bytes = 24 MB for cait_xs24_384 in 16 bits.
     """
 
     def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +52,7 @@ class TalkingHeadAttn(PairAttention, TimmTalkingHeadAttn):  # type: ignore[misc]
         """Attention of all normed patches x (B, N, C) -> (K, N, C), arguments as in `PairBlock`."""
         if self.backend == "triton":
             raise RuntimeError(
-                "backend='triton' cannot run here: CaiT's heads mix their scores and their probabilities, and a "
+                "backend='triton' cannot run here: CaiT's heads mix their scores and probabilities, and a "
                 "kernel computes each head by itself; set backend='auto'"
             )
         q, k, v = self.project(x)
@@ -80,8 +80,8 @@ class TalkingHeadAttn(PairAttention, TimmTalkingHeadAttn):  # type: ignore[misc]
     def _record(self, trace: Trace, q: Tensor, k: Tensor, scores: Tensor) -> None:
         """Record queries and keys (B, N, H, C) whose plain attention has the softmax of the mixed scores.
 
-        Σ_i W_hi q_i · k_i is the product of q'_h = (W_h1 q_1, ..., W_hH q_H) with the keys of all heads side by
-        side. Whatever proj_l adds to all keys of a head does not change the softmax.
+        Σ_i W_hi q_i · k_i is the product of q'_h = (W_h1 q_1, ..., W_hH q_H) and the keys of all heads side
+        by side. What proj_l adds to all keys of a head does not change the softmax.
         """
         shift = self.proj_l(q.new_zeros(self.num_heads))
         mixture = self.proj_l(torch.eye(self.num_heads, dtype=q.dtype, device=q.device)) - shift  # (i, h)
@@ -96,7 +96,7 @@ def _side_by_side(k: Tensor) -> Tensor:
     return k.flatten(2)[:, :, None].expand(-1, -1, k.shape[2], -1)
 
 
-class ClassAttn(PairAttention, TimmClassAttn):  # type: ignore[misc]
+class ClassAttn(PairAttention, TimmClassAttn):
     """timm's attention of the class token to itself and the patches, and to those of the partner."""
 
     def project_queries(
@@ -109,7 +109,7 @@ class ClassAttn(PairAttention, TimmClassAttn):  # type: ignore[misc]
 
 
 class ScaledBlock(PairBlock):
-    """What timm's two blocks share: pre-norm, gamma_1 and gamma_2, and one stochastic depth for both residuals."""
+    """Pre-norm, gamma_1 and gamma_2, and one stochastic depth of both residuals."""
 
     drop_path: Any
     norm1: Any
@@ -118,11 +118,11 @@ class ScaledBlock(PairBlock):
     gamma_2: Any
 
     @property
-    def drop_path1(self) -> Any:  # type: ignore[override]
+    def drop_path1(self) -> Any:
         return self.drop_path
 
     @property
-    def drop_path2(self) -> Any:  # type: ignore[override]
+    def drop_path2(self) -> Any:
         return self.drop_path
 
     def before_attention(self, x: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class ScaledBlock(PairBlock):
         return self.gamma_2 * x
 
 
-class LayerScaleBlock(ScaledBlock, TimmLayerScaleBlock):  # type: ignore[misc]
+class LayerScaleBlock(ScaledBlock, TimmLayerScaleBlock):
     """timm's block of the patches: x + gamma_1 * attention(norm1(x)), then x + gamma_2 * MLP(norm2(x))."""
 
     def forward(  # type: ignore[override]
@@ -160,7 +160,7 @@ class LayerScaleBlock(ScaledBlock, TimmLayerScaleBlock):  # type: ignore[misc]
         return torch.cat([class_token, patches], 1)
 
 
-class LayerScaleBlockClassAttn(ScaledBlock, TimmLayerScaleBlockClassAttn):  # type: ignore[misc]
+class LayerScaleBlockClassAttn(ScaledBlock, TimmLayerScaleBlockClassAttn):
     """timm's block of the class token, which attends to itself and the patches."""
 
     def forward(  # type: ignore[override]
@@ -177,9 +177,7 @@ class LayerScaleBlockClassAttn(ScaledBlock, TimmLayerScaleBlockClassAttn):  # ty
         (B, M, C) attend to it as the class token does.
         """
         if context is not None:
-            return super().forward(
-                x, partner_x, context=context, images=images, trace=trace, **arguments
-            )
+            return super().forward(x, partner_x, context=context, images=images, trace=trace, **arguments)
         own = Trace()
         recorded = None if trace is None else own
         class_token = super().forward(
@@ -215,11 +213,13 @@ def _among_patches(trace: BlockTrace) -> BlockTrace:
 
 def _hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """-inf where mask (N, N) is true, else 0: (1, 1, N, N)."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, float("-inf"))[None, None]
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, float("-inf"))[
+        None, None
+    ]
 
 
 def embed(model: TimmModule, images: Tensor) -> Tensor:
-    """What timm's `forward_features` does before the blocks, and the class token, which belongs to the model."""
+    """What timm's `forward_features` does before the blocks, and the class token, a weight of the model."""
     patches = model.pos_drop(model.patch_embed(images) + model.pos_embed)
     return torch.cat([model.cls_token.expand(patches.shape[0], -1, -1), patches], 1)
 
