@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def attention_weights(q: Tensor, k: Tensor, scale: float | None = None, bias: Tensor | None = None) -> Tensor:
-    """softmax(Q Kᵀ · scale + bias), q (B, M, H, D), k (B, N, H, D) -> (B, H, M, N); scale is 1/√D by default."""
+    """softmax(Q Kᵀ · scale + bias), q (B, M, H, D), k (B, N, H, D) -> (B, H, M, N); scale or 1/√D."""
     return attention_scores(q, k, scale, bias).softmax(-1)
 
 
@@ -116,7 +116,8 @@ def rollout_row(
     if row is None:
         row = torch.zeros(B, N, dtype=qs[-1].dtype, device=qs[-1].device)
         row[:, 0] = 1
-    layers = zip(qs, ks, lses, biases or [None] * len(qs), strict=True)
+    no_biases: list[None] = [None] * len(qs)
+    layers = zip(qs, ks, lses, biases or no_biases, strict=True)
     for q, k, lse, bias in reversed([*layers]):
         weights = (attention_scores(q, k, scale, bias) - lse[..., None]).exp()
         row = 0.5 * row + 0.5 * torch.einsum("bm,bhmn->bhn", row[:, : q.shape[1]], weights).mean(1)

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from ..arguments import raise_faults
 from ..branches import BRANCHES, Branch, Readout
+from .beit import BEIT
 from .cait import CAIT
 from .eva import EVA
 from .family import Family, Step, TimmModule
 from .pooling import pooled_from, pooling_faults, pooling_of, pooling_weights
+from .swin import SWIN, SWIN_V2
 from .vit import VIT
 
-FAMILIES = (VIT, EVA, CAIT)
+FAMILIES = (VIT, EVA, BEIT, CAIT, SWIN, SWIN_V2)
 
 
 class Backbone(nn.Module):
@@ -57,8 +59,10 @@ class Backbone(nn.Module):
                 self.drop_attention_pooling()
             self.model.forward = functools.partial(family.embed, self.model)
         self.in_chans: int = _channels(self.model)
-        self.token_size: tuple[int, int] = tuple(side * merging for side in _patch(self.model))
-        self.grid_size: tuple[int, int] = tuple(-(-n // merging) for n in self.model.patch_embed.grid_size)
+        height, width = _patch(self.model)
+        self.token_size = height * merging, width * merging
+        rows, columns = self.model.patch_embed.grid_size
+        self.grid_size: tuple[int, int] = -(-rows // merging), -(-columns // merging)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The tokens that enter the SA blocks: images (B, 3, h, w) -> (B, N, C), of a Swin (B, h', w', C).

@@ -18,8 +18,8 @@ from .stochastic_depth import add_residual, kept_rows
 
 
 class BlockTrace(NamedTuple):
-    """What a block leaves for rollout: queries, keys (B, N, H, D), log-sum-exp (B, H, N), and what it added to
-    the scores, which broadcasts to (B, H, N, N), if anything. None has a gradient.
+    """What a block leaves for rollout: queries, keys (B, N, H, D), log-sum-exp (B, H, N), and what it added
+    to the scores, which broadcasts to (B, H, N, N), if anything. None of them has a gradient.
     """
 
     q: Tensor
@@ -87,7 +87,7 @@ class PairAttention(nn.Module):
         return k, v
 
     def score_bias(self, positions: Tensor | None = None) -> Tensor | None:
-        """What is added to the scores of all N queries with the own and with the partner's keys (1, H, N, N)."""
+        """What is added to all scores (1, H, N, N), to those of the own and of the partner's keys alike."""
         return None
 
     def score_factor(self, q: Tensor) -> float:
@@ -195,7 +195,7 @@ class PairBlock(nn.Module):
                 normed and projected once; that is where PWCA leaves SA.
             trace: Receives queries, keys and log-sum-exp. Without it, stochastic depth computes no attention
                 of the images that it drops.
-            rows: The rows of `context` whose positions x has (B, M), int64; x itself is of another depth, maybe.
+            rows: The rows of `context` whose positions x has (B, M), int64.
             positions: What blocks share of the positions of all N tokens. For an Eva the rotary table
                 (N, 1 or H, 2D), sines, then cosines; for a Beit the bias of all blocks (H, N, N), if it has
                 one. It holds for `partner_x`, too.

@@ -11,34 +11,31 @@ from timm.models.eva import EvaBlock as TimmEvaBlock
 from timm.models.eva import EvaBlockPostNorm as TimmEvaBlockPostNorm
 from torch import Tensor, nn
 
-from .blocks import PairAttention, PairBlock
+from .blocks import PairBlock
 from .family import Family, TimmModule
+from .packed import PackedAttention
 from .plain import is_plain
 
 
-class RotaryAttention(PairAttention):
+class RotaryAttention(PackedAttention):
     """Projections, packed or not, then timm's qk-norm, then the rotation, then keys shared by several heads.
 
-    timm's attributes: `qkv`, or `q_proj`, `k_proj` and `v_proj`; `q_bias`, `k_bias` and `v_bias` beside a
-    packed projection without a bias of its own; `rotate_half`; `num_kv_groups`, heads that share keys.
+    timm's attributes: `qkv`, or `q_proj`, `k_proj` and `v_proj`; `rotate_half`; `num_kv_groups`, heads that
+    share keys.
     """
 
     num_kv_groups: Any = 1
-    num_heads: Any
     rotate_half: Any = False
-    qkv: Any
     q_proj: Any
     k_proj: Any
     v_proj: Any
     q_norm: Any
     k_norm: Any
-    k_bias: Any
-    v_bias: Any
 
     def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         if self.qkv is None:
             return self.project_queries(x, positions), *self.project_keys(x, positions)
-        q, k, v = self._packed(x, slice(None)).chunk(3, -1)
+        q, k, v = self.packed(x, slice(None)).chunk(3, -1)
         return self._queries(q, positions), *self._keys(k, v, positions)
 
     def project_queries(
@@ -48,25 +45,17 @@ class RotaryAttention(PairAttention):
         if self.qkv is None:
             return self._queries(self.q_proj(x), rope)
         if not is_plain(self.qkv, nn.Linear):
-            return self._queries(self._packed(x, slice(None)).chunk(3, -1)[0], rope)
-        return self._queries(self._packed(x, slice(self.qkv.out_features // 3)), rope)
+            return self._queries(self.packed(x, slice(None)).chunk(3, -1)[0], rope)
+        return self._queries(self.packed(x, slice(self.qkv.out_features // 3)), rope)
 
     def project_keys(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.qkv is None:
             return self._keys(self.k_proj(x), self.v_proj(x), positions)
         if not is_plain(self.qkv, nn.Linear):
-            _, k, v = self._packed(x, slice(None)).chunk(3, -1)
+            _, k, v = self.packed(x, slice(None)).chunk(3, -1)
         else:
-            k, v = self._packed(x, slice(self.qkv.out_features // 3, None)).chunk(2, -1)
+            k, v = self.packed(x, slice(self.qkv.out_features // 3, None)).chunk(2, -1)
         return self._keys(k, v, positions)
-
-    def _packed(self, x: Tensor, rows: slice) -> Tensor:
-        """Some outputs of the packed projection; all of them if it is not a plain Linear."""
-        q_bias = getattr(self, "q_bias", None)
-        bias = self.qkv.bias if q_bias is None else torch.cat([q_bias, self.k_bias, self.v_bias])
-        if is_plain(self.qkv, nn.Linear):
-            return nn.functional.linear(x, self.qkv.weight[rows], None if bias is None else bias[rows])
-        return self.qkv(x) if q_bias is None else self.qkv(x) + bias
 
     def _queries(self, q: Tensor, rope: Tensor | None) -> Tensor:
         return self._rotated(self.q_norm(q.unflatten(2, (self.num_heads, -1))), rope, q.dtype)
@@ -90,8 +79,13 @@ class AttentionRope(RotaryAttention, TimmAttentionRope):  # type: ignore[misc]
     """timm's AttentionRope."""
 
 
-class EvaBlock(PairBlock, TimmEvaBlock):  # type: ignore[misc]
-    """timm's pre-norm block; gamma_1 and gamma_2 are parameters or None."""
+class ScaledBlock(PairBlock):
+    """A pre-norm block; timm's attributes are `norm1`, `norm2`, `gamma_1` and `gamma_2`, or None."""
+
+    norm1: Any
+    norm2: Any
+    gamma_1: Any
+    gamma_2: Any
 
     def before_attention(self, x: Tensor) -> Tensor:
         return self.norm1(x)
@@ -104,6 +98,10 @@ class EvaBlock(PairBlock, TimmEvaBlock):  # type: ignore[misc]
 
     def after_mlp(self, x: Tensor) -> Tensor:
         return x if self.gamma_2 is None else self.gamma_2 * x
+
+
+class EvaBlock(ScaledBlock, TimmEvaBlock):  # type: ignore[misc]
+    """timm's pre-norm block."""
 
 
 class EvaBlockPostNorm(PairBlock, TimmEvaBlockPostNorm):  # type: ignore[misc]

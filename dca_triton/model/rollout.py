@@ -40,10 +40,10 @@ class RolloutCache:
     """Cache of rollout rows of earlier images; the least recently used row is removed first.
 
     A row is a function of the queries, keys, log-sum-exps and biases of its layers, of the scale and of the
-    row that it starts from, so these are the key of its entry: a 128-bit hash of their bytes, with the shapes, dtypes,
-    device, backend and PyTorch settings that decide the bits of a row. The key does not depend on weights
-    directly, so no change of a model can return an old row. The hash is seeded at random, once per cache, and
-    two different keys collide with a probability of about 2^-120.
+    row that it starts from, so these are the key of its entry: a 128-bit hash of their bytes, with the
+    shapes, dtypes, device, backend and PyTorch settings that decide the bits of a row. The key does not
+    depend on weights directly, so no change of a model can return an old row. The hash is seeded at random,
+    once per cache, and two different keys collide with a probability of about 2^-120.
 
     A hit returns the bits of the first computation. An image misses if another batch size changed the last
     bit of its queries or keys. An entry holds a row of 4 N bytes and a key of 16 bytes. Several threads may
@@ -136,7 +136,8 @@ class RolloutCache:
         settings = (_float32_precision(device), torch.get_num_threads())
         context = repr((len(traces), layout, device, scale, backend, settings)).encode()
         for part in self._host_parts(shared, device) if shared else []:
-            context += xxhash.xxh3_128(_bytes(part).numpy(), seed=self._seed).digest()
+            for only in _bytes(part).numpy():
+                context += xxhash.xxh3_128(only, seed=self._seed).digest()
         hashes = [xxhash.xxh3_128(context, seed=self._seed) for _ in traces[0].q]
         for part in self._host_parts(parts, device):
             for state, image in zip(hashes, _bytes(part).numpy(), strict=True):

@@ -36,11 +36,10 @@ def pair_attention(a: Attention, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
     qs, ks, vs = (x.split(sizes) for x in (q, k, v))
     keys, values = _pairs(ks, a.partner_k, partners[alone:]), _pairs(vs, a.partner_v, partners[alone:])
     # A bias of batch size 1 is that of every image.
-    own, paired_bias = (bias, bias) if bias is None or len(bias) == 1 else (bias[:alone], bias[alone:])
+    own, theirs = (bias, bias) if bias is None or len(bias) == 1 else (bias[:alone], bias[alone:])
+    mask = None if theirs is None else _twice(theirs, k)
     if -1 in partners[alone:]:
-        mask = _partner_mask(index[alone:], k, keys, paired_bias)
-    else:
-        mask = None if paired_bias is None else _twice(paired_bias, k)
+        mask = _partner_mask(index[alone:], k, keys, theirs)
     paired = attention_with_lse(qs[-1], keys, values, scale, mask, dropout)
     if not alone:
         return paired
@@ -78,7 +77,8 @@ def rollout_row(
     device = qs[0].device.type
     autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else None
     with autocast or nullcontext():  # sums over N tokens and L layers stay in float32
-        layers = zip(qs, ks, lses, biases or [None] * len(qs), strict=True)
+        no_biases: list[None] = [None] * len(qs)
+        layers = zip(qs, ks, lses, biases or no_biases, strict=True)
         for q, k, lse, bias in reversed([*layers]):
             bias = None if bias is None else bias.float()
             row = _first_step(q, k, lse, scale, bias) if row is None else _step(row, q, k, lse, scale, bias)

@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from small_training import Photos, small_model, small_trainer
-from timm_streams import narrow_model
+from timm_streams import narrow_model, randomized
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -35,6 +35,21 @@ def build(layout: str) -> DualAttentionModel:
         torch.manual_seed(0)
         sizes = {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
         return narrow_model("vit_small_patch16_rope_mixed_ape_224", sizes, img_size=16).double().train()
+    if layout == "biased":  # a bias in each block and one for all of them outside
+        torch.manual_seed(0)
+        sizes = {
+            "depth": 2,
+            "embed_dim": 32,
+            "num_heads": 2,
+            "patch_size": 8,
+            "use_shared_rel_pos_bias": True,
+        }
+        return randomized(narrow_model("beit_base_patch16_224", sizes, img_size=16)).double().train()
+    if layout == "windows":
+        torch.manual_seed(0)
+        sizes = {"depths": (1, 1), "embed_dim": 16, "num_heads": (1, 2), "window_size": 2, "patch_size": 4}
+        options = {"img_size": 16, "branches": ("sa", "pwca")}
+        return randomized(narrow_model("swinv2_tiny_window8_256", sizes, **options)).double().train()
     return small_model(layout=layout, drop_path_rate=0.0).double().train()
 
 
@@ -46,14 +61,15 @@ def two_steps(model: nn.Module, rank: int, class_tokens_only: bool) -> None:
         (pair, {"partner_index": torch.tensor([1, -1])}),
     ):
         outputs = model(images, **paired, class_tokens_only=class_tokens_only)
-        sum(outputs[f"{branch}_logits"].square().sum() for branch in BRANCHES).backward()
+        found = [f"{branch}_logits" for branch in BRANCHES]
+        sum(outputs[name].square().sum() for name in found if name in outputs).backward()
 
 
 def sharded_against_replicated(rank: int, layout: str, class_tokens_only: bool) -> dict:
     replicated, sharded = build(layout), build(layout)
     two_steps(DistributedDataParallel(replicated), rank, class_tokens_only)
     mesh = init_device_mesh("cpu", (2,))
-    blocks = {*sharded.backbone.model.blocks, *sharded._sa_blocks, *sharded.glca_blocks}
+    blocks = {*sharded.backbone.blocks, *sharded._sa_blocks, *sharded.glca_blocks}
     for block in sorted(blocks, key=list(sharded.modules()).index):
         fully_shard(block, mesh=mesh)
     fully_shard(sharded, mesh=mesh)
@@ -138,8 +154,9 @@ def both(rank: int, scratch: Path) -> dict:
             found[f"{layout}, {rows}"] = sharded_against_replicated(rank, layout, only)
         found[f"{layout}, no pairs"] = without_pairs(rank, layout)
         found[f"{layout}, trainer"] = trained_by_block(rank, layout, scratch)
-    found["rotary, all"] = sharded_against_replicated(rank, "rotary", False)
-    found["rotary, class"] = sharded_against_replicated(rank, "rotary", True)
+    for backbone in ("rotary", "biased", "windows"):
+        found[f"{backbone}, all"] = sharded_against_replicated(rank, backbone, False)
+        found[f"{backbone}, class"] = sharded_against_replicated(rank, backbone, True)
     return found
 
 

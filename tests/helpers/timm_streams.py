@@ -34,12 +34,12 @@ def attention_over_partners(partner: Tensor | None) -> Iterator[list[Tensor]]:
     maps: list[Tensor] = []
 
     def attend(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
-        assert kwargs.get("attn_mask") is None and not kwargs.get("dropout_p")
-        scores = q @ k.mT / q.shape[-1] ** 0.5
+        assert not kwargs.get("dropout_p")
+        bias = 0 if kwargs.get("attn_mask") is None else kwargs["attn_mask"]
+        scores = q @ k.mT / q.shape[-1] ** 0.5 + bias
         if partner is not None:
-            others = (q @ k[partner.clamp(min=0)].mT / q.shape[-1] ** 0.5).masked_fill(
-                (partner < 0)[:, None, None, None], float("-inf")
-            )
+            others = q @ k[partner.clamp(min=0)].mT / q.shape[-1] ** 0.5 + bias
+            others = others.masked_fill((partner < 0)[:, None, None, None], float("-inf"))
             scores, v = torch.cat([scores, others], -1), torch.cat([v, v[partner.clamp(min=0)]], 2)
         maps.append(scores.softmax(-1))
         return maps[-1] @ v

@@ -198,7 +198,7 @@ def test_what_else_decides_a_row_is_in_the_key():
     cache.lookup(traces[:2], SCALE, "auto")
     regrouped = [
         BlockTrace(q.reshape(4, 18, 1, 16), k.reshape(4, 18, 1, 16), lse.reshape(4, 1, 18))
-        for q, k, lse in traces_of(packed(), copied=True)
+        for q, k, lse, _ in traces_of(packed(), copied=True)
     ]
     cache.lookup(regrouped, SCALE, "auto")
     assert cache.hits == 0
