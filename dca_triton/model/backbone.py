@@ -15,6 +15,7 @@ from .cait import CAIT
 from .eva import EVA
 from .family import Family, Step, TimmModule
 from .pooling import pooled_from, pooling_faults, pooling_of, pooling_weights
+from .refusals import refusal
 from .swin import SWIN, SWIN_V2
 from .vit import VIT
 
@@ -201,7 +202,10 @@ def _create(
         reasons = layout_faults(model, layout)
     except Exception as error:  # timm's constructors raise nearly any error for wrong arguments
         with torch.device("meta"):
-            reasons = [str(error) or type(error).__name__, *layout_faults(timm.create_model(name), layout)]
+            plain = timm.create_model(name)
+        reasons = layout_faults(plain, layout)
+        if not reasons or family_of(plain) is not None:  # no argument makes another class fit
+            reasons = [str(error) or type(error).__name__, *reasons]
     if reasons:
         raise_faults(
             [
@@ -210,10 +214,7 @@ def _create(
             ]
         )
     raise_faults(size_faults("img_size", tuple(model.patch_embed.img_size), _patch(model)))
-    family = family_of(model)
-    if layout == "paper" and family is not None:
-        options |= family.options
-    elif not pretrained:
+    if layout != "paper" and not pretrained:
         return model
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
@@ -260,21 +261,19 @@ def size_faults(name: str, size: tuple[int, ...], patch: tuple[int, int]) -> lis
 def layout_faults(model: TimmModule, layout: str) -> list[str]:
     """Every reason why a timm model cannot be the backbone of a layout; an empty list if it can."""
     family = family_of(model)
+    unknown = family is None and (layout == "paper" or type(model).__name__ == "NaFlexVit")
+    if unknown:
+        return [refusal(model, (family.model for family in FAMILIES))]
     # The reference's own blocks select patches by rollout.
     usable = family is not None and (layout == "paper" or "glca" in family.branches)
     faults = pooling_faults(model, known=usable)
     embed = getattr(model, "patch_embed", None)
-    if not hasattr(embed, "grid_size"):
+    if not faults and not hasattr(embed, "grid_size"):
         faults.append("its patch embedding has no grid_size")
     if getattr(embed, "dynamic_img_pad", False):
         faults.append("dynamic_img_pad adds pixels to the images; set dynamic_img_size alone")
-    if type(model).__name__ == "NaFlexVit":
-        faults.append("it is a NaFlexVit, which takes patches; unset TIMM_USE_NAFLEX")
-    if layout == "reference":
+    if family is None or layout == "reference":
         return faults
-    if family is None:
-        names = " or ".join(family.model.__name__ for family in FAMILIES)
-        return [*faults, f"it is a {type(model).__name__}, not a timm {names}"]
     if getattr(model, "rope", None) is not None and model.patch_drop is not None:
         faults.append("patch_drop_rate is above 0, which its rotary positions do not follow")
     return list(dict.fromkeys([*faults, *family.faults(model)]))

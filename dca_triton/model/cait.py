@@ -234,6 +234,5 @@ CAIT = Family(
     {TimmLayerScaleBlock: LayerScaleBlock, TimmLayerScaleBlockClassAttn: LayerScaleBlockClassAttn},
     {TimmTalkingHeadAttn: TalkingHeadAttn, TimmClassAttn: ClassAttn},
     embed,
-    {},
     steps,
 )

@@ -3,9 +3,11 @@
 import sys
 from typing import Any, NamedTuple
 
+import cait_streams
 import timm
+import timm_streams
 import torch
-from timm_streams import narrow_model, randomized, slow_streams
+from timm_streams import narrow_model, randomized
 from torch import nn
 
 from dca_triton.model.backbone import FAMILIES, Backbone, _patch, layout_faults
@@ -57,7 +59,11 @@ def entry_of(name: str) -> Entry:
     attention: Any = next(m for m in model.blocks.modules() if hasattr(m, "num_heads"))
     reasons = {layout: layout_faults(model, layout) for layout in LAYOUTS}
     reads = "class" if model.cls_token is not None else model.global_pool
-    norms = [norm for norm in ("norm", "fc_norm") if not isinstance(getattr(model, norm), nn.Identity)]
+    norms = [
+        norm
+        for norm in ("norm", "fc_norm")
+        if not isinstance(getattr(model, norm, nn.Identity()), nn.Identity)
+    ]
     kind, norm = type(model).__name__, norms[0] if norms else "none"
     return Entry(name, kind, _patch(model), round(attention.scale**-2), reads, norm, reasons)
 
@@ -101,6 +107,7 @@ def check(entry: Entry) -> None:
             return
         model = randomized(narrow_model(entry.name, sizes, img_size=size)).double().eval()
         model.backbone.model.load_state_dict(plain.state_dict(), strict=False)
+        slow_streams = cait_streams.slow_streams if entry.kind == "Cait" else timm_streams.slow_streams
         slow = slow_streams(model, plain, images, PARTNERS)
         streams = model.sa_and_pwca(images, partner_index=PARTNERS)
         close((streams.sa, streams.pwca, model.local_branch(streams, slow.selected)), slow[:3])

@@ -1,14 +1,12 @@
 """timm's CaiT in the paper's layout, against timm's own modules and single images, in float64."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
+from cait_streams import attending_to_partners, slow_streams
 from safetensors.torch import save_file
 from timm.models import cait as timm_cait
 from timm_streams import narrow_model, randomized, twin
@@ -43,75 +41,6 @@ def images_of(size: tuple[int, int] = SIZE) -> Tensor:
     return torch.randn(4, 3, *size, dtype=torch.float64)
 
 
-@contextmanager
-def attending_to_partners(partners: Tensor) -> Iterator[list[Tensor]]:
-    """timm's attentions for one image at a time, whose keys are those of its partner too, -1 = none.
-
-    Yields the probabilities of each block among all tokens (B, H, 1 + N, keys), which a token that the block
-    leaves as it is gives to itself; for images without partners only.
-    """
-    probabilities: list[Tensor] = []
-
-    def keys_of(x: Tensor, image: int) -> Tensor:
-        partner = int(partners[image])
-        return x[image] if partner < 0 else torch.cat([x[image], x[partner]])
-
-    def talking_heads(self: Any, x: Tensor) -> Tensor:
-        H, outputs = self.num_heads, []
-        whole = torch.eye(1 + x.shape[1], dtype=x.dtype).repeat(len(x), H, 1, 1)
-        for image in range(len(x)):
-            keys = keys_of(x, image)
-            q = self.qkv(x[image]).chunk(3, -1)[0].unflatten(1, (H, -1))
-            k, v = (part.unflatten(1, (H, -1)) for part in self.qkv(keys).chunk(3, -1)[1:])
-            scores = [q[:, h] @ k[:, h].T * self.scale for h in range(H)]
-            weight, bias = self.proj_l.weight, self.proj_l.bias
-            mixed = [sum(weight[h, i] * scores[i] for i in range(H)) + bias[h] for h in range(H)]
-            maps = [each.softmax(-1) for each in mixed]
-            whole[image, :, 1:, 1:] = torch.stack(maps).detach()[:, :, : x.shape[1]]
-            weight, bias = self.proj_w.weight, self.proj_w.bias
-            mixed = [sum(weight[h, i] * maps[i] for i in range(H)) + bias[h] for h in range(H)]
-            outputs.append(torch.cat([mixed[h] @ v[:, h] for h in range(H)], 1))
-        probabilities.append(whole)
-        return self.proj(torch.stack(outputs))
-
-    def class_attention(self: Any, x: Tensor) -> Tensor:
-        H, outputs = self.num_heads, []
-        whole = torch.eye(x.shape[1], dtype=x.dtype).repeat(len(x), H, 1, 1)
-        for image in range(len(x)):
-            out, maps = attended(self, x[image, :1], keys_of(x, image))
-            whole[image, :, :1] = maps.detach()[..., : x.shape[1]]
-            outputs.append(out)
-        probabilities.append(whole)
-        return self.proj(torch.stack(outputs))
-
-    with (
-        mock.patch.object(timm_cait.TalkingHeadAttn, "forward", talking_heads),
-        mock.patch.object(timm_cait.ClassAttn, "forward", class_attention),
-    ):
-        yield probabilities
-
-
-def attended(attention: Any, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """What rows (M, C) take from keys (N, C) by the weights of a class attention, and the maps (H, M, N)."""
-    H = attention.num_heads
-    q, k, v = (
-        layer(x).unflatten(1, (H, -1))
-        for layer, x in ((attention.q, queries), (attention.k, keys), (attention.v, keys))
-    )
-    maps = [(q[:, h] @ k[:, h].T * attention.scale).softmax(-1) for h in range(H)]
-    return torch.cat([maps[h] @ v[:, h] for h in range(H)], 1), torch.stack(maps)
-
-
-def slow_local(block: Any, tokens: Tensor, selected: Tensor) -> Tensor:
-    """A class-attention block whose queries are the selected rows (B, R) of tokens (B, 1 + N, C)."""
-    normed, outputs = block.norm1(tokens), []
-    for image, rows in enumerate(selected):
-        out, _ = attended(block.attn, normed[image, rows], normed[image])
-        y = tokens[image, rows] + block.gamma_1 * block.attn.proj(out)
-        outputs.append(y + block.gamma_2 * block.mlp(block.norm2(y)))
-    return torch.stack(outputs)
-
-
 def close(found: object, expected: object) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
@@ -119,18 +48,7 @@ def close(found: object, expected: object) -> None:
 def test_streams_gradients_and_rollout_are_those_of_timms_modules() -> None:
     model, images = build(), images_of()
     plain = plain_of(model)
-    seen: list[Tensor] = []
-    hook = plain.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    sa = plain.forward_features(images)
-    hook.remove()
-    with attending_to_partners(PARTNERS):
-        pwca = plain.forward_features(images)
-    with attending_to_partners(NONE) as maps:
-        close(plain.forward_features(images), sa)
-    row = reference.rollout(maps)[:, 0]
-    selected = reference.select_local(row, 1, model.top_k_ratio)
-    glca = plain.norm(slow_local(model.glca_blocks[0], seen[0], selected))
-
+    sa, pwca, glca, row, selected = slow_streams(model, plain, images, PARTNERS)
     streams = model.sa_and_pwca(images, partner_index=PARTNERS)
     assert torch.equal(model.select(model.rollout(streams)), selected)
     close(model.rollout(streams).double(), row)
