@@ -24,6 +24,8 @@ take in the reference's.
 - **D** is the width of a head. The Triton kernels take {dims}; others run on PyTorch with
   `backend="auto"`, and `backend="triton"` refuses them. The reference's layout has SA blocks of its
   own, with a D of their own.
+- **CaiT**'s talking heads run on PyTorch, `backend="triton"` refuses them, and in training they keep maps of `N x 2N`
+  ([memory and choices](layouts.md#cait)).
 
 | timm name | Class | Reads | Norm | D | Paper's layout | Reference's layout |
 |---|---|---|---|---|---|---|
