@@ -26,8 +26,7 @@ class Backbone(nn.Module):
     """A timm vision transformer under the name `model`, as the reference's checkpoints have it.
 
     Args:
-        name: A timm model with a class token, or a VisionTransformer or Eva that pools its tokens by "avg" or
-            "map".
+        name: A timm model with a class token, or one of `FAMILIES` that pools its tokens by "avg" or "map".
         layout: "paper", which takes the models of `FAMILIES`, or "reference".
         pretrained: Load timm's pretrained weights.
         img_size: Pixels, a side or (height, width); multiples of the patch.
@@ -264,9 +263,9 @@ def layout_faults(model: TimmModule, layout: str) -> list[str]:
     unknown = family is None and (layout == "paper" or type(model).__name__ == "NaFlexVit")
     if unknown:
         return [refusal(model, (family.model for family in FAMILIES))]
-    # The reference's own blocks select patches by rollout.
-    usable = family is not None and (layout == "paper" or "glca" in family.branches)
-    faults = pooling_faults(model, known=usable)
+    faults = pooling_faults(model, known=family is not None)
+    if layout == "reference" and family is not None and family.merging(model) > 1:
+        faults.append(family.missing)
     embed = getattr(model, "patch_embed", None)
     if not faults and not hasattr(embed, "grid_size"):
         faults.append("its patch embedding has no grid_size")
@@ -276,6 +275,8 @@ def layout_faults(model: TimmModule, layout: str) -> list[str]:
         return faults
     if getattr(model, "rope", None) is not None and model.patch_drop is not None:
         faults.append("patch_drop_rate is above 0, which its rotary positions do not follow")
+    if family is CAIT and not model.blocks_token_only:
+        faults.append("it has no class-attention blocks")
     return list(dict.fromkeys([*faults, *family.faults(model)]))
 
 

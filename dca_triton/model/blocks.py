@@ -135,7 +135,7 @@ class PairAttention(nn.Module):
                 )
             if trace is not None:
                 trace.record(q, k, lse, bias)
-        out = out.view(*out.shape[:2], *x.shape[2:-1], -1)
+        out = out.reshape(*out.shape[:2], *x.shape[2:-1], -1)
         out = out if norm is None else norm(out)
         return self.proj_drop(self.proj(out if gates is None else out * gates))
 

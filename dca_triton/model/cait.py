@@ -166,8 +166,8 @@ class LayerScaleBlockClassAttn(ScaledBlock, TimmLayerScaleBlockClassAttn):
     def forward(  # type: ignore[override]
         self,
         x: Tensor,
-        partner_x: Tensor | None = None,
         *,
+        partner_x: Tensor | None = None,
         context: Tensor | None = None,
         images: Tensor | None = None,
         trace: Trace | None = None,

@@ -170,7 +170,7 @@ def _biased_pairs(a: Attention, bias: Tensor, index: Tensor) -> tuple[Tensor, Te
             for own, others in ((a.k, a.partner_k), (a.v, a.partner_v))
         )
     out, lse = attention_with_lse(a.q, keys, values, a.factor, _twice(bias, a.k))
-    return out, lse - math.log(2) * alone[:, None, None]
+    return out, torch.where(alone[:, None, None], lse - math.log(2), lse)
 
 
 def _twice(bias: Tensor, k: Tensor) -> Tensor:

@@ -8,19 +8,31 @@ import timm
 import torch
 from timm_names import Entry, check, entry_of, names
 
+from dca_triton.model.backbone import FAMILIES
 from dca_triton.ops.launch_table import HEAD_DIMS
 
 HEAD = """# Backbones
 
-{accepted} of the {total} names of timm {version} whose class is `VisionTransformer` or `Eva` serve in the
+{accepted} of the {total} names of timm {version} whose class is {classes} serve in the
 paper's layout, and {reference} in the reference's. The others are refused with the reason in the table.
-`make backbones` writes this page. It builds two narrow blocks of each model and compares with timm's own
+`make backbones` writes this page. It builds narrow blocks of each model and compares with timm's own
 modules, to 1e-6 in float64: SA, PWCA, GLCA and the rollout in the paper's layout; the tokens that its blocks
 take in the reference's.
+
+Swin Transformers train `branches=("sa", "pwca")`, as in the paper: attention within windows of several stages
+gives no rollout, by which GLCA would select patches. A partner's keys are those of the same window, with the
+same bias of relative positions and the same mask. `pwca_blocks` counts the blocks of all stages. Features
+(B, N, C) are those of the last stage, row by row; N is its height times its width, C its `num_features`.
+A Swin takes the images that timm's takes: it fills up windows that the grid does not fill.
+
+Blocks of BEiT and Swin add a bias of relative positions to their scores, which the Triton kernels do not
+take: these attentions run on PyTorch with `backend="auto"`, and `backend="triton"` refuses them. Where PyTorch has
+no fused attention with a learned bias, as on a CPU, training keeps the attention map of each block.
 
 - **Reads** is what stands for an image: the class token or, where there is none, timm's own pooling (`avg`:
   the mean of the patches; `map`: attention pooling). Rollout starts from the weights of the pooling.
 - **Norm** is timm's norm of what is read: `norm` of all tokens, `fc_norm` after pooling, or none.
+- **Reads** of BEiT is the class token here, where timm reads the mean of the patches: `sa_readout="local"`.
 - **D** is the width of a head. The Triton kernels take {dims}; others run on PyTorch with
   `backend="auto"`, and `backend="triton"` refuses them. The reference's layout has SA blocks of its
   own, with a D of their own.
@@ -33,7 +45,7 @@ take in the reference's.
 
 
 def row(entry: Entry) -> str:
-    cells = ["; ".join(entry.reasons[layout]) or "yes" for layout in ("paper", "reference")]
+    cells = [entry.cell(layout) for layout in ("paper", "reference")]
     reads = {"class": "class token"}.get(entry.reads, f"`{entry.reads}`")
     norm = entry.norm if entry.norm == "none" else f"`{entry.norm}`"
     return f"| `{entry.name}` | {entry.kind} | {reads} | {norm} | {entry.head_dim} | {' | '.join(cells)} |"
@@ -58,6 +70,7 @@ def main(page: Path) -> int:
         accepted=counts["paper"],
         total=len(entries),
         reference=counts["reference"],
+        classes=", ".join(f"`{family.model.__name__}`" for family in FAMILIES),
         version=timm.__version__,
         dims=", ".join(map(str, HEAD_DIMS)),
     )

@@ -1,6 +1,7 @@
 """Which models of timm serve as backbones: the names, the reasons against the others, and small siblings."""
 
 import sys
+from types import NoneType
 from typing import Any, NamedTuple
 
 import cait_streams
@@ -8,9 +9,11 @@ import timm
 import timm_streams
 import torch
 from timm_streams import narrow_model, randomized
-from torch import nn
+from timm_windows import slow_windows
+from torch import Tensor, nn
 
-from dca_triton.model.backbone import FAMILIES, Backbone, _patch, layout_faults
+from dca_triton.branches import BRANCHES, Branch
+from dca_triton.model.backbone import FAMILIES, Backbone, _patch, family_of, layout_faults
 
 LAYOUTS = ("paper", "reference")
 PARTNERS = torch.tensor([1, 2, -1])
@@ -18,12 +21,13 @@ REFUSALS = (
     "it has no class token, and it pools by ",
     "its blocks are ",
     "its attention is ",
+    "its windows and stages give no rollout",
 )
 
 
 class Entry(NamedTuple):
     """A name, timm's class, its patch, head width, what stands for an image, the name of the norm of what is
-    read, and the reasons against each layout.
+    read, the branches of the paper's layout, and the reasons against each layout.
     """
 
     name: str
@@ -32,7 +36,17 @@ class Entry(NamedTuple):
     head_dim: int
     reads: str
     norm: str
+    branches: tuple[Branch, ...]
     reasons: dict[str, list[str]]
+
+    @property
+    def has_stages(self) -> bool:
+        return self.kind.startswith("Swin")
+
+    def cell(self, layout: str) -> str:
+        """What the page says of a layout."""
+        some = " and ".join(branch.upper() for branch in self.branches)
+        return "; ".join(self.reasons[layout]) or ("yes" if self.branches == BRANCHES else some)
 
 
 def names() -> list[str]:
@@ -53,23 +67,31 @@ def keys_of(name: str, *shared: int | None) -> dict[str, Any]:
 
 
 def entry_of(name: str) -> Entry:
-    """Built on the meta device, without weights, with one block."""
+    """Built on the meta device, without weights, with one block in each stage."""
+    depth = {"depths": (1, 1, 1, 1)} if name.startswith("swin") else {"depth": 1, **keys_of(name, None)}
     with torch.device("meta"):
-        model: Any = timm.create_model(name, num_classes=0, depth=1, **keys_of(name, None))
-    attention: Any = next(m for m in model.blocks.modules() if hasattr(m, "num_heads"))
+        model: Any = timm.create_model(name, num_classes=0, **depth)
+    blocks = model.layers if hasattr(model, "layers") else model.blocks
+    attention: Any = next(m for m in blocks.modules() if hasattr(m, "scale") or hasattr(m, "logit_scale"))
+    cosine = hasattr(attention, "logit_scale")
+    width = attention.dim // attention.num_heads if cosine else round(attention.scale**-2)
     reasons = {layout: layout_faults(model, layout) for layout in LAYOUTS}
-    reads = "class" if model.cls_token is not None else model.global_pool
+    reads = "class" if getattr(model, "cls_token", None) is not None else model.global_pool
     norms = [
         norm
         for norm in ("norm", "fc_norm")
-        if not isinstance(getattr(model, norm, nn.Identity()), nn.Identity)
+        if type(getattr(model, norm, None)) not in (NoneType, nn.Identity)
     ]
     kind, norm = type(model).__name__, norms[0] if norms else "none"
-    return Entry(name, kind, _patch(model), round(attention.scale**-2), reads, norm, reasons)
+    family = family_of(model)
+    branches = BRANCHES if family is None else family.branches
+    return Entry(name, kind, _patch(model), width, reads, norm, branches, reasons)
 
 
 def small_sizes(entry: Entry) -> dict[str, Any]:
     """Two narrow blocks of the same construction; some MLPs need a width that their ratio divides."""
+    if entry.has_stages:
+        return {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
     options: dict[str, Any] = {"depth": 2, "num_heads": 4, **keys_of(entry.name, None, 2)}
     for width in (64, 96, 192):
         try:
@@ -87,7 +109,8 @@ def check(entry: Entry) -> None:
     In the paper's layout SA, PWCA, GLCA and the rollout; in the reference's the tokens that its blocks take.
     """
     torch.manual_seed(0)
-    sizes, size = small_sizes(entry), tuple(n * side for n, side in zip((2, 3), entry.patch, strict=True))
+    sizes, grid = small_sizes(entry), (9, 13) if entry.has_stages else (2, 3)
+    size = tuple(n * side for n, side in zip(grid, entry.patch, strict=True))
     images = torch.randn(3, 3, *size, dtype=torch.float64)
     plain: Any = timm.create_model(entry.name, num_classes=0, img_size=size, **sizes)
     randomized(plain).double().eval()
@@ -98,6 +121,9 @@ def check(entry: Entry) -> None:
             expected = after(tokens[:, 0])
         else:
             expected = plain.forward_head(tokens, pre_logits=True)
+        if entry.has_stages:
+            check_windows(entry, sizes, size, plain, images, expected)
+            return
         backbone = Backbone(entry.name, "reference", False, size, **sizes).double().eval()
         backbone.model.load_state_dict(plain.state_dict())
         close(backbone(images), tokens)
@@ -113,6 +139,17 @@ def check(entry: Entry) -> None:
         close((streams.sa, streams.pwca, model.local_branch(streams, slow.selected)), slow[:3])
         close(model.rollout(streams).double(), slow.rollout)
         close(model.read_out_sa(streams.sa), expected)
+
+
+def check_windows(
+    entry: Entry, sizes: dict[str, Any], size: tuple[int, ...], plain: Any, images: Tensor, expected: Tensor
+) -> None:
+    """SA, PWCA and the embedding of a Swin."""
+    model = narrow_model(entry.name, sizes, img_size=size, branches=entry.branches).double().eval()
+    model.backbone.model.load_state_dict(plain.state_dict())
+    streams = model.sa_and_pwca(images, partner_index=PARTNERS)
+    close(model.read_out_sa(streams.sa), expected)
+    close([streams.sa, streams.pwca], slow_windows(plain, model.pwca_blocks, images, PARTNERS))
 
 
 def close(found: object, expected: object) -> None:

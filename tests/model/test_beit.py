@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dca_triton import DualAttentionModel
 from dca_triton.model import beit, export_onnx
 from dca_triton.model.rollout import RolloutCache
-from dca_triton.training import parameter_groups
+from dca_triton.training.parameter_groups import parameter_groups
 
 KINDS = {
     "beitv2_base_patch16_224": {},  # a bias of each block
@@ -180,6 +180,7 @@ def test_the_reference_layout_takes_timms_features() -> None:
     assert model.train()(images(), partner_index=PARTNERS)["pwca_features"].shape == (4, 13, 32)
 
 
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # by timm's resampling
 def test_weights_of_another_size_come_from_a_local_file(tmp_path: Path) -> None:
     """timm resamples the tables of positions."""
     source = randomized(timm.create_model(V2, num_classes=0, img_size=32, **sizes_of(V2)))

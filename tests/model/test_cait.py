@@ -259,3 +259,10 @@ def test_layers_of_the_learning_rate() -> None:
     layer = layer_matcher(model)
     names = [name for name, _ in model.named_parameters() if "blocks_token_only.1" in name]
     assert names and {layer(name) for name in names} == {layer("backbone.model.blocks.1.norm1.weight")}
+
+
+def test_what_the_streams_do_not_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="it has no class-attention blocks"):
+        build(SIZES | {"depth_token_only": 0})
+    with pytest.raises(TypeError, match="positional"):  # timm's forward: the class token is no longer apart
+        build().backbone.model.forward_features(images_of())
