@@ -8,7 +8,7 @@ import timm
 import torch
 from timm_names import Entry, check, entry_of, names
 
-from dca_triton.model.backbone import FAMILIES
+from dca_triton.model.families import FAMILIES
 from dca_triton.ops.launch_table import HEAD_DIMS
 
 HEAD = """# Backbones

@@ -13,7 +13,8 @@ from timm_windows import slow_windows
 from torch import Tensor, nn
 
 from dca_triton.branches import BRANCHES, Branch
-from dca_triton.model.backbone import FAMILIES, Backbone, _patch, family_of, layout_faults
+from dca_triton.model.backbone import Backbone, _patch
+from dca_triton.model.families import FAMILIES, family_of, layout_faults
 
 LAYOUTS = ("paper", "reference")
 PARTNERS = torch.tensor([1, 2, -1])

@@ -8,7 +8,8 @@ import torch
 from timm_names import LAYOUTS, REFUSALS, check, entry_of, names
 
 from dca_triton import DualAttentionModel
-from dca_triton.model.backbone import Backbone, layout_faults
+from dca_triton.model.backbone import Backbone
+from dca_triton.model.families import layout_faults
 
 PAPER = {"num_classes": 5, "img_size": 64, "layout": "paper"}
 

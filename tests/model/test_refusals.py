@@ -5,7 +5,7 @@ import timm
 import torch
 
 from dca_triton import DualAttentionModel
-from dca_triton.model.backbone import FAMILIES, layout_faults
+from dca_triton.model.families import FAMILIES, layout_faults
 from dca_triton.model.refusals import CHANNELS, NO_HEADS, OTHER, PATCHES, STAGES
 
 REFUSED = {
