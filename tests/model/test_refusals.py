@@ -45,6 +45,25 @@ def test_a_model_of_another_class_is_refused_for_one_reason(name: str) -> None:
     assert faults == expected if expected is not None else len(faults) == 1 and faults[0] in LACKS
 
 
+@pytest.mark.parametrize(
+    "name, fault",
+    [
+        ("vit_base_patch16_18x2_224", "its blocks are ParallelThingsBlock, not Block or ResPostBlock"),
+        ("vit_base_patch16_xp_224", "its blocks are ParallelScalingBlock, not Block or ResPostBlock"),
+        (
+            "vit_dpwee_patch16_reg1_gap_256",
+            "its blocks are DiffParallelScalingBlock, not Block or ResPostBlock",
+        ),
+        ("vit_dwee_patch16_reg1_gap_256", "its attention is DiffAttention, not Attention"),
+    ],
+)
+def test_other_blocks_of_a_class_that_serves_are_refused(name: str, fault: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, depth=1)
+    assert layout_faults(model, "paper") == [fault]
+    assert layout_faults(model, "reference") == []
+
+
 def test_the_reason_is_the_whole_message() -> None:
     with pytest.raises(ValueError) as caught:
         DualAttentionModel("resnet18", 5, layout="paper", pretrained=False)
