@@ -44,8 +44,8 @@ class DualAttentionModel(nn.Module, HubMixin):
 
     Args:
         backbone_name: A timm VisionTransformer, Eva or Beit, e.g. "deit_tiny_patch16_224" or
-            "vit_small_patch16_dinov3", or with branches=("sa", "pwca") a SwinTransformer or SwinTransformerV2;
-            layout="reference" takes no Swin, but others with a class token.
+            "vit_small_patch16_dinov3", or with branches=("sa", "pwca") a SwinTransformer or a
+            SwinTransformerV2; layout="reference" takes no Swin, but others with a class token.
         num_classes: Classes of each head, at least 1.
         task_type: "fgvc" (categories) or "reid" (identities; the outputs hold combined features).
         num_sa_blocks: SA blocks on top of the backbone; layout="reference" only.

@@ -25,9 +25,9 @@ same bias of relative positions and the same mask. `pwca_blocks` counts the bloc
 (B, N, C) are those of the last stage, row by row; N is its height times its width, C its `num_features`.
 A Swin takes the images that timm's takes: it fills up windows that the grid does not fill.
 
-Blocks of BEiT and Swin add a bias of relative positions to their scores, which the Triton kernels do not
-take: these attentions run on PyTorch with `backend="auto"`, and `backend="triton"` refuses them. Where PyTorch has
-no fused attention with a learned bias, as on a CPU, training keeps the attention map of each block.
+Blocks of BEiT and Swin add a bias of relative positions to their scores, which the Triton kernels do
+not take: they run on PyTorch with `backend="auto"`, and `backend="triton"` refuses them. Where PyTorch
+has no fused attention with a learned bias, as on a CPU, training keeps the attention map of each block.
 
 - **Reads** is what stands for an image: the class token or, where there is none, timm's own pooling (`avg`:
   the mean of the patches; `map`: attention pooling). Rollout starts from the weights of the pooling.

@@ -180,7 +180,7 @@ def test_the_reference_layout_takes_timms_features() -> None:
     assert model.train()(images(), partner_index=PARTNERS)["pwca_features"].shape == (4, 13, 32)
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # by timm's resampling
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of timm's resampling
 def test_weights_of_another_size_come_from_a_local_file(tmp_path: Path) -> None:
     """timm resamples the tables of positions."""
     source = randomized(timm.create_model(V2, num_classes=0, img_size=32, **sizes_of(V2)))
