@@ -36,8 +36,8 @@ has no fused attention with a learned bias, as on a CPU, training keeps the atte
 - **D** is the width of a head. The Triton kernels take {dims}; others run on PyTorch with
   `backend="auto"`, and `backend="triton"` refuses them. The reference's layout has SA blocks of its
   own, with a D of their own.
-- **CaiT**'s talking heads run on PyTorch, `backend="triton"` refuses them, and in training they keep maps of `N x 2N`
-  ([memory and choices](layouts.md#cait)).
+- **CaiT**'s talking heads run on PyTorch, and `backend="triton"` refuses them. In training they keep
+  attention maps ([memory and choices](layouts.md#cait)).
 
 | timm name | Class | Reads | Norm | D | Paper's layout | Reference's layout |
 |---|---|---|---|---|---|---|
