@@ -55,6 +55,7 @@ class TalkingHeadAttn(PairAttention, TimmTalkingHeadAttn):
                 "backend='triton' cannot run here: CaiT's heads mix their scores and probabilities, and a "
                 "kernel computes each head by itself; set backend='auto'"
             )
+        assert context is None and rows is None and positions is None, "all patches attend, without positions"
         q, k, v = self.project(x)
         partner_k, partner_v = (k, v) if partner_x is None else self.project_keys(partner_x)
         if images is not None:
