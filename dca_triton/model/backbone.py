@@ -10,14 +10,9 @@ from torch import Tensor, nn
 
 from ..arguments import raise_faults
 from ..branches import BRANCHES, Branch, Readout
-from .beit import BEIT
-from .eva import EVA
+from .families import family_of, layout_faults
 from .family import Family, Step, TimmModule
-from .pooling import pooled_from, pooling_faults, pooling_of, pooling_weights
-from .swin import SWIN, SWIN_V2
-from .vit import VIT
-
-FAMILIES = (VIT, EVA, BEIT, SWIN, SWIN_V2)
+from .pooling import pooled_from, pooling_of, pooling_weights
 
 
 class Backbone(nn.Module):
@@ -199,7 +194,10 @@ def _create(
         reasons = layout_faults(model, layout)
     except Exception as error:  # timm's constructors raise nearly any error for wrong arguments
         with torch.device("meta"):
-            reasons = [str(error) or type(error).__name__, *layout_faults(timm.create_model(name), layout)]
+            plain = timm.create_model(name)
+        reasons = layout_faults(plain, layout)
+        if not reasons or family_of(plain) is not None:  # no argument makes another class fit
+            reasons = [str(error) or type(error).__name__, *reasons]
     if reasons:
         raise_faults(
             [
@@ -208,24 +206,22 @@ def _create(
             ]
         )
     raise_faults(size_faults("img_size", tuple(model.patch_embed.img_size), _patch(model)))
-    family = family_of(model)
-    if layout == "paper" and family is not None:
-        options |= family.options
-    elif not pretrained:
+    if layout != "paper" and not pretrained:
         return model
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
         raise RuntimeError(
             f"pretrained weights of {name!r} could not be loaded "
-            f"({type(error).__name__}: {_first_line(error)}); pass a local file with "
+            f"({type(error).__name__}: {_first_lines(error)}); pass a local file with "
             "pretrained_cfg_overlay=dict(file='weights.safetensors') "
             "or start from scratch with pretrained=False"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+def _first_lines(error: Exception) -> str:
+    """Two of them: the first says that weights do not fit, the second names one."""
+    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or "no message"
 
 
 def _patch(model: TimmModule) -> tuple[int, int]:
@@ -252,31 +248,3 @@ def size_faults(name: str, size: tuple[int, ...], patch: tuple[int, int]) -> lis
         f"{name} must be (height, width) in multiples of the patch {patch}, "
         f"such as {smaller} or {larger}, got {tuple(size)}"
     ]
-
-
-def layout_faults(model: TimmModule, layout: str) -> list[str]:
-    """Every reason why a timm model cannot be the backbone of a layout; an empty list if it can."""
-    family = family_of(model)
-    faults = pooling_faults(model, known=family is not None)
-    if layout == "reference" and family is not None and family.merging(model) > 1:
-        faults.append(family.missing)
-    embed = getattr(model, "patch_embed", None)
-    if not hasattr(embed, "grid_size"):
-        faults.append("its patch embedding has no grid_size")
-    if getattr(embed, "dynamic_img_pad", False):
-        faults.append("dynamic_img_pad adds pixels to the images; set dynamic_img_size alone")
-    if type(model).__name__ == "NaFlexVit":
-        faults.append("it is a NaFlexVit, which takes patches; unset TIMM_USE_NAFLEX")
-    if layout == "reference":
-        return faults
-    if family is None:
-        names = " or ".join(family.model.__name__ for family in FAMILIES)
-        return [*faults, f"it is a {type(model).__name__}, not a timm {names}"]
-    if getattr(model, "rope", None) is not None and model.patch_drop is not None:
-        faults.append("patch_drop_rate is above 0, which its rotary positions do not follow")
-    return list(dict.fromkeys([*faults, *family.faults(model)]))
-
-
-def family_of(model: TimmModule) -> Family | None:
-    """The family that a timm model belongs to, if any."""
-    return next((family for family in FAMILIES if isinstance(model, family.model)), None)

@@ -37,4 +37,4 @@ def embed(model: TimmModule, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     return x if model.rel_pos_bias is None else (x, model.rel_pos_bias())
 
 
-BEIT = Family(Beit, {TimmBlock: BeitBlock}, {TimmAttention: BeitAttention}, embed, {})
+BEIT = Family(Beit, {TimmBlock: BeitBlock}, {TimmAttention: BeitAttention}, embed)

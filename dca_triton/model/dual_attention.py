@@ -43,7 +43,7 @@ class DualAttentionModel(nn.Module, HubMixin):
     """Dual cross-attention learning (Zhu et al., CVPR 2022) on a timm vision transformer.
 
     Args:
-        backbone_name: A timm VisionTransformer, Eva or Beit, e.g. "deit_tiny_patch16_224" or
+        backbone_name: A timm VisionTransformer, Eva, Beit or Cait, e.g. "deit_tiny_patch16_224" or
             "vit_small_patch16_dinov3", or with branches=("sa", "pwca") a SwinTransformer or a
             SwinTransformerV2; layout="reference" takes no Swin, but others with a class token.
         num_classes: Classes of each head, at least 1.

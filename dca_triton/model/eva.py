@@ -140,5 +140,4 @@ EVA = Family(
     {TimmEvaBlock: EvaBlock, TimmEvaBlockPostNorm: EvaBlockPostNorm},
     {TimmEvaAttention: EvaAttention, TimmAttentionRope: AttentionRope},
     embed,
-    {},
 )

@@ -36,7 +36,6 @@ class Family(NamedTuple):
         attentions: The same for timm's attentions.
         embed: A model and images (B, 3, h, w) -> the tokens that enter the blocks (B, N, C), or (B, h, w, C);
             with a table of positions that the blocks share also the table, see `PairBlock`.
-        options: What `timm.create_model` takes to build these blocks by itself.
         steps: A model -> all modules between `embed` and the final norm, first to last; a block is the last.
         branches: What can be trained.
         missing: Why the other branches cannot.
@@ -47,7 +46,6 @@ class Family(NamedTuple):
     blocks: Mapping[type[nn.Module], type[nn.Module]]
     attentions: Mapping[type[nn.Module], type[nn.Module]]
     embed: Callable[[TimmModule, Tensor], Tensor | tuple[Tensor, Tensor]]
-    options: Mapping[str, Any]
     steps: Callable[[TimmModule], list[Step]] = steps_of_one_stage
     branches: tuple[Branch, ...] = BRANCHES
     missing: str = ""

@@ -155,7 +155,7 @@ def merging(model: TimmModule) -> int:
 
 def family(model: type[nn.Module], blocks: dict, attentions: dict) -> Family:
     missing = "its windows and stages give no rollout, which GLCA selects patches by"
-    return Family(model, blocks, attentions, embed, {}, steps, ("sa", "pwca"), missing, merging)
+    return Family(model, blocks, attentions, embed, steps, ("sa", "pwca"), missing, merging)
 
 
 SWIN = family(SwinTransformer, {TimmBlock: SwinBlock}, {TimmAttention: WindowAttention})

@@ -2,6 +2,7 @@
 
 from timm.layers import Attention as TimmAttention
 from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import ResPostBlock as TimmResPostBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -59,6 +60,22 @@ class Block(PairBlock, TimmBlock):  # type: ignore[misc]
         return self.ls2(x)
 
 
+class ResPostBlock(PairBlock, TimmResPostBlock):  # type: ignore[misc]
+    """timm's post-norm block: x + norm1(attention(x)), then x + norm2(MLP(x))."""
+
+    def before_attention(self, x: Tensor) -> Tensor:
+        return x
+
+    def after_attention(self, x: Tensor) -> Tensor:
+        return self.norm1(x)
+
+    def before_mlp(self, x: Tensor) -> Tensor:
+        return x
+
+    def after_mlp(self, x: Tensor) -> Tensor:
+        return self.norm2(x)
+
+
 def embed(model: TimmModule, images: Tensor) -> Tensor:
     """What timm's `forward_features` does before the blocks."""
     return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
@@ -66,8 +83,7 @@ def embed(model: TimmModule, images: Tensor) -> Tensor:
 
 VIT = Family(
     VisionTransformer,
-    {TimmBlock: Block},
+    {TimmBlock: Block, TimmResPostBlock: ResPostBlock},
     {TimmAttention: Attention},
     embed,
-    {"block_fn": Block, "attn_layer": Attention},
 )

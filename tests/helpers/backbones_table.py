@@ -8,7 +8,7 @@ import timm
 import torch
 from timm_names import Entry, check, entry_of, names
 
-from dca_triton.model.backbone import FAMILIES
+from dca_triton.model.families import FAMILIES
 from dca_triton.ops.launch_table import HEAD_DIMS
 
 HEAD = """# Backbones
@@ -38,6 +38,8 @@ has no fused attention with a learned bias, as on a CPU, training keeps the atte
 - **D** is the width of a head. The Triton kernels take {dims}; others run on PyTorch with
   `backend="auto"`, and `backend="triton"` refuses them. The reference's layout has SA blocks of its
   own, with a D of their own.
+- **CaiT**'s talking heads run on PyTorch, and `backend="triton"` refuses them. In training they keep
+  attention maps ([memory and choices](layouts.md#cait)).
 
 | timm name | Class | Reads | Norm | D | Paper's layout | Reference's layout |
 |---|---|---|---|---|---|---|

@@ -4,14 +4,17 @@ import sys
 from types import NoneType
 from typing import Any, NamedTuple
 
+import cait_streams
 import timm
+import timm_streams
 import torch
-from timm_streams import narrow_model, randomized, slow_streams
+from timm_streams import narrow_model, randomized
 from timm_windows import slow_windows
 from torch import Tensor, nn
 
 from dca_triton.branches import BRANCHES, Branch
-from dca_triton.model.backbone import FAMILIES, Backbone, _patch, family_of, layout_faults
+from dca_triton.model.backbone import Backbone, _patch
+from dca_triton.model.families import FAMILIES, family_of, layout_faults
 
 LAYOUTS = ("paper", "reference")
 PARTNERS = torch.tensor([1, 2, -1])
@@ -131,6 +134,7 @@ def check(entry: Entry) -> None:
             return
         model = randomized(narrow_model(entry.name, sizes, img_size=size)).double().eval()
         model.backbone.model.load_state_dict(plain.state_dict(), strict=False)
+        slow_streams = cait_streams.slow_streams if entry.kind == "Cait" else timm_streams.slow_streams
         slow = slow_streams(model, plain, images, PARTNERS)
         streams = model.sa_and_pwca(images, partner_index=PARTNERS)
         close((streams.sa, streams.pwca, model.local_branch(streams, slow.selected)), slow[:3])

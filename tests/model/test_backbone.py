@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from timm_names import LAYOUTS, REFUSALS, entry_of, names
+from timm_names import LAYOUTS, REFUSALS, check, entry_of, names
 
 from dca_triton import DualAttentionModel
-from dca_triton.model.backbone import Backbone, layout_faults
+from dca_triton.model.backbone import Backbone
+from dca_triton.model.families import layout_faults
 
 PAPER = {"num_classes": 5, "img_size": 64, "layout": "paper"}
 
@@ -16,10 +17,11 @@ PAPER = {"num_classes": 5, "img_size": 64, "layout": "paper"}
 @pytest.mark.parametrize(
     "name, layout, words",
     [
-        ("resnet18", "paper", ["class token", "ResNet", "img_size"]),
+        ("resnet18", "paper", ["ResNet", "no multi-head attention"]),
+        ("resnet18", "reference", ["no class token"]),
         ("swin_tiny_patch4_window7_224", "reference", ["rollout"]),
         ("no_such_model", "paper", ["no_such_model", "timm"]),
-        ("vit_relpos_small_patch16_224", "paper", ["not a timm VisionTransformer"]),
+        ("vit_relpos_small_patch16_224", "paper", ["is not a VisionTransformer"]),
     ],
 )
 def test_unsupported_backbones(name, layout, words):
@@ -71,10 +73,16 @@ def test_every_reason_against_a_backbone() -> None:
     model.blocks[1].attn = torch.nn.Identity()
     faults = layout_faults(model, "paper")
     assert faults == [
-        "its blocks are Identity, not Block",
+        "its blocks are Identity, not Block or ResPostBlock",
         "its attention is Identity, not Attention",
     ]
     assert layout_faults(model, "reference") == []
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_rpn_224", "cait_m48_448"])
+def test_what_make_backbones_checks(name: str) -> None:
+    """Post-norm blocks, and a CaiT of other sizes."""
+    check(entry_of(name))
 
 
 def test_every_model_of_timm_serves_or_is_refused_as_the_docs_say() -> None:
