@@ -123,7 +123,7 @@ def _partner_tokens(a: Attention) -> int:
 
 def rows(x: Tensor) -> Tensor:
     """Return x (B, N, H, D) as the kernels read it: adjacent elements in a row, 128 rows within 2^31 elements,
-    and, where D is no multiple of 16, heads at multiples of the largest power of 2 that divides D.
+    and, where D is not a multiple of 16, heads at multiples of the largest power of 2 that divides D.
     """
     D = x.shape[-1]
     aligned = D % 16 == 0 or x.stride(2) % (D & -D) == 0
