@@ -2,9 +2,9 @@
 
 Names: p_ pointer, s_ stride, b_ block (tile), o_ offsets, m_ mask, i_ index. A head of an image is a matrix
 of n rows of D elements: rows are s_r elements apart, the elements of a row are adjacent. DP is D rounded up
-to a power of 2. Where D is not a multiple of 16, strides of heads are multiples of the largest power of 2 that
-divides D. Image, head and first row of a tile enter an address as 64-bit integers; offsets inside a tile
-have 32 bits.
+to a power of 2. Where D is not a multiple of 16, strides of heads are multiples of the largest power of 2
+that divides D. Image, head and first row of a tile enter an address as 64-bit integers; offsets inside a
+tile have 32 bits.
 """
 
 import triton

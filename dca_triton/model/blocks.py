@@ -54,8 +54,9 @@ class PairAttention(nn.Module):
     """Attention of each image to itself and to its partner, on some or all of the rows.
 
     A family's class inherits from this and from timm's attention, and says how it projects. It has timm's
-    attributes `num_heads`, `head_dim`, `attn_drop`, `norm`, `proj` and `proj_drop`, and a `gate`, which may be
-    None. A family whose attention the kernels do not compute gives the reasons, which `dca-triton info` prints.
+    attributes `num_heads`, `head_dim`, `attn_drop`, `norm`, `proj` and `proj_drop`, and a `gate`, which may
+    be None. A family whose attention the Triton kernels do not compute gives the reasons, which
+    `dca-triton info` prints.
     """
 
     backend: Backend = "auto"

@@ -72,8 +72,8 @@ def visualize(
     """Draw the rollout, local patches and SA's and GLCA's predictions of each photo into one file.
 
     With distractors (pair mode), also draw the share of attention that each PWCA block spends on them, for
-    the class token, if there is one, and averaged over the patches. Everything is computed from exact rollout and log-sum-exps;
-    no attention map is stored.
+    the class token, if there is one, and averaged over the patches. Everything is computed from exact rollout
+    and log-sum-exps; no attention map is stored.
 
     Args:
         model: Left in evaluation mode; photos are resized to its image size.

@@ -47,7 +47,7 @@ def test_what_a_backbone_runs_on_and_why(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_backbone_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(SystemExit, match="backbone_name must be a timm model .*, got 'nothing'"):
+    with pytest.raises(SystemExit, match=r"backbone_name must be a timm model .*, got 'nothing'"):
         main(["info", "--backbone_name=nothing"])
     with pytest.raises(ValueError, match=r"multiples of the patch \(16, 16\)"):
         info.info("test_vit", 100)

@@ -27,7 +27,7 @@ def test_a_backbone_whose_heads_triton_does_not_take_runs_on_pytorch_or_is_refus
     model(IMAGES)
     model.backend = "triton"
     for call in (model, model.extract_features, model.get_attention_maps):
-        with pytest.raises(RuntimeError, match="backend='triton' cannot .*D must be one of .*128, got 24"):
+        with pytest.raises(RuntimeError, match=r"backend='triton' cannot .*D must be one of .*128, got 24"):
             call(IMAGES)
 
 

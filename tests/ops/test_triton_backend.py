@@ -249,7 +249,7 @@ def test_rows_too_far_apart_are_copied() -> None:
 
 
 def test_heads_that_are_not_aligned_are_copied() -> None:
-    """Where D is not a multiple of 16, the kernels rely on strides that the largest power of 2 in D divides."""
+    """Where 16 does not divide D, the kernels rely on strides that the largest power of 2 in D divides."""
     for D, stride, taken in [(72, 72, True), (72, 80, True), (72, 76, False), (76, 80, True), (16, 19, True)]:
         x = torch.empty(3 * 2 * stride + D).as_strided((1, 3, 2, D), (0, 2 * stride, stride, 1))
         assert (triton_launch.rows(x) is x) is taken
