@@ -124,8 +124,8 @@ def _partner_tokens(a: Attention) -> int:
 def rows(x: Tensor) -> Tensor:
     """Return x (B, N, H, D) as the kernels read it.
 
-    Elements of a row are adjacent, and 128 rows lie within 2^31 elements. Where D is not a multiple of 16, the
-    stride of heads is a multiple of the largest power of 2 that divides D.
+    Elements of a row are adjacent, and 128 rows lie within 2^31 elements. Where D is not a multiple of 16,
+    the stride of heads is a multiple of the largest power of 2 that divides D.
     """
     D = x.shape[-1]
     aligned = D % 16 == 0 or x.stride(2) % (D & -D) == 0

@@ -31,7 +31,11 @@ ABOUT = (
     "Rollout is exact and starts from {start}; the bright patches are those that GLCA selected. "
     "Per branch the likeliest classes with their probabilities."
 )
-STARTS = {"class": "the class token", "avg": "the mean of the patches", "map": "attention pooling"}
+STARTS = {
+    "class": "the class token",
+    "avg": "the mean of the patches",
+    "map": "the weights of attention pooling",
+}
 PAGE = (
     HEAD
     + """figure {{ margin: 0 0 2rem }}

@@ -97,7 +97,7 @@ def test_each_row_is_one_photos_own(
     [
         ("test_vit", {}, "the class token"),
         ("test_vit2", {}, "the mean of the patches"),
-        ("test_vit3", {"reg_tokens": 0}, "attention pooling"),
+        ("test_vit3", {"reg_tokens": 0}, "the weights of attention pooling"),
     ],
 )
 def test_a_model_without_a_class_token_has_no_curve_of_one(
