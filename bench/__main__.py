@@ -1,14 +1,16 @@
 """Run the benchmarks on this machine, write a report, and check the CPU targets."""
 
 import argparse
+import math
 import sys
+import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from . import arguments, gate, report, results
-from .measure import Disagreement, keep_freed_memory, measure, peaks
+from .measure import Disagreement, Measured, keep_freed_memory, measure, peaks
 from .registry import Benchmark, benchmarks
 from .shapes import dtypes_on
 
@@ -56,32 +58,42 @@ def main() -> None:
         sys.exit("\n".join([f"{len(missed)} targets missed:", *missed]))
 
 
-def run(chosen: list[Benchmark], device: torch.device, output: Path) -> tuple[results.Results, Path]:
+def run(
+    chosen: list[Benchmark], device: torch.device, output: Path, deadline: float = math.inf
+) -> tuple[results.Results, Path]:
     """Measure, write `<device>.json`, `<device>.md` and plots to output, and print the report.
 
     The results so far are in `<device>.unfinished.json` while it runs. Results of an earlier run are replaced
-    at the end.
+    at the end. A benchmark that would probably not end before the deadline, on the clock of
+    `time.monotonic`, is left out, and the report says so. Benchmarks of the same name take about as long.
     """
     # In TF32, PyTorch's default for convolutions, a batch of patches and its two halves round differently.
     torch.backends.cudnn.allow_tf32 = False
-    measured = []
+    measured: list[tuple[Benchmark, dict[str, Measured]]] = []
+    left_out: list[str] = []
+    took: dict[str, float] = {}
     highest = peaks(device)
     for benchmark in (bar := tqdm(chosen, file=sys.stderr)):
         bar.set_description(benchmark.title)
+        start = time.monotonic()
+        if start + max(benchmark.seconds, took.get(benchmark.name, 0)) > deadline:
+            left_out.append(f"{benchmark.title}: there was no time left for it")
+            continue
         try:
-            figures = measure(benchmark.build(), benchmark.dtype, device, benchmark.seconds)
+            figures, without = measure(benchmark.build(), benchmark.dtype, device, benchmark.seconds)
         except torch.OutOfMemoryError:
-            tqdm.write(
-                f"Skipping {benchmark.title}: one of its paths needs more memory than this device has."
-            )
+            left_out.append(f"{benchmark.title}: one of its paths needs more memory than this device has")
             continue
         except Disagreement as error:
             sys.exit(f"{benchmark.title}: {error}")
         measured.append((benchmark, figures))
-        document = results.collect(measured, highest, device)
+        left_out += [f"{benchmark.title}: {reason}" for reason in without]
+        took[benchmark.name] = max(took.get(benchmark.name, 0), time.monotonic() - start)
+        document = results.collect(measured, highest, device, left_out)
         results.write(unfinished(document, output), document)
     if not measured:
-        sys.exit("nothing was measured: no benchmark fits into this device's memory")
+        sys.exit("\n".join(["nothing was measured:", *left_out]))
+    document = results.collect(measured, highest, device, left_out)
     file = publish(document, output)
     unfinished(document, output).unlink(missing_ok=True)
     return document, file

@@ -24,10 +24,17 @@ GPU_ROUND_MS = 100  # length of one round on a GPU; a path that takes longer run
 
 
 class Path(NamedTuple):
-    """A way to compute something. oracle: what its outputs must equal, by default the first path's."""
+    """A way to compute something.
+
+    oracle: what its outputs must equal, by default the first path's. peer: the path is another library's
+    code, which is left out where it does not run or computes something else. graph: time it as a CUDA graph,
+    which has no costs of the host.
+    """
 
     run: Run
     oracle: Run | None = None
+    peer: bool = False
+    graph: bool = False
 
 
 class Measured(NamedTuple):
@@ -47,29 +54,57 @@ class Disagreement(RuntimeError):
 
 def measure(
     paths: Mapping[str, Path], dtype: str, device: torch.device, seconds: float
-) -> dict[str, Measured]:
-    """Measure every path for about `seconds` in all; raises `Disagreement` before any timing."""
-    check_agreement(paths, dtype)
-    times = by_turns({name: path.run for name, path in paths.items()}, device, seconds)
-    return {name: Measured(times[name], peak_bytes(path.run, device)) for name, path in paths.items()}
+) -> tuple[dict[str, Measured], list[str]]:
+    """Measure every path for about `seconds` in all.
+
+    Returns the figures, and a sentence for each peer that is left out. Raises `Disagreement` before any
+    timing.
+    """
+    left_out = check_agreement(paths, dtype)
+    paths = {name: path for name, path in paths.items() if name not in left_out}
+    times = by_turns(paths, device, seconds)
+    figures = {name: Measured(times[name], peak_bytes(path.run, device)) for name, path in paths.items()}
+    return figures, list(left_out.values())
 
 
-def check_agreement(paths: Mapping[str, Path], dtype: str) -> None:
-    """Raise `Disagreement` for outputs that differ from their oracle, are missing, or are not finite."""
+def check_agreement(paths: Mapping[str, Path], dtype: str) -> dict[str, str]:
+    """Compare the outputs of every path with those of its oracle.
+
+    Returns a sentence for each peer that does not run or computes something else. Raises `Disagreement` for
+    other paths whose outputs differ, are missing, or are not finite.
+    """
     (_, first), *others = paths.items()
     expected = _outputs(first.run)
-    faults = []
+    faults, left_out = [], {}
     for name, path in others:
         oracle = expected if path.oracle is None else _outputs(path.oracle)
-        actual = _outputs(path.run)
-        if actual.keys() != oracle.keys():
-            faults.append(f"{name}: only one side has {sorted(actual.keys() ^ oracle.keys())}")
-        for output in sorted(actual.keys() & oracle.keys()):
-            error = relative_error(actual[output], oracle[output])
-            if not error <= TOLERANCE[dtype]:
-                faults.append(f"{name}: {output} differs by {error:.2g}, more than {TOLERANCE[dtype]:g}")
+        try:
+            differences = _differences(_outputs(path.run), oracle, TOLERANCE[dtype])
+        except Exception as error:  # whatever another library raises
+            if not path.peer:
+                raise
+            differences = [f"it does not run ({type(error).__name__}: {_first_line(error)})"]
+        if differences and path.peer:
+            left_out[name] = f"{name}: {'; '.join(differences)}"
+        faults += [f"{name}: {difference}" for difference in differences if not path.peer]
     if faults:
         raise Disagreement("paths that do not compute the same are not timed: " + "; ".join(faults))
+    return left_out
+
+
+def _differences(actual: Outputs, expected: Outputs, tolerance: float) -> list[str]:
+    found = []
+    if actual.keys() != expected.keys():
+        found.append(f"only one side has {sorted(actual.keys() ^ expected.keys())}")
+    for output in sorted(actual.keys() & expected.keys()):
+        error = relative_error(actual[output], expected[output])
+        if not error <= tolerance:
+            found.append(f"{output} differs by {error:.2g}, more than {tolerance:g}")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -81,22 +116,24 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return difference / float(expected.norm()) if difference else 0.0
 
 
-def by_turns(runs: Mapping[str, Run], device: torch.device, seconds: float) -> dict[str, list[float]]:
-    """Time runs in turns (A B C A B C), so that a slower phase of the machine slows all; in milliseconds."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+def by_turns(paths: Mapping[str, Path], device: torch.device, seconds: float) -> dict[str, list[float]]:
+    """Time paths in turns (A B C A B C), so that a slower phase of the machine slows all; in milliseconds."""
+    times: dict[str, list[float]] = {name: [] for name in paths}
     start = time.perf_counter()
     for done in range(MAX_ROUNDS):
         if done >= MIN_ROUNDS and (time.perf_counter() - start) * (done + 1) / done > seconds:
             break
-        for name, run in runs.items():
-            times[name].append(_milliseconds(run, device))
+        for name, path in paths.items():
+            times[name].append(_milliseconds(path.run, device, path.graph))
     return times
 
 
-def _milliseconds(run: Run, device: torch.device) -> float:
+def _milliseconds(run: Run, device: torch.device, graph: bool = False) -> float:
     if device.type == "cuda":
-        from triton.testing import do_bench
+        from triton.testing import do_bench, do_bench_cudagraph
 
+        if graph:
+            return float(do_bench_cudagraph(run, rep=GPU_ROUND_MS, return_mode="median"))
         return float(do_bench(run, warmup=GPU_ROUND_MS // 4, rep=GPU_ROUND_MS, return_mode="median"))
     start = time.perf_counter()
     run()

@@ -14,6 +14,7 @@ from .formulations import CompiledMaps, Logits, Maps, SelectedMaps
 from .measure import Outputs, Path, Run
 from .own_way import BestOwnWay, CompiledBestOwnWay
 from .paper_maps import PaperMaps, PaperSAMaps, SAAlone
+from .peers import peers
 from .shapes import DTYPES, ModelShape, backend_on
 
 Forward = Callable[..., Logits]
@@ -87,6 +88,9 @@ def paths(shape: ModelShape, dtype: str, device: torch.device, training: bool) -
         "library, paper layout, PWCA in the last four blocks": Path(
             library(late), oracle=step(PaperMaps(late), late)
         ),
+    } | {
+        f"best own way, {name}": Path(step(BestOwnWay(own, attend)), peer=True)
+        for name, attend in peers(device).items()
     }
 
 

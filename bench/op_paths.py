@@ -6,13 +6,13 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
 from dca_triton import local_attention, pair_attention, reference, rollout_row
 from dca_triton.ops import pair_up
 
 from .formulations import attention_map, merged
 from .measure import Outputs, Path
+from .peers import Attend, peers
 from .shapes import DTYPES, OpShape, backend_on
 
 MAPS_HELD = 1000  # tokens; beyond this, precomputed maps would take gigabytes
@@ -45,8 +45,8 @@ def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool)
         share = torch.sigmoid(own_lse - pair_lse)[..., None].to(own.dtype)
         return merged(torch.lerp(pair, own, share))
 
-    def flex() -> Tensor:
-        return merged(compiled_flex(*cat()))
+    def of_peer(attend: Attend) -> Tensor:
+        return merged(attend(*cat()))
 
     def library() -> Tensor:
         q, k, v = packed.unbind(2)
@@ -55,10 +55,8 @@ def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool)
     ways = {"eager maps": eager, "SDPA on cat": sdpa, "library": library}
     if not training:  # PyTorch's fused kernels have no gradient for the log-sum-exp
         ways["two SDPA merged"] = two_sdpa
-    if device.type == "cuda":
-        torch.compiler.reset()  # as in `CompiledMaps`
-        compiled_flex = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-        ways["FlexAttention"] = flex
+    torch.compiler.reset()  # graphs of other benchmarks would count toward the recompilation limit
+    others = {name: partial(of_peer, attend) for name, attend in peers(device).items()}
 
     def run(way: Callable[[], Tensor]) -> Outputs:
         out = way()
@@ -66,7 +64,16 @@ def pair_paths(shape: OpShape, dtype: str, device: torch.device, training: bool)
             return {"out": out}
         return {"out": out.detach(), "gradient": torch.autograd.grad(out, packed, incoming)[0]}
 
-    return {name: Path(partial(run, way)) for name, way in ways.items()}
+    own = {name: Path(partial(run, way)) for name, way in ways.items()}
+    peer = {name: Path(partial(run, way), peer=True) for name, way in others.items()}
+    return own | peer | ({} if training else _graphs(own, device))
+
+
+def _graphs(paths: dict[str, Path], device: torch.device) -> dict[str, Path]:
+    """Return the same paths once more on a GPU, timed as CUDA graphs."""
+    if device.type != "cuda":
+        return {}
+    return {f"{name}, CUDA graph": path._replace(graph=True) for name, path in paths.items()}
 
 
 def _sdpa_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +105,7 @@ def rollout_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str,
     if shape.N <= MAPS_HELD:
         maps = [reference.attention_weights(q, k) for q, k in zip(qs, ks, strict=True)]
         ways["matrix of given maps"] = Path(matrix_of_maps)
-    return ways
+    return ways | _graphs(ways, device)
 
 
 def local_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str, Path]:
@@ -119,7 +126,8 @@ def local_paths(shape: OpShape, dtype: str, device: torch.device) -> dict[str, P
     def library() -> Outputs:
         return {"out": local_attention(q, k, v, index, backend=backend_on(device)).flatten(2)}
 
-    return {"eager maps": Path(eager), "gather + SDPA": Path(sdpa), "library": Path(library)}
+    ways = {"eager maps": Path(eager), "gather + SDPA": Path(sdpa), "library": Path(library)}
+    return ways | _graphs(ways, device)
 
 
 def _packed(shape: OpShape, dtype: str, device: torch.device) -> Tensor:

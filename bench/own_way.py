@@ -19,15 +19,30 @@ from .formulations import (
     timm_block,
     with_pair,
 )
+from .peers import Attend
 
 
 class BestOwnWay(Formulation):
     """The reference layout as an expert would write it without the library.
 
-    Attention is PyTorch's fused one; keys and values of the partner are concatenated. The partner's features
-    are those of its own image in the batch, and only its keys and values are projected. Nothing reads more
-    than the class token, so there is no rollout, and GLCA and the last SA block compute one query.
+    Attention is fused; keys and values of the partner are concatenated. The partner's features are those of
+    its own image in the batch, and only its keys and values are projected. Nothing reads more than the class
+    token, so there is no rollout, and GLCA and the last SA block compute one query.
+
+    Args:
+        model: Has the weights.
+        attend: The fused attention, also in the backbone; by default PyTorch's.
     """
+
+    def __init__(self, model: DualAttentionModel, attend: Attend = F.scaled_dot_product_attention) -> None:
+        super().__init__(model)
+        self.attend = attend
+
+    def features(self, images: Tensor) -> Tensor:
+        """As in `Maps`."""
+        if self.attend is F.scaled_dot_product_attention:
+            return super().features(images)
+        return features_by_block(self.model, images, self.block)
 
     def forward(self, images: Tensor, partner_index: Tensor | None = None) -> Logits:
         """As in `Maps`."""
@@ -55,7 +70,7 @@ class BestOwnWay(Formulation):
         q, k, v = heads(block, x)
         if pair is not None:
             q, k, v = with_pair((q, k, v), (q, *keys_and_values(block, pair)))
-        return rest(block, x[:, :queries], F.scaled_dot_product_attention(q[:, :, :queries], k, v))
+        return rest(block, x[:, :queries], self.attend(q[:, :, :queries], k, v))
 
     def glca(self, x: Tensor) -> Tensor:
         """GLCA's class token (B, C); no selected row of its only block can reach it."""
@@ -64,7 +79,7 @@ class BestOwnWay(Formulation):
         normed, glca = block.norm(x), block.glca
         projected = glca.q_proj(normed[:, :1]), glca.k_proj(normed), glca.v_proj(normed)
         q, k, v = (y.unflatten(2, (glca.num_heads, -1)).transpose(1, 2) for y in projected)
-        return (x[:, :1] + glca.proj(merged(F.scaled_dot_product_attention(q, k, v))))[:, 0]
+        return (x[:, :1] + glca.proj(merged(self.attend(q, k, v))))[:, 0]
 
 
 class CompiledBestOwnWay(BestOwnWay):

@@ -37,6 +37,7 @@ def markdown(results: Results, figures: list[str] = ()) -> str:  # type: ignore[
         *operation_table(results),
         *growth_table(results),
         *(line for name in figures for line in (f"![{File(name).stem}]({name})", "")),
+        *not_measured(results),
     ]
     return "\n".join(lines)
 
@@ -88,6 +89,12 @@ def operation_table(results: Results) -> list[str]:
                 ]
             )
     return _table(["operation", "path", "time", "ratio", "of matmul peak", "GB/s", "peak memory"], rows)
+
+
+def not_measured(results: Results) -> list[str]:
+    """Return a list of what was left out, with reasons; nothing if nothing was."""
+    left_out = [f"- {sentence}" for sentence in results["left_out"]]
+    return ["Not measured:", "", *left_out, ""] if left_out else []
 
 
 def growth_table(results: Results) -> list[str]:

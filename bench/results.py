@@ -27,14 +27,19 @@ def collect(
     measured: Iterable[tuple[Benchmark, Mapping[str, Measured]]],
     peaks: Mapping[str, float],
     device: torch.device,
+    left_out: Iterable[str] = (),
 ) -> Results:
-    """Return one document: the machine, and an entry for each path of each benchmark (times in seconds)."""
+    """Return one document: the machine, and an entry for each path of each benchmark (times in seconds).
+
+    left_out: a sentence for each benchmark and path that was not measured.
+    """
     return {
         "machine_info": machine(device),
         "commit_info": commit(),
         "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": "5.0.0",
         "peaks": dict(peaks),
+        "left_out": list(left_out),
         "benchmarks": [
             entry(benchmark, name, figures, paths)
             for benchmark, paths in measured

@@ -41,9 +41,10 @@ class Range(NamedTuple):
 
     def assert_values(self) -> None:
         """Queue an assertion about values that cannot be read here."""
-        # `high` in the message would pin the batch size of a compiled graph.
-        holds = ((self.values >= self.low) & (self.values < self.high)).all()
-        _assert(self.values, holds, f"{self.name} must hold values >= {self.low} and below its limit")
+        if _has_unread_values(self.values):
+            # `high` in the message would pin the batch size of a compiled graph.
+            holds = ((self.values >= self.low) & (self.values < self.high)).all()
+            torch._assert_async(holds, f"{self.name} must hold values >= {self.low} and below its limit")
 
 
 def check_tensors(needed: Mapping[str, object], **optional: object) -> None:
@@ -200,7 +201,8 @@ START_ROW = "row must hold finite values >= 0"
 
 def assert_start_row(row: Tensor) -> None:
     """Assert the values of a sound start row where they cannot be read."""
-    _assert(row, _is_start_row(row), START_ROW)
+    if _has_unread_values(row):
+        torch._assert_async(_is_start_row(row), START_ROW)
 
 
 def _is_start_row(row: Tensor) -> Tensor:
@@ -265,10 +267,9 @@ def _readable(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _assert(x: Tensor, holds: Tensor, message: str) -> None:
-    """Queue an assertion about values of x that cannot be read; a tensor on the meta device has no values."""
-    if not _readable(x) and x.device.type != "meta":
-        torch._assert_async(holds, message)
+def _has_unread_values(x: Tensor) -> bool:
+    """Whether x has values that nobody has read; a tensor on the meta device has none."""
+    return not _readable(x) and x.device.type != "meta"
 
 
 def _dims(shape: str) -> int:

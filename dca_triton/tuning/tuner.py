@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,11 +121,12 @@ def tune(
     lengths: Sequence[int] = (197, 785),
     output: Path | None = None,
     progress: bool = True,
+    deadline: float = math.inf,
 ) -> list[Choice]:
     """Time launch candidates on a GPU and write the fastest of each kernel and length to the GPU's table.
 
-    The cost model picks the candidates to time. An interrupted run can be repeated: it continues from
-    `<output>.unfinished`.
+    The cost model picks the candidates to time. A run that was interrupted, or that ended at its deadline,
+    can be repeated: it continues from `<output>.unfinished`.
 
     Args:
         device: A CUDA or ROCm device; by default the current one.
@@ -133,6 +136,7 @@ def tune(
         lengths: Numbers of tokens.
         output: The table to write, or to add to; by default the one that launches on this GPU read.
         progress: Show progress bars, and the path of the table.
+        deadline: When to stop, on the clock of `time.monotonic`. The table then holds what was measured.
 
     Returns:
         The choices that this call measured.
@@ -156,9 +160,11 @@ def tune(
     launches = [
         (key, n) for key, n in _launches(ops, head_dims, dtypes, lengths) if n not in done.get(key, {})
     ]
-    ranking = _ranked(launch_table.nearest_arch(gpu.arch), launches, progress)
+    ranking = _ranked(launch_table.nearest_arch(gpu.arch), launches, progress, deadline)
     choices = []
     for (key, n), ranked in tqdm(ranking.items(), "time", disable=not progress):
+        if time.monotonic() > deadline:
+            break
         with torch.cuda.device(device):  # CUDA events are recorded on the current device
             best = _fastest(
                 key, n, device, [assessment.job.config for assessment in ranked[:TIMED_CANDIDATES]]
@@ -168,8 +174,12 @@ def tune(
         launch_table.write(unfinished, source, done)
     for key, by_length in done.items():
         table[key] = table.get(key, {}) | by_length
-    launch_table.write(output, source, table)
-    unfinished.unlink(missing_ok=True)
+    if table:
+        launch_table.write(output, source, table)
+    if left := len(launches) - len(choices):
+        tqdm.write(f"Time is up: {left} of {len(launches)} choices are not measured; the next run goes on.")
+    else:
+        unfinished.unlink(missing_ok=True)
     launch_table.forget()
     if progress:
         tqdm.write(f"The table is {output}.")
@@ -192,21 +202,31 @@ def _launches(
     ]
 
 
-def _ranked(target: str, launches: Sequence[tuple[launch_table.Key, int]], progress: bool) -> Ranking:
+def _ranked(
+    target: str,
+    launches: Sequence[tuple[launch_table.Key, int]],
+    progress: bool,
+    deadline: float = math.inf,
+) -> Ranking:
+    """Rank the candidates of the launches; at the deadline, of those whose candidates are all assessed."""
     jobs = [Job(key, n, target, config) for key, n in launches for config in candidates(key.dtype)]
     ranking: Ranking = {launch: [] for launch in launches}
     errors: dict[tuple[launch_table.Key, int], list[Exception]] = {launch: [] for launch in launches}
+    missing = Counter((job.key, job.n) for job in jobs)
     for job, result in assess_all(jobs, progress=progress):
+        missing[job.key, job.n] -= 1
         if isinstance(result, Exception):
             errors[job.key, job.n].append(result)
         elif math.isfinite(result.clocks):
             ranking[job.key, job.n].append(result)
+        if time.monotonic() > deadline:
+            break
     for (key, n), raised in errors.items():
         if len(raised) == len(candidates(key.dtype)):
             raise RuntimeError(f"no candidate compiles for {target} for {_describe(key, n)}") from raised[0]
     for ranked in ranking.values():
         ranked.sort(key=lambda assessment: assessment.clocks)
-    return ranking
+    return {launch: ranked for launch, ranked in ranking.items() if not missing[launch]}
 
 
 def _earlier(name: str, path: Path, source: str) -> launch_table.Table:

@@ -49,17 +49,37 @@ def test_a_path_with_an_oracle_answers_to_it():
         measure.check_agreement({"first": path(torch.ones(3)), "own": wrong}, "fp32")
 
 
+def test_a_peer_that_differs_or_does_not_run_is_left_out_with_its_reason():
+    def broken():
+        raise RuntimeError("no kernel for\nthis device")
+
+    paths = {
+        "first": path(torch.ones(3)),
+        "peer": path(torch.ones(3))._replace(peer=True),
+        "wrong": path(torch.zeros(3))._replace(peer=True),
+        "broken": Path(broken, peer=True),
+    }
+    figures, left_out = measure.measure(paths, "fp32", CPU, seconds=0)
+    assert list(figures) == ["first", "peer"]
+    assert left_out == [
+        "wrong: out differs by 1, more than 0.0001",
+        "broken: it does not run (RuntimeError: no kernel for)",
+    ]
+    with pytest.raises(RuntimeError, match="no kernel"):
+        measure.measure({**paths, "broken": Path(broken)}, "fp32", CPU, seconds=0)
+
+
 def test_paths_take_turns():
     log: list[str] = []
-    runs = {name: path(torch.ones(1), log, name).run for name in "ab"}
-    times = measure.by_turns(runs, CPU, seconds=0)
+    paths = {name: path(torch.ones(1), log, name) for name in "ab"}
+    times = measure.by_turns(paths, CPU, seconds=0)
     assert log == ["a", "b"] * measure.MIN_ROUNDS
     assert {name: len(rounds) for name, rounds in times.items()} == dict.fromkeys("ab", measure.MIN_ROUNDS)
     assert all(t > 0 for rounds in times.values() for t in rounds)
 
 
 def test_rounds_end():
-    times = measure.by_turns({"a": path(torch.ones(1)).run}, CPU, seconds=1e9)
+    times = measure.by_turns({"a": path(torch.ones(1))}, CPU, seconds=1e9)
     assert len(times["a"]) == measure.MAX_ROUNDS
 
 

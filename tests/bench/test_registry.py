@@ -1,13 +1,16 @@
 """Compared paths agree on small shapes, a planted fault is refused, and titles are unique."""
 
+import sys
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import fakes
 import pytest
 import torch
+import torch.nn.functional as F
 
-from bench import gate, model_paths, op_paths, report
+from bench import gate, model_paths, op_paths, peers, report
 from bench.formulations import Maps
 from bench.measure import Disagreement, check_agreement, peak_bytes
 from bench.paper_maps import PaperSAMaps
@@ -77,6 +80,41 @@ def test_a_wrong_partner_is_refused():
 
     with patch.object(Maps, "pair_block", planted), pytest.raises(Disagreement, match="pwca_logits differs"):
         check_agreement(paths, "bf16")
+
+
+def test_a_step_with_a_peer_s_attention_has_it_in_every_block(monkeypatch):
+    calls = []
+
+    def right(q, k, v):
+        calls.append(k.shape[2])
+        return F.scaled_dot_product_attention(q, k, v)
+
+    monkeypatch.setattr(
+        model_paths, "peers", lambda _: {"right": right, "wrong": lambda q, k, v: right(q, k, v) + 1}
+    )
+    paths = model_paths.paths(MODEL, "fp32", fakes.CPU, True)
+    names = ["best own way", "best own way, right", "best own way, wrong"]
+    left_out = check_agreement({name: paths[name] for name in names}, "fp32")
+    assert list(left_out) == ["best own way, wrong"]
+    layers, tokens = 12 + 12 + 1, 10  # of the backbone, SA and GLCA; PWCA has the keys of two images
+    assert calls.count(tokens) == 2 * layers and calls.count(2 * tokens) == 2 * 12
+
+
+def test_peers_are_those_that_are_installed(monkeypatch):
+    def attention(q, k, v):
+        assert q.shape == (2, 5, 3, 4)  # (B, M, H, D), as flash-attn has it
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2), "lse"
+
+    q, k, v = torch.randn(2, 3, 5, 4), *torch.randn(2, 2, 3, 7, 4)
+    assert peers.peers(fakes.CPU) == {}
+    names = ["cuDNN SDPA", "FlashAttention 2 SDPA", "FlexAttention"]
+    assert list(peers.peers(GPU)) == names
+    cute = SimpleNamespace(flash_attn_func=attention)
+    monkeypatch.setattr(peers, "find_spec", lambda name: name == "flash_attn.cute" or None)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", cute)
+    found = peers.peers(GPU)
+    assert list(found) == [*names, "FlexAttention FLASH", "flash-attn-4"]
+    torch.testing.assert_close(found["flash-attn-4"](q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
 @pytest.mark.parametrize("training", [False, True])

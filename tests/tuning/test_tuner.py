@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +15,8 @@ from tuning_cases import KEY, A, B, C, on
 from dca_triton.ops import launch_table
 from dca_triton.ops.launch_table import Config, Key
 from dca_triton.tuning import tuner
+from dca_triton.tuning.meter.assess import Assessment
+from dca_triton.tuning.meter.launches import Job
 
 
 def test_the_model_ranks_without_a_gpu_and_leaves_out_what_spills(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +93,8 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
     device = on(monkeypatch, "Fake", "sm_90")
     measured: list[Config] = []
 
-    def ranked(target: str, choices: list[tuple[Key, int]], progress: bool) -> dict:
-        assert target == "sm_90"
+    def ranked(target: str, choices: list[tuple[Key, int]], progress: bool, deadline: float) -> dict:
+        assert (target, deadline) == ("sm_90", math.inf)
         assert len(choices) == (1 if measured else 2)
         return {
             choice: [SimpleNamespace(job=SimpleNamespace(config=config)) for config in (A, C)]
@@ -136,6 +138,44 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
     assert '"measured on Fake"' in (configs / "Fake.json").read_text()
     assert not (configs / "Fake.json.unfinished").exists()
     assert "64/64/8/2" in tuner.table([choice])
+
+
+def test_the_deadline_keeps_what_is_measured_and_the_next_run_goes_on(
+    configs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = on(monkeypatch, "Fake", "sm_90")
+    clock = [0.0]
+
+    def assess_all(jobs: list[Job], progress: bool) -> Iterator[tuple[Job, Assessment]]:
+        for job in jobs:
+            clock[0] += 1  # second
+            yield job, SimpleNamespace(job=job, clocks=1.0)  # type: ignore[misc]
+
+    def fastest(key: Key, n: int, *_: object) -> tuner.Choice:
+        clock[0] += 10
+        return tuner.Choice(key, n, A, 1.0, 1.0)
+
+    monkeypatch.setattr(tuner.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(tuner, "assess_all", assess_all)
+    monkeypatch.setattr(tuner, "_fastest", fastest)
+    monkeypatch.setattr(tuner, "candidates", lambda dtype: [A, B])
+    run = dict(device=device, ops=["rollout_row"], dtypes=["fp16"], lengths=[64, 197, 785], progress=False)
+    # 5 seconds: of the third length one of two candidates is compiled, and the first length is timed.
+    found = tuner.tune(**run, deadline=4.5)  # type: ignore[arg-type]
+    assert [choice.n for choice in found] == []
+    assert "Time is up: 3 of 3 choices are not measured" in capsys.readouterr().out
+    assert not (configs / "Fake.json").exists()
+    clock[0] = 0
+    found = tuner.tune(**run, deadline=15)  # type: ignore[arg-type]
+    assert [choice.n for choice in found] == [64]
+    assert launch_table.read(configs / "Fake.json") == {KEY: {64: A}}
+    assert launch_table.read(configs / "Fake.json.unfinished") == {KEY: {64: A}}
+    found = tuner.tune(**run)  # type: ignore[arg-type]
+    assert [choice.n for choice in found] == [197, 785]
+    assert launch_table.read(configs / "Fake.json") == {KEY: {64: A, 197: A, 785: A}}
+    assert not (configs / "Fake.json.unfinished").exists()
 
 
 @pytest.mark.parametrize("path", ["a file/table.json", "a file/folder/table.json"])
