@@ -73,7 +73,8 @@ def pair_attention(
         RuntimeError: backend="triton" cannot run here; the message gives every reason.
     """
     if isinstance(partner_index, Partners):
-        checks.check_tensors({f"partner_index.{x}": value for x, value in partner_index._asdict().items()})
+        *tensors, _ = partner_index._asdict().items()
+        checks.check_tensors({f"partner_index.{name}": value for name, value in tensors})
         index = None
     else:
         index = partner_index
@@ -88,7 +89,7 @@ def pair_attention(
     return chosen.pair_attention(attention)
 
 
-def pair_up(index: Tensor, images: int) -> Partners:
+def pair_up(index: Tensor, images: int, unpaired: int = 0) -> Partners:
     """Check and invert an index of partners once for all blocks of a step.
 
     `pair_attention` takes the result as its partner_index. This costs no host sync.
@@ -97,14 +98,18 @@ def pair_up(index: Tensor, images: int) -> Partners:
         index: The partner of each row (B,), int32 or int64 in [-1, images); repeats are allowed, -1 means no
             partner.
         images: The number of images to choose from.
+        unpaired: So many leading rows have no partner, in [0, B]. Where reading the index would cost a host
+            sync, PyTorch's code computes no partners for these rows; the kernels never do.
 
     Raises:
         ValueError: Wrong shape, dtype or values, every reason at once.
     """
     checks.check_tensors({"index": index})
-    raise_faults(checks.pair_up(index, images))
+    raise_faults(checks.pair_up(index, images, unpaired))
     checks.Range("index", index, -1, images).assert_values()
-    return invert_pairs(index.clone(), images)  # so that a later change of index cannot make the two disagree
+    checks.Range("index[:unpaired]", index[:unpaired], -1, 0).assert_values()
+    # A copy, so that a later change of index cannot make the two disagree.
+    return invert_pairs(index.clone(), images, unpaired)
 
 
 def local_attention(
