@@ -15,7 +15,7 @@ def stale(arch: str, keys: Collection[launch_table.Key] = (), progress: bool = F
     keys: the kernels to rank; by default all. Returns a sentence for each configuration that a neighbor beats
     by more than 3 %, or that spills while a neighbor does not.
     """
-    table = launch_table.read(launch_table.CONFIGS / f"{arch}.json")
+    table = launch_table.modeled(arch)
     shipped = {(key, n): config for key in keys or table for n, config in table[key].items()}
     tried = {
         launch: [config, *neighbors(config, candidates(launch[0].dtype, arch))]

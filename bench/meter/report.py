@@ -39,14 +39,14 @@ def matrix_jobs(archs: tuple[str, ...] = tuple(CHIPS)) -> Iterator[Job]:
     Those of pair attention come twice: partners in the batch, and partners in tensors of their own.
     """
     for arch in archs:
-        for key, by_length in launch_table.read(launch_table.CONFIGS / f"{arch}.json").items():
+        for key, by_length in launch_table.modeled(arch).items():
             for n, config in by_length.items():
                 yield from uses(Job(key, n, arch, config))
 
 
 def shipped(key: launch_table.Key, n: int, arch: str) -> launch_table.Config:
     """Return the configuration that an untuned GPU of this architecture launches."""
-    return launch_table.nearest(launch_table.read(launch_table.CONFIGS / f"{arch}.json")[key], n)
+    return launch_table.nearest(launch_table.modeled(arch)[key], n)
 
 
 def name_of(job: Job) -> str:

@@ -24,7 +24,7 @@ def test_the_shipped_choice_is_ranked_first(arch: str, key: Key) -> None:
 
 def test_a_choice_that_a_neighbor_beats_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arch, key = SAMPLE[0]
-    (shipped,) = launch_table.read(launch_table.CONFIGS / f"{arch}.json")[key].values()
+    (shipped,) = launch_table.modeled(arch)[key].values()
     worse = Config(shipped.block_m, shipped.block_n // 2, shipped.num_warps, shipped.num_stages)
     launch_table.write(tmp_path / f"{arch}.json", "static model", {key: {197: worse}})
     monkeypatch.setattr(launch_table, "CONFIGS", tmp_path)
