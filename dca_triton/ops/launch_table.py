@@ -1,8 +1,8 @@
 """Launch configurations of the kernels: measured on a GPU, or the static model's choice for its architecture.
 
 `configs/<device name>.json` holds what `dca-triton tune` measured on that device. `configs/<arch>.json` holds
-the static model's choice for every operation, head dimension and dtype. Choices depend on the length,
-never on the batch size.
+the static model's choice for every operation, head dimension and dtype; `modeled` says how versions of Triton
+differ. Choices depend on the length, never on the batch size.
 """
 
 import functools
@@ -139,8 +139,26 @@ def sanitized(name: str) -> str:
 def tables(gpu: Gpu) -> tuple[Table, Table]:
     """The device's measured table, empty if nothing was measured, and its architecture's modeled table."""
     measured = CONFIGS / f"{gpu.name}.json"
-    modeled = CONFIGS / f"{nearest_arch(gpu.arch)}.json"
-    return read(measured) if measured.exists() else {}, read(modeled)
+    return read(measured) if measured.exists() else {}, modeled(nearest_arch(gpu.arch))
+
+
+def modeled(arch: str) -> Table:
+    """The static model's table of an architecture, as it is for the installed version of Triton.
+
+    `<arch>-triton-<version>.json` replaces the choices of `<arch>.json` that a compiler of this version or a
+    newer one serves badly, for example because they spill registers.
+    """
+    table = read(CONFIGS / f"{arch}.json")
+    for path in sorted(CONFIGS.glob(f"{arch}-triton-*.json"), key=lambda path: _version(path.stem)):
+        if _version(path.stem) <= _version(f"triton-{triton_version()}"):
+            table |= read(path)
+    return table
+
+
+def _version(name: str) -> tuple[int, ...]:
+    """Major and minor number at the end of a name such as `sm_90-triton-3.9`; empty if there is none."""
+    found = re.search(r"triton-(\d+)\.(\d+)", name)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 @functools.cache
