@@ -56,7 +56,7 @@ def attention_dq(
     o_out = ((tl.cast(i_b, tl.int64) * M + i_m) * H + i_h) * D
     c = scale * LOG2E
     # [BM, DP]
-    q = load_rows(row_ptr(head_ptr(p_q, i_b, s_qb, i_h, s_qh), i_m, s_qm), o_q, s_qm, M, D, DP, False)
+    q = load_rows(row_ptr(head_ptr(p_q, i_b, s_qb, i_h, s_qh, D), i_m, s_qm), o_q, s_qm, M, D, DP, False)
     out = load_rows(p_out + o_out, o_q, H * D, M, D, DP, False)
     dout = load_rows(p_dout + o_out, o_q, H * D, M, D, DP, False)
     # [BM]
@@ -69,10 +69,10 @@ def attention_dq(
     dq = tl.zeros([BM, DP], tl.float32)
     for i_s in range(sources):
         p_ks, s_k, n = own_or_partner(
-            i_s, p_k, s_kb, s_kn, s_kh, N, p_k2, s_k2b, s_k2n, s_k2h, N2, i_b, partner, i_h
+            i_s, p_k, s_kb, s_kn, s_kh, N, p_k2, s_k2b, s_k2n, s_k2h, N2, i_b, partner, i_h, D
         )
         p_vs, s_v, n = own_or_partner(
-            i_s, p_v, s_vb, s_vn, s_vh, N, p_v2, s_v2b, s_v2n, s_v2h, N2, i_b, partner, i_h
+            i_s, p_v, s_vb, s_vn, s_vh, N, p_v2, s_v2b, s_v2n, s_v2h, N2, i_b, partner, i_h, D
         )
         whole = n // BN * BN
         dq = accumulate_dq(
@@ -130,8 +130,8 @@ def attention_dkdv(
     o_k = i_n + tl.minimum(o_n, N - i_n - 1).to(tl.int64)
     c = scale * LOG2E
     # [BN, DP]
-    k = load_rows(head_ptr(p_k, i_b, s_kb, i_h, s_kh), o_k, s_kn, N, D, DP, False)
-    v = load_rows(head_ptr(p_v, i_b, s_vb, i_h, s_vh), o_k, s_vn, N, D, DP, False)
+    k = load_rows(head_ptr(p_k, i_b, s_kb, i_h, s_kh, D), o_k, s_kn, N, D, DP, False)
+    v = load_rows(head_ptr(p_v, i_b, s_vb, i_h, s_vh, D), o_k, s_vn, N, D, DP, False)
     dk = tl.zeros([BN, DP], tl.float32)
     dv = tl.zeros([BN, DP], tl.float32)
 
@@ -142,7 +142,7 @@ def attention_dkdv(
         i_q = i_b
         if p_reader is not None:
             i_q = tl.load(p_reader + i_r, mask=i_r >= first, other=i_b).to(tl.int32)
-        p_qs = head_ptr(p_q, i_q, s_qb, i_h, s_qh)
+        p_qs = head_ptr(p_q, i_q, s_qb, i_h, s_qh, D)
         p_ds = p_dout + (tl.cast(i_q, tl.int64) * M * H + i_h) * D
         o_row = (tl.cast(i_q, tl.int64) * H + i_h) * M
         whole = M // BM * BM

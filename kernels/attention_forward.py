@@ -70,7 +70,7 @@ def attention_forward(
     if p_index is not None:
         o_q = tl.load(row_ptr(p_index, i_b, M) + o_q)
     # [BM, DP]
-    q = load_rows(head_ptr(p_q, i_b, s_qb, i_h, s_qh), o_q.to(tl.int64), s_qm, M, D, DP, False)
+    q = load_rows(head_ptr(p_q, i_b, s_qb, i_h, s_qh, D), o_q.to(tl.int64), s_qm, M, D, DP, False)
     c = scale * LOG2E
     acc = tl.zeros([BM, DP], tl.float32)
     row_max = tl.full([BM], float("-inf"), tl.float32)
@@ -79,10 +79,10 @@ def attention_forward(
     partner, sources = num_sources(p_partner, i_b)
     for i_s in range(sources):
         p_ks, s_k, n = own_or_partner(
-            i_s, p_k, s_kb, s_kn, s_kh, N, p_k2, s_k2b, s_k2n, s_k2h, N2, i_b, partner, i_h
+            i_s, p_k, s_kb, s_kn, s_kh, N, p_k2, s_k2b, s_k2n, s_k2h, N2, i_b, partner, i_h, D
         )
         p_vs, s_v, n = own_or_partner(
-            i_s, p_v, s_vb, s_vn, s_vh, N, p_v2, s_v2b, s_v2n, s_v2h, N2, i_b, partner, i_h
+            i_s, p_v, s_vb, s_vn, s_vh, N, p_v2, s_v2b, s_v2n, s_v2h, N2, i_b, partner, i_h, D
         )
         whole = n // BN * BN
         acc, row_max, row_sum = softmax_loop(

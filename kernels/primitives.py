@@ -2,7 +2,8 @@
 
 Names: p_ pointer, s_ stride, b_ block (tile), o_ offsets, m_ mask, i_ index. A head of an image is a matrix
 of n rows of D elements: rows are s_r elements apart, the elements of a row are adjacent. DP is D rounded up
-to a power of 2. Image, head and first row of a tile enter an address as 64-bit integers; offsets inside a
+to a power of 2. Where D is not a multiple of 16, strides of heads are multiples of the largest power of 2
+that divides D. Image, head and first row of a tile enter an address as 64-bit integers; offsets inside a
 tile have 32 bits.
 """
 
@@ -15,9 +16,13 @@ TAIL = tl.constexpr(16)  # rows of a masked tile: the smallest sum that the tens
 
 
 @triton.jit
-def head_ptr(p, i_b, s_b, i_h, s_h):
+def head_ptr(p, i_b, s_b, i_h, s_h, D: tl.constexpr):
     """Pointer to the first row of head i_h of image i_b."""
-    return p + tl.cast(i_b, tl.int64) * s_b + tl.cast(i_h, tl.int64) * s_h
+    p_b = p + tl.cast(i_b, tl.int64) * s_b
+    o_h = tl.cast(i_h, tl.int64) * s_h
+    if D % 16 != 0:  # Triton knows no smaller divisor of s_h, and would load element by element
+        o_h = tl.multiple_of(o_h, D & -D)
+    return p_b + o_h
 
 
 @triton.jit
@@ -37,17 +42,17 @@ def num_sources(p_partner, i_b):
 
 
 @triton.jit
-def own_or_partner(i_s, p, s_b, s_n, s_h, n, p2, s_b2, s_n2, s_h2, n2, i_b, partner, i_h):
+def own_or_partner(i_s, p, s_b, s_n, s_h, n, p2, s_b2, s_n2, s_h2, n2, i_b, partner, i_h, D: tl.constexpr):
     """Pointer, row stride and row count of keys or values: those of the image (i_s = 0) or its partner (1).
 
     Partners lie in p2, or in p if p2 is None.
     """
-    p_s, s_s, n_s = head_ptr(p, i_b, s_b, i_h, s_h), s_n, n
+    p_s, s_s, n_s = head_ptr(p, i_b, s_b, i_h, s_h, D), s_n, n
     if i_s == 1:
         if p2 is None:
-            p_s = head_ptr(p, partner, s_b, i_h, s_h)
+            p_s = head_ptr(p, partner, s_b, i_h, s_h, D)
         else:
-            p_s, s_s, n_s = head_ptr(p2, partner, s_b2, i_h, s_h2), s_n2, n2
+            p_s, s_s, n_s = head_ptr(p2, partner, s_b2, i_h, s_h2, D), s_n2, n2
     return p_s, s_s, n_s
 
 

@@ -50,8 +50,8 @@ def rollout_columns(
     i_b, i_h = i_bh // H, i_bh % H
     i_n = tl.program_id(0) % tiles * BN
     o_n = tl.arange(0, BN)
-    p_q = head_ptr(p_q, i_b, s_qb, i_h, s_qh)
-    p_k = row_ptr(head_ptr(p_k, i_b, s_kb, i_h, s_kh), i_n, s_kn)
+    p_q = head_ptr(p_q, i_b, s_qb, i_h, s_qh, D)
+    p_k = row_ptr(head_ptr(p_k, i_b, s_kb, i_h, s_kh, D), i_n, s_kn)
     p_t = row_ptr(p_t, i_bh, N)
     # [DP, BN]
     k_t = tl.trans(load_rows(p_k, o_n, s_kn, N - i_n, D, DP, True))

@@ -199,11 +199,16 @@ def demo(
     print(faces.next_commands(output))
 
 
-def info() -> None:
-    """Print versions, device, backend, the chosen kernel configurations and every reason for a fallback."""
+def info(backbone_name: str | None = None, img_size: int | tuple[int, int] = 224) -> None:
+    """Print versions, device, backend, the chosen kernel configurations and every reason for a fallback.
+
+    Args:
+        backbone_name: A timm model: also print its heads and tokens in layout="paper", and what they run on.
+        img_size: Its pixels, a side or (height, width).
+    """
     from .info import info as describe
 
-    print(describe())
+    print(describe(backbone_name, img_size))
 
 
 def tune(
@@ -216,7 +221,7 @@ def tune(
 
     Args:
         target: Instead of measuring, print the static model's ranking for a chip, e.g. sm_90; needs no GPU.
-        head_dims: The heads' widths, from 16, 32, 48, 64, 80, 96 and 128.
+        head_dims: The heads' widths, from 16, 32, 48, 64, 72, 76, 80, 88, 96, 104, 112 and 128.
         dtypes: Any of fp16, bf16 and fp32.
         output: The table to write; by default the one that this device looks up.
     """

@@ -2,33 +2,88 @@
 reports."""
 
 import platform
+from typing import NamedTuple
 
 import torch
 
 from ..ops import launch_table, reasons_against_triton
 
 
-def info(head_dim: int = 64, dtype: torch.dtype = torch.float16, n: int = 197) -> str:
+class Heads(NamedTuple):
+    """Attentions of heads D wide over N tokens, and why the kernels do not compute them, if so."""
+
+    head_dim: int = 64
+    n: int = 197
+    reasons: tuple[str, ...] = ()
+
+
+def info(
+    backbone_name: str | None = None,
+    img_size: int | tuple[int, int] = 224,
+    dtype: torch.dtype = torch.float16,
+) -> str:
     """Versions, then for each device the backend that `auto` takes with every reason, and its launch choices.
 
-    The choices shown are those for this head dimension, dtype and length.
+    Args:
+        backbone_name: A timm model; what is shown is for its attentions in layout="paper". By default it is
+            for heads of 64 and 197 tokens.
+        img_size: Pixels, a side or (height, width), which decide the backbone's tokens.
+        dtype: Of the attentions.
+
+    Raises:
+        ValueError: A backbone that layout="paper" cannot use, or a size that does not fit it.
     """
     lines = [
         f"python {platform.python_version()}, torch {torch.__version__}, "
         f"triton {launch_table.triton_version()}",
         f"CUDA {torch.version.cuda or '-'}, ROCm {torch.version.hip or '-'}",
     ]
+    heads = Heads()
+    if backbone_name is not None:
+        about, heads = heads_of(backbone_name, img_size)
+        lines += about
     for i in range(torch.cuda.device_count()):
         device = torch.device("cuda", i)
         gpu = launch_table.gpu_of(device)
-        reasons = reasons_against_triton(torch.empty(1, head_dim, dtype=dtype, device=device))
+        reasons = _reasons(heads, dtype, device)
         lines.append(f"{device}: {torch.cuda.get_device_name(device)} ({gpu.arch})")
         lines.append(f"  backend: {'torch, because ' + '; '.join(reasons) if reasons else 'triton'}")
         if not reasons:
-            lines += [f"  {line}" for line in _choices(gpu, device, head_dim, dtype, n)]
-    reasons = reasons_against_triton(torch.empty(1, head_dim, dtype=dtype))
+            lines += [f"  {line}" for line in _choices(gpu, device, heads.head_dim, dtype, heads.n)]
+    reasons = _reasons(heads, dtype, torch.device("cpu"))
     lines.append(f"cpu: backend: torch{', because ' + '; '.join(reasons) if reasons else ''}")
     return "\n".join(lines)
+
+
+def heads_of(backbone_name: str, img_size: int | tuple[int, int]) -> tuple[list[str], Heads]:
+    """Lines about a backbone, which is built without weights, and its attentions."""
+    from ..model.backbone import Backbone
+    from ..model.blocks import PairAttention
+
+    with torch.device("meta"):
+        backbone = Backbone(backbone_name, "paper", False, img_size)
+    attentions = [module for module in backbone.modules() if isinstance(module, PairAttention)]
+    rows, columns = backbone.grid_size
+    N = backbone.num_prefix_tokens + rows * columns
+    reasons = dict.fromkeys(reason for each in attentions for reason in each.reasons_against_triton)
+    H, D = (
+        ", ".join(map(str, dict.fromkeys(getattr(each, name) for each in attentions)))
+        for name in ("num_heads", "head_dim")
+    )
+    about = [
+        f"{backbone_name}: {len(attentions)} blocks, H={H} heads of D={D}, N={N} tokens",
+        "  pair_attention (SA, PWCA), local_attention (GLCA) and rollout_row run on the backends below",
+        f'  layout="reference" has SA blocks of its own, D={backbone.embed_dim}/num_heads',
+    ]
+    return about, Heads(attentions[0].head_dim, N, tuple(reasons))
+
+
+def _reasons(heads: Heads, dtype: torch.dtype, device: torch.device) -> list[str]:
+    """Every reason why these attentions do not run on Triton."""
+    return [
+        *reasons_against_triton(torch.empty(1, heads.head_dim, dtype=dtype, device=device)),
+        *heads.reasons,
+    ]
 
 
 def _choices(

@@ -24,7 +24,6 @@ class RotaryAttention(PairAttention):
     """
 
     num_kv_groups: Any = 1
-    num_heads: Any
     rotate_half: Any = False
     qkv: Any
     q_proj: Any

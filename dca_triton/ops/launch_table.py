@@ -23,7 +23,7 @@ from ..files import atomic_write
 
 CONFIGS = Path(__file__).parent / "configs"
 COMMAND = "dca-triton tune"
-HEAD_DIMS = (16, 32, 48, 64, 80, 96, 128)
+HEAD_DIMS = (16, 32, 48, 64, 72, 76, 80, 88, 96, 104, 112, 128)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 DIRECTIONS = {
     "pair_attention": ("forward", "dkdv", "dq"),

@@ -126,8 +126,14 @@ def _partner_tokens(a: Attention) -> int:
 
 
 def rows(x: Tensor) -> Tensor:
-    """Return x as the kernels read it: adjacent elements in a row, 128 rows within 2^31 elements."""
-    return x if x.stride(-1) == 1 and x.stride(1) < 1 << 24 else x.contiguous()
+    """Return x (B, N, H, D) as the kernels read it.
+
+    Elements of a row are adjacent, and 128 rows lie within 2^31 elements. Where D is not a multiple of 16,
+    the stride of heads is a multiple of the largest power of 2 that divides D.
+    """
+    D = x.shape[-1]
+    aligned = D % 16 == 0 or x.stride(2) % (D & -D) == 0
+    return x if x.stride(-1) == 1 and x.stride(1) < 1 << 24 and aligned else x.contiguous()
 
 
 def _strides(*tensors: Tensor | None) -> list[int]:

@@ -19,6 +19,7 @@ from .text import drawable, writable
 
 THUMBNAIL = 192  # pixels of the longer side
 CELL_INCHES, GAP_INCHES, LINE_INCHES, HEAD_INCHES = 1.15, 0.14, 0.15, 0.3
+LETTER_INCHES = 0.06  # of the note
 MOST_IN_PNG = 32  # rows, and photos of a row; matplotlib cannot draw a picture of 2^16 pixels
 LETTERS = 21  # of a line that fits below a photo
 RIGHT, WRONG = "#009e73", "#d55e00"
@@ -80,7 +81,7 @@ def draw_rows(rows: Sequence[Sequence[Framed]], note: str, heads: Sequence[str] 
     lines = max(one.caption.count("\n") + 1 for row in rows for one in row if one.photo is not None)
     below = LINE_INCHES * lines + GAP_INCHES
     columns = max(map(len, rows))
-    width = columns * (CELL_INCHES + GAP_INCHES) + GAP_INCHES
+    width = max(columns * (CELL_INCHES + GAP_INCHES), len(note) * LETTER_INCHES) + GAP_INCHES
     head = HEAD_INCHES if heads else GAP_INCHES
     height = head + len(rows) * (tall + below) + HEAD_INCHES
     figure = Figure(figsize=(width, height), dpi=DPI)

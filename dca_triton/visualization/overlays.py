@@ -34,13 +34,13 @@ def _is_grid(value: Any) -> bool:
 
 VALUE_RULES: dict[str, Rule] = {
     "titles": (lambda v: len(v) > 0, "at least one text"),
-    "num_prefix": integer(1),
+    "num_prefix": integer(0),
     "grid": (_is_grid, "a tuple of two integers >= 1"),
 }
 TENSOR_RULES = {
     "images": "floating-point (S, 3, h, w)",
     "rows": "floating-point (S, N)",
-    "selected": "int64 or int32 (S, 1 + R)",
+    "selected": "int64 or int32 (S, M)",
 }
 
 
@@ -57,11 +57,11 @@ def rollout_overlays(
 
     Args:
         images: (S, 3, h, w), floating point in 0..1.
-        rows: (S, N) rollout of the class token (DCAL, section 3.1), N = num_prefix + gh * gw.
-        selected: (S, 1 + R) token rows of the local queries, the class token's among them, int64 or int32
-            in 0..N-1.
+        rows: (S, N) rollout (DCAL, section 3.1), N = num_prefix + gh * gw.
+        selected: (S, M) token rows of the local queries, int64 or int32 in 0..N-1. Rows of tokens before the
+            patches, such as the class token's, are not drawn and not counted.
         grid: (gh, gw) patches.
-        num_prefix: P, tokens before the patches, at least 1.
+        num_prefix: P, tokens before the patches, at least 0.
         titles: One title per photo.
         path: The PNG, 120 dots per inch. It is written whole or not at all.
 
@@ -70,13 +70,18 @@ def rollout_overlays(
         OSError: `path` cannot be written.
     """
     _check_overlays(locals())
-    heads = ("photo", "rollout", f"local patches: {selected.shape[1] - 1}")
+    heads = ("photo", "rollout", patches_head(selected[0], num_prefix))
     figure, axes = contact_sheet(len(images), heads, (images.shape[2], images.shape[3]))
     for line, photo, row, tokens, title in zip(axes, images, rows, selected, titles, strict=True):
         draw_photo(line, photo, row, tokens, grid, num_prefix, title)
     heat_scale(figure, axes[-1, 1])
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
+
+
+def patches_head(selected: Tensor, num_prefix: int) -> str:
+    """The head of the column of local patches, which counts those of one photo (M,)."""
+    return f"local patches: {int((selected >= num_prefix).sum())}"
 
 
 def contact_sheet(count: int, heads: Sequence[str], size: tuple[int, int]) -> tuple[Figure, np.ndarray]:
@@ -114,7 +119,7 @@ def draw_photo(
     num_prefix: int,
     title: str,
 ) -> None:
-    """Photo (3, h, w), rollout row (N,) as heat and selected tokens (1 + R,) on the first three axes."""
+    """Photo (3, h, w), rollout row (N,) as heat and selected tokens (M,) on the first three axes."""
     photo, row, tokens = photo.detach().float().cpu(), row.detach().float().cpu(), tokens.cpu()
     size = (photo.shape[1], photo.shape[2])
     dark = photo * DARKENED
@@ -168,7 +173,7 @@ def heat_map(row: Tensor, grid: tuple[int, int], size: tuple[int, int], num_pref
 def patch_boxes(selected: Tensor, grid: tuple[int, int], size: tuple[int, int], num_prefix: int) -> Tensor:
     """The pixels of the selected patches: (R, 4) int64 of left, top, right, bottom, the latter two exclusive.
 
-    `selected` (1 + R,) holds token rows in any order; prefix tokens have no place in a photo and are left
+    `selected` (M,) holds token rows in any order; prefix tokens have no place in a photo and are left
     out.
     """
     patch = selected[selected >= num_prefix].long() - num_prefix

@@ -20,7 +20,7 @@ from ..model import DualAttentionModel, distractor_share, explain
 from ..progress import progress as progress_bar
 from .curves import BRANCH_COLORS
 from .output import HEAD, base64_of, check_output, png_of
-from .overlays import contact_sheet, draw_photo, heat_scale, show_picture
+from .overlays import contact_sheet, draw_photo, heat_scale, patches_head, show_picture
 from .text import drawable, writable
 
 BATCH = 8
@@ -28,9 +28,14 @@ TOP = 3  # classes shown per branch
 MOST_IN_PNG = 64  # matplotlib cannot draw a picture of 2^16 pixels
 TITLE = "What the model saw"
 ABOUT = (
-    "Rollout is the class token's, exact; the bright patches are those that GLCA selected. "
+    "Rollout is exact and starts from {start}; the bright patches are those that GLCA selected. "
     "Per branch the likeliest classes with their probabilities."
 )
+STARTS = {
+    "class": "the class token",
+    "avg": "the mean of the patches",
+    "map": "the weights of attention pooling",
+}
 PAGE = (
     HEAD
     + """figure {{ margin: 0 0 2rem }}
@@ -71,8 +76,8 @@ def visualize(
     """Draw the rollout, local patches and SA's and GLCA's predictions of each photo into one file.
 
     With distractors (pair mode), also draw the share of attention that each PWCA block spends on them, for
-    the class token and averaged over the patches. Everything is computed from exact rollout and log-sum-exps;
-    no attention map is stored.
+    the class token, if there is one, and averaged over the patches. Everything is computed from exact rollout
+    and log-sum-exps; no attention map is stored.
 
     Args:
         model: Left in evaluation mode; photos are resized to its image size.
@@ -104,8 +109,9 @@ def visualize(
             figure.savefig(file, format="png")
         return
     figures = "\n".join(_html_figure(model, one, names) for one in bar)
+    about = ABOUT.format(start=STARTS[model.backbone.pooling])
     with atomic_write(output, "w") as file:
-        file.write(PAGE.format(title=TITLE, about=ABOUT, figures=figures))
+        file.write(PAGE.format(title=TITLE, about=about, figures=figures))
 
 
 def _check(
@@ -175,17 +181,18 @@ def _explained(
 
 def _draw(model: DualAttentionModel, rows: Sequence[Explained], classes: Sequence[str]) -> Figure:
     backbone, first = model.backbone, rows[0]
-    heads = ["photo", "rollout", f"local patches: {len(first.selected) - 1}", "predictions"]
+    prefix, has_class_token = backbone.num_prefix_tokens, backbone.num_class_tokens > 0
+    heads = ["photo", "rollout", patches_head(first.selected, prefix), "predictions"]
     if first.distractor is not None:
         heads += ["distractor", "attention on it"]
     figure, axes = contact_sheet(len(rows), heads, (first.photo.shape[1], first.photo.shape[2]))
     for line, one in zip(axes, rows, strict=True):
-        grid, prefix = backbone.grid_of(one.photo), backbone.num_prefix_tokens
+        grid = backbone.grid_of(one.photo)
         draw_photo(line, one.photo, one.rollout, one.selected, grid, prefix, one.name)
         _draw_predictions(line[3], one, classes)
         if one.distractor is not None and one.shares is not None:
             show_picture(line[4], one.distractor)
-            _draw_shares(line[5], one.shares, prefix, model.pwca_blocks[0])
+            _draw_shares(line[5], one.shares, prefix, has_class_token, model.pwca_blocks[0])
     heat_scale(figure, axes[-1, 1])
     return figure
 
@@ -215,12 +222,13 @@ def _draw_predictions(axis: Axes, one: Explained, classes: Sequence[str]) -> Non
             axis.text(0.02, top + y, text, va="center", fontsize=8, clip_on=True, parse_math=False)
 
 
-def _draw_shares(axis: Axes, shares: Tensor, prefix: int, first: int) -> None:
+def _draw_shares(axis: Axes, shares: Tensor, prefix: int, has_class_token: bool, first: int) -> None:
     axis.set_axis_off()
     inner = axis.inset_axes((0.18, 0.18, 0.8, 0.78))
     blocks = range(first, first + len(shares))
     inner.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")  # equal attention to both images
-    inner.plot(blocks, shares[:, 0], label="class token", color="#222222", marker="o", markersize=3)
+    if has_class_token:
+        inner.plot(blocks, shares[:, 0], label="class token", color="#222222", marker="o", markersize=3)
     patches = shares[:, prefix:].mean(1)
     inner.plot(blocks, patches, label="mean of patches", color="#cc79a7", marker="o", markersize=3)
     inner.set(ylim=(0, 1), xlabel="block")

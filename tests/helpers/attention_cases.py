@@ -51,6 +51,11 @@ PAIRS = [  # every D; lengths below, at and past the tiles; partners permuted, r
     Pairs(2, 33, 1, 128, (2, 0), others=(3, 50)),
     Pairs(3, 63, 1, 32, (-1, 1, 1), others=(2, 129)),
     Pairs(2, 65, 2, 64, (1, 0), M=1),
+    Pairs(2, 65, 2, 72, (1, 0)),
+    Pairs(1, 33, 3, 76),
+    Pairs(2, 17, 2, 88, (1, -1)),
+    Pairs(1, 16, 2, 104),
+    Pairs(1, 17, 2, 112),
 ]
 LOCAL = [
     Local(2, 65, 2, 32),
@@ -61,6 +66,7 @@ LOCAL = [
     Local(2, 65, 1, 16, R=7),
     Local(1, 63, 1, 80, R=33),
     Local(1, 65, 1, 96, R=3),
+    Local(1, 65, 2, 76, R=9),
 ]
 
 

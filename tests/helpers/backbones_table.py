@@ -21,9 +21,9 @@ take in the reference's.
 - **Reads** is what stands for an image: the class token or, where there is none, timm's own pooling (`avg`:
   the mean of the patches; `map`: attention pooling). Rollout starts from the weights of the pooling.
 - **Norm** is timm's norm of what is read: `norm` of all tokens, `fc_norm` after pooling, or none.
-- **D** is the width of a head. The Triton kernels take {dims}; others run on PyTorch with
-  `backend="auto"`, and `backend="triton"` refuses them. The reference's layout has SA blocks of its
-  own, with a D of their own.
+- **D** is the width of a head. The Triton kernels take {dims};
+  others run on PyTorch with `backend="auto"`, and `backend="triton"` refuses them. The reference's layout has
+  SA blocks of its own, with a D of their own.
 
 | timm name | Class | Reads | Norm | D | Paper's layout | Reference's layout |
 |---|---|---|---|---|---|---|

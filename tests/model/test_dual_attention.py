@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm_streams import narrow_model
 
 from dca_triton import DualAttentionModel, reference
 
@@ -18,6 +19,16 @@ def build(**kwargs):
 @pytest.fixture(params=["reference", "paper"])
 def model(request):
     return build(**(REFERENCE if request.param == "reference" else PAPER))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vit_small_patch16_dinov3"])
+def test_a_backbone_whose_heads_triton_does_not_take_runs_on_pytorch_or_is_refused(name):
+    model = narrow_model(name, {"embed_dim": 48, "depth": 1, "num_heads": 2}, img_size=64).eval()
+    model(IMAGES)
+    model.backend = "triton"
+    for call in (model, model.extract_features, model.get_attention_maps):
+        with pytest.raises(RuntimeError, match=r"backend='triton' cannot .*D must be one of .*128, got 24"):
+            call(IMAGES)
 
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))

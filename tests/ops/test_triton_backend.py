@@ -248,6 +248,14 @@ def test_rows_too_far_apart_are_copied() -> None:
         assert triton_launch.rows(far).stride(1) == 16
 
 
+def test_heads_that_are_not_aligned_are_copied() -> None:
+    """Where 16 does not divide D, the kernels rely on strides that the largest power of 2 in D divides."""
+    for D, stride, taken in [(72, 72, True), (72, 80, True), (72, 76, False), (76, 80, True), (16, 19, True)]:
+        x = torch.empty(3 * 2 * stride + D).as_strided((1, 3, 2, D), (0, 2 * stride, stride, 1))
+        assert (triton_launch.rows(x) is x) is taken
+        assert triton_launch.rows(x).stride(2) == (stride if taken else D)
+
+
 def test_every_reason_at_once() -> None:
     reasons = triton_backend.reasons_against(torch.empty(1, 2, 3, 40, dtype=torch.float64))
     text = "; ".join(reasons)
@@ -267,6 +275,25 @@ def test_an_old_gpu_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
     with FakeTensorMode():
         assert "7.5" in triton_backend.reasons_against(cuda(1, 2, 3, 64))[0]
+
+
+def test_pytorch_takes_the_heads_that_triton_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, which fake tensors stand for, nothing else speaks against them."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    with FakeTensorMode():
+        for width in launch_table.HEAD_DIMS:
+            assert triton_backend.reasons_against(cuda(1, 5, 2, width)) == []
+        q = cuda(1, 5, 2, 24)
+        for call in (
+            lambda backend: ops.pair_attention(q, q, q, backend=backend)[0],
+            lambda backend: ops.local_attention(q, q, q, backend=backend),
+        ):
+            assert call("auto").shape == q.shape
+            with pytest.raises(
+                RuntimeError, match=r"^backend='triton' cannot run here: head dimension D must be"
+            ):
+                call("triton")
 
 
 @pytest.mark.parametrize("setting", ["ieee", "tf32"])

@@ -104,6 +104,20 @@ def test_overlays_show_photo_heat_and_patches(tmp_path: Path, figures: list[Figu
     assert torch.equal(given["images"], photos)
 
 
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_only_patches_are_counted_and_drawn(prefix: int, tmp_path: Path, figures: list[Figure]) -> None:
+    """Without a class token every selected row is a patch, token 0 too; registers are none."""
+    rows = torch.rand(1, prefix + 15)
+    selected = torch.tensor([[0, prefix + 7, prefix + 14]])
+    given = {"images": torch.rand(1, 3, *SIZE), "rows": rows, "selected": selected, "titles": ["a"]}
+    rollout_overlays(**overlays(**given, num_prefix=prefix), path=tmp_path / "sheet.png")
+    boxes = [[20, 8, 30, 16], [40, 16, 50, 24]]
+    boxes = boxes if prefix else [[0, 0, 10, 8], *boxes]
+    assert figures[0].texts[2].get_text() == f"local patches: {len(boxes)}"
+    drawn = [list(p.get_bbox().extents) for p in figures[0].axes[2].patches if isinstance(p, Rectangle)]
+    assert drawn == boxes
+
+
 def test_titles_of_any_characters(tmp_path: Path, figures: list[Figure]) -> None:
     titles = ["\u76ee\u5f55/a.jpg", "x\udcff\n\U0001f426 \u00fc"]
     rollout_overlays(**overlays(titles=titles), path=tmp_path / "sheet.png")
@@ -189,20 +203,20 @@ def test_boxes_leave_prefix_tokens_out() -> None:
         ),
         (
             {"selected": torch.zeros(3, 2, dtype=torch.int64)},
-            "(S, 1 + R) with S = 2, sizes >= 1, got an int64 tensor (3, 2)",
+            "(S, M) with S = 2, sizes >= 1, got an int64 tensor (3, 2)",
         ),
         (
             {"selected": torch.zeros(2, 2)},
-            "selected must be a dense int64 or int32 tensor (S, 1 + R) with S = 2, sizes >= 1, got a float32",
+            "selected must be a dense int64 or int32 tensor (S, M) with S = 2, sizes >= 1, got a float32",
         ),
         (
             {"selected": torch.tensor([[0], [17]])},
             "selected must be in 0..16, got other values in 1 of 2 rows (1)",
         ),
-        ({"num_prefix": 0}, "num_prefix must be an integer >= 1, got 0"),
+        ({"num_prefix": -1}, "num_prefix must be an integer >= 0, got -1"),
         (
             {"selected": torch.zeros(2, 2, dtype=torch.int16)},
-            "selected must be a dense int64 or int32 tensor (S, 1 + R) with S = 2, sizes >= 1, got an int16",
+            "selected must be a dense int64 or int32 tensor (S, M) with S = 2, sizes >= 1, got an int16",
         ),
         ({"grid": (3, 0)}, "grid must be a tuple of two integers >= 1, got (3, 0)"),
         (

@@ -9,8 +9,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dca_triton.visualization import Framed, RankedQuery, cmc_curves, draw_rankings
-from dca_triton.visualization.gallery import RIGHT, WRONG
+from dca_triton.visualization import Framed, RankedQuery, cmc_curves, confusion, draw_rankings, ranking
+from dca_triton.visualization.gallery import RIGHT, WRONG, draw_rows
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,12 @@ def test_each_photo_has_its_frame(queries: list[RankedQuery], figures: list[Figu
     rows = [axis.get_position().y0 for axis in axes]
     assert rows[0] == rows[1] == rows[2] > rows[3] == rows[4]
     assert axes[0].texts[0].get_text() == "id 1\nAP 50 %"
+
+
+def test_a_note_is_not_cut_below_few_photos(queries: list[RankedQuery]) -> None:
+    for note in (ranking.NOTE, confusion.NOTE):
+        figure = draw_rows([[queries[0].found[0]]], note)
+        assert figure.texts[0].get_window_extent().x1 < figure.bbox.x1
 
 
 def test_page_stands_alone(queries: list[RankedQuery], tmp_path: Path) -> None:

@@ -92,6 +92,38 @@ def test_each_row_is_one_photos_own(
         assert list(token.get_xdata()) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "start"),
+    [
+        ("test_vit", {}, "the class token"),
+        ("test_vit2", {}, "the mean of the patches"),
+        ("test_vit3", {"reg_tokens": 0}, "the weights of attention pooling"),
+    ],
+)
+def test_a_model_without_a_class_token_has_no_curve_of_one(
+    name: str, options: dict[str, int], start: str, photos: list[Path], figures: list[Figure], tmp_path: Path
+) -> None:
+    """Its patches begin at token 0, or after a register."""
+    arguments = {"layout": "paper", "img_size": SIZE, "pretrained": False, "top_k_ratio": 0.4, "depth": 2}
+    model = DualAttentionModel(name, 5, **(arguments | options))
+    prefix = model.backbone.num_prefix_tokens
+    assert prefix == options.get("reg_tokens", 1)
+    visualize(model, photos[:1], tmp_path / "s.html", [photos[1]], CLASSES, progress=False)
+    _, heat, local, _, _, curves = figures[0].axes[:6]
+    (_, images), (_, others) = images_of(photos[:1]), images_of(photos[1:2])
+    torch.testing.assert_close(
+        picture(heat.images[1]),
+        heat_map(explain(model, images).rollout[0], model.backbone.grid_size, SIZE, prefix),
+    )
+    assert len(local.patches) == 3  # 40 % of 8
+    assert figures[0].texts[2].get_text() == "local patches: 3"
+    labels = [text.get_text() for text in curves.child_axes[0].get_legend().get_texts()]
+    assert labels == ["class token"] * (name == "test_vit") + ["mean of patches"]
+    share = distractor_share(model, images, others)[0, :, prefix:].mean(1)
+    assert curves.child_axes[0].lines[-1].get_ydata() == pytest.approx(share.numpy(), abs=1e-5)
+    assert f"starts from {start};" in (tmp_path / "s.html").read_text()
+
+
 def test_photos_are_cropped_as_in_evaluation(
     photos: list[Path], figures: list[Figure], tmp_path: Path
 ) -> None:
