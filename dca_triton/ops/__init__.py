@@ -11,6 +11,7 @@ from ..arguments import choice, raise_faults, violations
 from . import checks, torch_backend
 from .attention import Attention
 from .pairing import Partners, invert_pairs
+from .rivals import faster
 
 __all__ = [
     "Attention",
@@ -62,7 +63,8 @@ def pair_attention(
             attention keeps no map on a CPU if the bias needs no gradient, nor on GPUs where it has a fused
             kernel for a mask. Otherwise the map of (B, H, M, 2N) is kept for the backward pass, as it is for
             dropout with images that have no partner.
-        backend: "auto" uses Triton where it can run and PyTorch elsewhere; "triton" raises where it cannot.
+        backend: "auto" uses Triton where it can run and PyTorch elsewhere, and another fused attention where
+            `dca-triton tune` found it faster on this GPU; "triton" raises where it cannot run.
 
     Returns:
         The attention (B, M, H, D) and the natural log-sum-exp of the scores (B, H, M), float32 (float64 for
@@ -86,6 +88,8 @@ def pair_attention(
     )
     chosen = _choose(backend, checks.pair_attention(attention), *attention[:3], biased=bias is not None)
     checks.assert_indices(attention)
+    if backend == "auto" and chosen is not torch_backend and (kernel := faster("pair_attention", attention)):
+        return torch_backend.pair_attention(attention, kernel=kernel)
     return chosen.pair_attention(attention)
 
 
@@ -142,6 +146,8 @@ def local_attention(
     attention = _under_autocast(Attention(q, k, v, rows=index, scale=scale))
     chosen = _choose(backend, checks.local_attention(attention), *attention[:3])
     checks.assert_indices(attention)
+    if backend == "auto" and chosen is not torch_backend and (kernel := faster("local_attention", attention)):
+        return torch_backend.local_attention(attention, kernel=kernel)
     return chosen.local_attention(attention)
 
 

@@ -1,5 +1,6 @@
 """PyTorch's fused attention with its log-sum-exp, on a CPU and on a GPU. Nothing of size N x N is stored."""
 
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -14,14 +15,23 @@ Kernel = Callable[[Tensor, Tensor, Tensor, float, Tensor | None, float], tuple[T
 
 
 def attention_with_lse(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    kernel: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(Q Kᵀ scale + mask) V (B, M, H, D) and its log-sum-exp (B, H, M), which carries no gradient."""
+    """softmax(Q Kᵀ scale + mask) V (B, M, H, D) and its log-sum-exp (B, H, M), which carries no gradient.
+
+    kernel: One of `GPU_KERNELS` that serves these tensors; by default that of F.scaled_dot_product_attention.
+    """
     q, k, v = in_rows(q), adjacent(k), adjacent(v)
     q_, k_, v_ = (t.transpose(1, 2) for t in (q, k, v))
-    kernel = _kernel_of(q, mask, dropout)
-    if kernel is not None:
-        out, lse = kernel(q_, k_, v_, scale, mask, dropout)
+    compute = _kernel_of(q, mask, dropout) if kernel is None else GPU_KERNELS[kernel]
+    if compute is not None:
+        out, lse = compute(q_, k_, v_, scale, mask, dropout)
         return out.transpose(1, 2).contiguous(), lse.contiguous()
     out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, dropout_p=dropout, scale=scale)
     return out.transpose(1, 2).contiguous(), _log_sum_exp(q, k, scale, mask)
@@ -73,6 +83,32 @@ def _efficient(
     attend = torch.ops.aten._scaled_dot_product_efficient_attention
     out, lse, *_ = attend(q, k, v, None, True, dropout, scale=scale)
     return out, lse[:, :, : q.shape[2]]  # the kernel pads the rows
+
+
+def _cudnn(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, dropout: float
+) -> tuple[Tensor, Tensor]:
+    attend = torch.ops.aten._scaled_dot_product_cudnn_attention
+    out, lse, *_ = attend(q, k, v, mask, True, dropout, scale=scale)
+    return out, lse.reshape(q.shape[:3])
+
+
+def _flash_attn_4(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, dropout: float
+) -> tuple[Tensor, Tensor]:
+    attend = importlib.import_module(FLASH_ATTN_4).flash_attn_func
+    out, lse = attend(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, return_lse=True)
+    return out.transpose(1, 2), lse.detach()
+
+
+# Kernels that can be asked for by name, and the module of the one that is not PyTorch's.
+GPU_KERNELS: dict[str, Kernel] = {
+    "flash": _flash,
+    "efficient": _efficient,
+    "cudnn": _cudnn,
+    "flash_attn_4": _flash_attn_4,
+}
+FLASH_ATTN_4 = "flash_attn.cute"
 
 
 def in_rows(q: Tensor) -> Tensor:

@@ -61,6 +61,20 @@ class Key(NamedTuple):
 Table = dict[Key, dict[int, Config]]
 
 
+class AttentionKey(NamedTuple):
+    """What the choice of an attention's implementation depends on; `n` is the length that was measured."""
+
+    op: str
+    training: bool
+    head_dim: int
+    dtype: str
+    n: int
+
+
+# Median milliseconds of each implementation: "triton", and those of `fused.GPU_KERNELS` that ran.
+Times = dict[AttentionKey, dict[str, float]]
+
+
 _forced: ContextVar[Mapping[tuple[str, str], Config] | None] = ContextVar("forced", default=None)
 
 
@@ -142,6 +156,13 @@ def tables(gpu: Gpu) -> tuple[Table, Table]:
     return read(measured) if measured.exists() else {}, modeled(nearest_arch(gpu.arch))
 
 
+@functools.cache
+def times(gpu: Gpu) -> Times:
+    """The times of implementations that were measured on a device."""
+    path = CONFIGS / f"{gpu.name}.json"
+    return read_times(path) if path.exists() else {}
+
+
 def modeled(arch: str) -> Table:
     """The static model's table of an architecture, as it is for the installed version of Triton.
 
@@ -188,7 +209,7 @@ def _number(arch: str) -> int:
 
 def forget() -> None:
     """Drop the tables that were read, because a file has changed; the next choice reads the files again."""
-    for remembered in (tables, _look_up, _say_unmeasured):
+    for remembered in (tables, times, _look_up, _say_unmeasured):
         remembered.cache_clear()
 
 
@@ -202,15 +223,24 @@ def read(path: Path) -> Table:
     return table
 
 
-def write(path: Path, source: str, table: Table) -> None:
-    """Write one table. source: where its choices come from."""
+def read_times(path: Path) -> Times:
+    """What one file says of the times of implementations; nothing if it was only modeled."""
+    entries = json.loads(path.read_text()).get("attentions", [])
+    return {AttentionKey(*(entry[name] for name in AttentionKey._fields)): entry["ms"] for entry in entries}
+
+
+def write(path: Path, source: str, table: Table, measured: Times | None = None) -> None:
+    """Write one table. source: where its choices come from. measured: the times of implementations."""
     choices = [
         {**key._asdict(), "n": n, **config.__dict__}
         for key in sorted(table)
         for n, config in sorted(table[key].items())
     ]
     head = {"source": source, "torch": torch.__version__, "triton": triton_version()}
-    write_lines(path, head, {"choices": choices})
+    lines: dict[str, list[Any] | dict[str, Any]] = {"choices": choices}
+    if measured:
+        lines["attentions"] = [{**key._asdict(), "ms": measured[key]} for key in sorted(measured)]
+    write_lines(path, head, lines)
 
 
 def write_lines(path: Path, head: Mapping[str, Any], lines: Mapping[str, list[Any] | dict[str, Any]]) -> None:

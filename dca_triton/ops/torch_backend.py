@@ -15,11 +15,14 @@ from .pairing import Partners
 LOG2E = math.log2(math.e)
 
 
-def pair_attention(a: Attention, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-    """As `dca_triton.pair_attention`, for checked arguments; `dropout` drops attention probabilities."""
+def pair_attention(a: Attention, dropout: float = 0.0, kernel: str | None = None) -> tuple[Tensor, Tensor]:
+    """As `dca_triton.pair_attention`, for checked arguments.
+
+    dropout: The share of attention probabilities to drop. kernel: As in `attention_with_lse`.
+    """
     q, k, v, index, scale, bias = a.q, a.k, a.v, a.partner_index, a.factor, a.bias
     if index is None:
-        return attention_with_lse(q, k, v, scale, bias, dropout)
+        return attention_with_lse(q, k, v, scale, bias, dropout, kernel)
     rows = index.shape[0]
     # Leading rows without a partner, as SA's rows in a model's step, need neither a mask nor other keys.
     if torch.compiler.is_compiling() or index.device.type != "cpu":  # reading it would cost a host sync
@@ -29,30 +32,32 @@ def pair_attention(a: Attention, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         partners = index.tolist()
         alone = next((row for row, partner in enumerate(partners) if partner >= 0), rows)
     if alone == rows:
-        return attention_with_lse(q, k, v, scale, bias, dropout)
+        return attention_with_lse(q, k, v, scale, bias, dropout, kernel)
     # The gradient of a split is one copy; that of slices would be a sum of padded ones.
     sizes = [alone, rows - alone] if alone else [rows]
     qs, ks, vs = (x.split(sizes) for x in (q, k, v))
     # A bias of batch size 1 is that of every image.
     own, theirs = (bias, bias) if bias is None or len(bias) == 1 else (bias[:alone], bias[alone:])
     if partners is None:
-        paired = _unread_pairs(a, alone, qs[-1], ks[-1], vs[-1], theirs, dropout)
+        paired = _unread_pairs(a, alone, qs[-1], ks[-1], vs[-1], theirs, dropout, kernel)
     else:
         keys, values = _pairs(ks, a.partner_k, partners[alone:]), _pairs(vs, a.partner_v, partners[alone:])
         mask = None if theirs is None else _twice(theirs, k)
         if -1 in partners[alone:]:
             mask = _partner_mask(index[alone:], k, keys, theirs)
-        paired = attention_with_lse(qs[-1], keys, values, scale, mask, dropout)
+        paired = attention_with_lse(qs[-1], keys, values, scale, mask, dropout, kernel)
     if not alone:
         return paired
-    unpaired = attention_with_lse(qs[0], ks[0], vs[0], scale, own, dropout)
+    unpaired = attention_with_lse(qs[0], ks[0], vs[0], scale, own, dropout, kernel)
     out, lse = (torch.cat(both) for both in zip(unpaired, paired, strict=True))
     return out, lse
 
 
-def local_attention(a: Attention) -> Tensor:
-    """As `dca_triton.local_attention`, for checked arguments."""
+def local_attention(a: Attention, kernel: str | None = None) -> Tensor:
+    """As `dca_triton.local_attention`, for checked arguments; `kernel` as in `attention_with_lse`."""
     rows = a.q if a.rows is None else take_rows(a.q, a.rows)
+    if kernel is not None:
+        return attention_with_lse(rows, a.k, a.v, a.factor, kernel=kernel)[0]
     q, k, v = (x.transpose(1, 2) for x in (in_rows(rows), adjacent(a.k), adjacent(a.v)))
     return F.scaled_dot_product_attention(q, k, v, scale=a.factor).transpose(1, 2).contiguous()
 
@@ -100,7 +105,14 @@ def _pairs(own: Sequence[Tensor], others: Tensor | None, partners: list[int]) ->
 
 
 def _unread_pairs(
-    a: Attention, first: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float
+    a: Attention,
+    first: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    dropout: float,
+    kernel: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of the rows from `first` on, whose q, k, v and bias are given, by an index that is not read.
 
@@ -126,7 +138,7 @@ def _unread_pairs(
     keys, values = torch.cat([k, partner_k], 1), torch.cat([v, partner_v], 1)
     if not doubled:
         mask = _partner_mask(index, k, keys, bias)
-    out, lse = attention_with_lse(q, keys, values, a.factor, mask, dropout)
+    out, lse = attention_with_lse(q, keys, values, a.factor, mask, dropout, kernel)
     return out, lse - math.log(2) * absent[:, None, None] if doubled else lse
 
 

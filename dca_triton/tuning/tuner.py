@@ -1,13 +1,11 @@
 """Choose launch configurations: time them on a GPU (`tune`), or rank them with the cost model (`rank`)."""
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -17,6 +15,8 @@ from triton.runtime.errors import OutOfResources
 
 from ..arguments import Rule, choice, integer, raise_faults, violations
 from ..ops import launch_table
+from . import rivals
+from .measurements import Measurements
 from .meter.chips import CHIPS
 from .meter.launches import problem
 from .ranking import Launch, Ranking, candidates, describe, order
@@ -106,7 +106,9 @@ def tune(
 ) -> list[Choice]:
     """Time launch candidates on a GPU and write the fastest of each kernel and length to the GPU's table.
 
-    The cost model picks the candidates to time. A run that was interrupted, or that ended at its deadline,
+    The cost model picks the candidates to time. Then the kernels are timed beside PyTorch's fused attentions
+    and, where it is installed, flash-attn-4; `auto` takes one of them where it is faster by more than 3 %. A
+    run that was interrupted, or that ended at its deadline,
     can be repeated: it continues from `<output>.unfinished`.
 
     Args:
@@ -135,17 +137,16 @@ def tune(
     gpu = launch_table.gpu_of(device)
     source = f"measured on {gpu.name}"
     output = launch_table.CONFIGS / f"{gpu.name}.json" if output is None else output
-    unfinished = output.with_name(f"{output.name}.unfinished")
-    table, done = _earlier("output", output, source), _earlier("<output>.unfinished", unfinished, source)
-    _check_writable(output)
+    measured = Measurements(output, source)
     launches = [
-        (key, n) for key, n in _launches(ops, head_dims, dtypes, lengths) if n not in done.get(key, {})
+        launch for launch in _launches(ops, head_dims, dtypes, lengths) if not measured.has_launch(*launch)
     ]
     target = launch_table.nearest_arch(gpu.arch)
     tried = {launch: candidates(launch[0].dtype, target) for launch in launches}
-    ranking = order(target, tried, progress, deadline)
     choices = []
-    for (key, n), ranked in tqdm(ranking.items(), "time", disable=not progress):
+    for (key, n), ranked in tqdm(
+        order(target, tried, progress, deadline).items(), "time", disable=not progress
+    ):
         if time.monotonic() > deadline:
             break
         with torch.cuda.device(device):  # CUDA events are recorded on the current device
@@ -153,19 +154,25 @@ def tune(
                 key, n, device, [assessment.job.config for assessment in ranked[:TIMED_CANDIDATES]]
             )
         choices.append(best)
-        done.setdefault(key, {})[n] = best.config
-        launch_table.write(unfinished, source, done)
-    for key, by_length in done.items():
-        table[key] = table.get(key, {}) | by_length
-    if table:
-        launch_table.write(output, source, table)
-    if left := len(launches) - len(choices):
-        tqdm.write(f"Time is up: {left} of {len(launches)} choices are not measured; the next run goes on.")
+        measured.add_launch(key, n, best.config)
+    attentions = [key for key in rivals.keys(ops, head_dims, dtypes, lengths) if not measured.has_times(key)]
+    left = len(launches) - len(choices) + len(attentions)
+    if len(choices) == len(launches):
+        measured.publish()  # the kernels are compared with the attentions of others as they will be launched
+        for attention in tqdm(attentions, "compare", disable=not progress):
+            if time.monotonic() > deadline:
+                break
+            with torch.cuda.device(device):
+                measured.add_times(attention, rivals.times_of(attention, device))
+            left -= 1
+    measured.publish()
+    if left:
+        every = len(launches) + len(attentions)
+        tqdm.write(f"Time is up: {left} of {every} choices are not measured; the next run goes on.")
     else:
-        unfinished.unlink(missing_ok=True)
-    launch_table.forget()
+        measured.end()
     if progress:
-        tqdm.write(f"The table is {output}.")
+        tqdm.write("\n".join([*measured.sentences(), f"The table is {output}."]))
     return choices
 
 
@@ -183,30 +190,6 @@ def _launches(
         for direction in launch_table.DIRECTIONS[op]
         for head_dim, dtype, n in itertools.product(head_dims, dtypes, lengths)
     ]
-
-
-def _earlier(name: str, path: Path, source: str) -> launch_table.Table:
-    """Return a table that was measured on the same GPU before, empty if there is no such file.
-
-    Raises ValueError for any other file, because it would be overwritten.
-    """
-    if not path.exists():
-        return {}
-    try:
-        if json.loads(path.read_text())["source"] == source:
-            return launch_table.read(path)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{name} must be a new file or a table {source}, got {path}")
-
-
-def _check_writable(output: Path) -> None:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise OSError(f"output must be a file that can be written, got {output} ({error})") from error
 
 
 def _fastest(

@@ -41,7 +41,9 @@ def test_the_switch_of_fused_attention_counts() -> None:
 
 
 @pytest.mark.parametrize("unpaired", [None, 2, 5])
-@pytest.mark.parametrize(("others", "biased"), [(None, False), (None, True), (4, False), (4, True), (6, False)])
+@pytest.mark.parametrize(
+    ("others", "biased"), [(None, False), (None, True), (4, False), (4, True), (6, False)]
+)
 def test_pairs_are_the_same_where_an_index_cannot_be_read(
     unpaired: int | None, others: int | None, biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,42 @@ def test_the_deadline_keeps_what_is_measured_and_the_next_run_goes_on(
     assert not (configs / "Fake.json.unfinished").exists()
 
 
+def test_attentions_are_compared_once_the_launches_are_chosen(
+    configs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The comparison reads the new launches; interrupted, it goes on; and the table says who wins."""
+    device = on(monkeypatch, "Fake", "sm_90")
+    pair = Key("pair_attention", "forward", 64, "fp16")
+    directions = [pair._replace(direction=direction) for direction in launch_table.DIRECTIONS[pair.op]]
+    compared: list[launch_table.AttentionKey] = []
+
+    def times_of(key: launch_table.AttentionKey, _: torch.device) -> dict[str, float]:
+        assert launch_table.choose(key.op, "dq", 64, torch.float16, 197, device) == A
+        compared.append(key)
+        if len(compared) == 2:
+            raise KeyboardInterrupt
+        return {"triton": 1.0, "flash": 0.5 if key.training else 2.0}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(tuner, "order", lambda target, tried, *_: {launch: [] for launch in tried})
+    monkeypatch.setattr(tuner, "_fastest", lambda key, n, *_: tuner.Choice(key, n, A, 1.0, 1.0))
+    monkeypatch.setattr(tuner.rivals, "times_of", times_of)
+    run = dict(device=device, ops=[pair.op], dtypes=["fp16"], lengths=[197])
+    with pytest.raises(KeyboardInterrupt):
+        tuner.tune(**run)  # type: ignore[arg-type]
+    assert launch_table.read(configs / "Fake.json") == {key: {197: A} for key in directions}
+    assert tuner.tune(**run) == []  # type: ignore[arg-type]
+    assert [key.training for key in compared] == [False, True, True]
+    times = launch_table.read_times(configs / "Fake.json")
+    assert [ms["flash"] for ms in times.values()] == [2.0, 0.5]
+    out = capsys.readouterr().out
+    assert "pair_attention with gradient, N=197: flash, which takes 0.50 of the kernels' time" in out
+    assert not (configs / "Fake.json.unfinished").exists()
+    tuner.tune(**run)  # type: ignore[arg-type]
+    assert len(compared) == 5  # a new run measures everything again
+
+
 @pytest.mark.parametrize("path", ["a file/table.json", "a file/folder/table.json"])
 def test_an_output_that_cannot_be_written_is_told_before_anything_is_compiled(
     path: str, configs: Path, monkeypatch: pytest.MonkeyPatch
