@@ -12,7 +12,7 @@ from dca_triton.tuning.meter.assess import assess_all
 from dca_triton.tuning.meter.chips import CHIPS
 from dca_triton.tuning.meter.launches import Job
 
-from . import gate, report
+from . import freshness, gate, report
 
 
 def main() -> None:
@@ -28,6 +28,11 @@ def main() -> None:
     modes.add_argument(
         "--matrix", action="store_true", help="only check that every shipped configuration compiles and fits"
     )
+    modes.add_argument(
+        "--ranking",
+        action="store_true",
+        help="only check that the cost model ranks every shipped configuration first among its neighbors",
+    )
     options = parser.parse_args()
     if options.write_baseline and options.arch:
         parser.error(
@@ -36,6 +41,8 @@ def main() -> None:
     archs = tuple(dict.fromkeys(options.arch or CHIPS))
     if options.matrix:
         sys.exit(matrix(list(report.matrix_jobs(archs))))
+    if options.ranking:
+        sys.exit(ranking(archs))
     try:
         baseline = gate.read(options.baseline) if options.baseline else {}
     except ValueError as error:
@@ -78,6 +85,14 @@ def matrix(jobs: list[Job]) -> str | None:
     chips = len({job.arch for job in jobs})
     print(f"Compiled {len(jobs)} shipped configurations for {chips} chips: {len(found)} violations")
     return f"{len(found)} violations in {len(jobs)} configurations" if found or not jobs else None
+
+
+def ranking(archs: tuple[str, ...]) -> str | None:
+    """Rank every shipped configuration again and print those that a neighbor beats; None if there is none."""
+    found = [line for arch in archs for line in freshness.stale(arch, progress=True)]
+    for line in found:
+        print(line)
+    return f"{len(found)} configurations are not ranked first" if found else None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from dca_triton.ops import launch_table
 from dca_triton.tuning.meter.assess import Assessment
 from dca_triton.tuning.meter.chips import CHIPS
-from dca_triton.tuning.meter.launches import Job
+from dca_triton.tuning.meter.launches import Job, uses
 
 BASELINE = Path(__file__).parent / "baseline.json"
 LENGTHS = (197, 785)
@@ -34,23 +34,26 @@ def default_jobs(archs: tuple[str, ...] = tuple(CHIPS)) -> list[Job]:
 
 
 def matrix_jobs(archs: tuple[str, ...] = tuple(CHIPS)) -> Iterator[Job]:
-    """Yield every shipped configuration of every kernel, head dimension, dtype and chip."""
+    """Yield every shipped configuration of every kernel, head dimension, dtype and chip.
+
+    Those of pair attention come twice: partners in the batch, and partners in tensors of their own.
+    """
     for arch in archs:
-        for key, by_length in launch_table.read(launch_table.CONFIGS / f"{arch}.json").items():
+        for key, by_length in launch_table.modeled(arch).items():
             for n, config in by_length.items():
-                yield Job(key, n, arch, config)
+                yield from uses(Job(key, n, arch, config))
 
 
 def shipped(key: launch_table.Key, n: int, arch: str) -> launch_table.Config:
     """Return the configuration that an untuned GPU of this architecture launches."""
-    return launch_table.nearest(launch_table.read(launch_table.CONFIGS / f"{arch}.json")[key], n)
+    return launch_table.nearest(launch_table.modeled(arch)[key], n)
 
 
 def name_of(job: Job) -> str:
     """Return the name of a job in tables and baselines."""
     key = job.key
-    op = f"{key.op} (alone)" if not job.pairs else key.op
-    return f"{job.arch} {op} {key.direction} D={key.head_dim} {key.dtype} N={job.n}"
+    kind = " (separate)" if job.separate else "" if job.pairs else " (alone)"
+    return f"{job.arch} {key.op}{kind} {key.direction} D={key.head_dim} {key.dtype} N={job.n}"
 
 
 @dataclass(frozen=True)

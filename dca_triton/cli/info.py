@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..ops import launch_table, reasons_against_triton
+from ..ops import launch_table, reasons_against_triton, rivals
 
 
 class Heads(NamedTuple):
@@ -98,4 +98,12 @@ def _choices(
             known = launch_table.Key(op, direction, head_dim, name) in measured
             origin = "measured on this GPU" if known else "the static model's"
             lines.append(f"  {op} {direction}: {config}, {origin}")
+    times = launch_table.times(gpu)
+    lines.append(
+        "measured beside other fused attentions:" if times else "not measured beside other attentions"
+    )
+    for op in ("pair_attention", "local_attention"):
+        for training in (False, True):
+            if (key := rivals.nearest(times, op, training, head_dim, name, n)) is not None:
+                lines.append(f"  {rivals.sentence(key, times[key])}")
     return lines

@@ -77,7 +77,7 @@ class Pairing:
         self.images = torch.cat([own[:B], own])
         unpaired = torch.full_like(partner[:B], -1)
         distractors = P if tokens is None else tokens.shape[0]
-        self.at_first = self.later = pair_up(torch.cat([unpaired, partner]), distractors)
+        self.at_first = self.later = pair_up(torch.cat([unpaired, partner]), distractors, unpaired=B)
         if tokens is None:
             self.later = self.at_first.behind(B)
 

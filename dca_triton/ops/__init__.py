@@ -11,6 +11,7 @@ from ..arguments import choice, raise_faults, violations
 from . import checks, torch_backend
 from .attention import Attention
 from .pairing import Partners, invert_pairs
+from .rivals import faster
 
 __all__ = [
     "Attention",
@@ -62,7 +63,8 @@ def pair_attention(
             attention keeps no map on a CPU if the bias needs no gradient, nor on GPUs where it has a fused
             kernel for a mask. Otherwise the map of (B, H, M, 2N) is kept for the backward pass, as it is for
             dropout with images that have no partner.
-        backend: "auto" uses Triton where it can run and PyTorch elsewhere; "triton" raises where it cannot.
+        backend: "auto" uses Triton where it can run and PyTorch elsewhere, and another fused attention where
+            `dca-triton tune` found it faster on this GPU; "triton" raises where it cannot run.
 
     Returns:
         The attention (B, M, H, D) and the natural log-sum-exp of the scores (B, H, M), float32 (float64 for
@@ -73,7 +75,8 @@ def pair_attention(
         RuntimeError: backend="triton" cannot run here; the message gives every reason.
     """
     if isinstance(partner_index, Partners):
-        checks.check_tensors({f"partner_index.{x}": value for x, value in partner_index._asdict().items()})
+        *tensors, _ = partner_index._asdict().items()
+        checks.check_tensors({f"partner_index.{name}": value for name, value in tensors})
         index = None
     else:
         index = partner_index
@@ -85,10 +88,12 @@ def pair_attention(
     )
     chosen = _choose(backend, checks.pair_attention(attention), *attention[:3], biased=bias is not None)
     checks.assert_indices(attention)
+    if backend == "auto" and chosen is not torch_backend and (kernel := faster("pair_attention", attention)):
+        return torch_backend.pair_attention(attention, kernel=kernel)
     return chosen.pair_attention(attention)
 
 
-def pair_up(index: Tensor, images: int) -> Partners:
+def pair_up(index: Tensor, images: int, unpaired: int = 0) -> Partners:
     """Check and invert an index of partners once for all blocks of a step.
 
     `pair_attention` takes the result as its partner_index. This costs no host sync.
@@ -97,14 +102,18 @@ def pair_up(index: Tensor, images: int) -> Partners:
         index: The partner of each row (B,), int32 or int64 in [-1, images); repeats are allowed, -1 means no
             partner.
         images: The number of images to choose from.
+        unpaired: So many leading rows have no partner, in [0, B]. Where reading the index would cost a host
+            sync, PyTorch's code computes no partners for these rows; the kernels never do.
 
     Raises:
         ValueError: Wrong shape, dtype or values, every reason at once.
     """
     checks.check_tensors({"index": index})
-    raise_faults(checks.pair_up(index, images))
+    raise_faults(checks.pair_up(index, images, unpaired))
     checks.Range("index", index, -1, images).assert_values()
-    return invert_pairs(index.clone(), images)  # so that a later change of index cannot make the two disagree
+    checks.Range("index[:unpaired]", index[:unpaired], -1, 0).assert_values()
+    # A copy, so that a later change of index cannot make the two disagree.
+    return invert_pairs(index.clone(), images, unpaired)
 
 
 def local_attention(
@@ -137,6 +146,8 @@ def local_attention(
     attention = _under_autocast(Attention(q, k, v, rows=index, scale=scale))
     chosen = _choose(backend, checks.local_attention(attention), *attention[:3])
     checks.assert_indices(attention)
+    if backend == "auto" and chosen is not torch_backend and (kernel := faster("local_attention", attention)):
+        return torch_backend.local_attention(attention, kernel=kernel)
     return chosen.local_attention(attention)
 
 

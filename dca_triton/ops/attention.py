@@ -69,10 +69,10 @@ class Attention(NamedTuple):
         )
 
     def flat(self) -> tuple[Any, ...]:
-        """The fields as `torch.library` takes them, without the bias, which no kernel takes; the inverse of
-        `from_flat`.
-        """
-        image, reader, first = self.pairs if isinstance(self.pairs, Partners) else (self.pairs, None, None)
+        """The fields that kernels take, as `torch.library` takes them; the inverse of `from_flat`."""
+        image, reader, first = (
+            self.pairs[:3] if isinstance(self.pairs, Partners) else (self.pairs, None, None)
+        )
         return *self[:5], image, reader, first, self.rows, self.factor
 
     @classmethod

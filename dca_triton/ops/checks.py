@@ -131,11 +131,17 @@ def assert_indices(a: Attention) -> None:
         Range("index", a.rows, 0, a.q.shape[1]).assert_values()
 
 
-def pair_up(index: Tensor, images: int) -> list[str]:
+def pair_up(index: Tensor, images: int, unpaired: int) -> list[str]:
     faults = _index_faults("index", index, "(B,)")
-    if not isinstance(images, torch.SymInt):  # a size of an exported graph
-        faults += violations({"images": images}, {"images": integer(1)})
-    return faults or Range("index", index, -1, images).faults()
+    for name, size, least in (("images", images, 1), ("unpaired", unpaired, 0)):
+        if not isinstance(size, torch.SymInt):  # a size of an exported graph
+            faults += violations({name: size}, {name: integer(least)})
+    if not faults and unpaired > index.shape[0]:
+        faults.append(f"unpaired must be at most B = {index.shape[0]}, got {unpaired}")
+    if faults:
+        return faults
+    leading = Range("index[:unpaired]", index[:unpaired], -1, 0)
+    return [*Range("index", index, -1, images).faults(), *leading.faults()]
 
 
 def rollout_row(

@@ -1,8 +1,8 @@
 """Launch configurations of the kernels: measured on a GPU, or the static model's choice for its architecture.
 
 `configs/<device name>.json` holds what `dca-triton tune` measured on that device. `configs/<arch>.json` holds
-the static model's choice for every operation, head dimension and dtype. Choices depend on the length,
-never on the batch size.
+the static model's choice for every operation, head dimension and dtype; `modeled` says how versions of Triton
+differ. Choices depend on the length, never on the batch size.
 """
 
 import functools
@@ -59,6 +59,20 @@ class Key(NamedTuple):
 
 
 Table = dict[Key, dict[int, Config]]
+
+
+class AttentionKey(NamedTuple):
+    """What the choice of an attention's implementation depends on; `n` is the length that was measured."""
+
+    op: str
+    training: bool
+    head_dim: int
+    dtype: str
+    n: int
+
+
+# Median milliseconds of each implementation: "triton", and those of `fused.GPU_KERNELS` that ran.
+Times = dict[AttentionKey, dict[str, float]]
 
 
 _forced: ContextVar[Mapping[tuple[str, str], Config] | None] = ContextVar("forced", default=None)
@@ -139,8 +153,33 @@ def sanitized(name: str) -> str:
 def tables(gpu: Gpu) -> tuple[Table, Table]:
     """The device's measured table, empty if nothing was measured, and its architecture's modeled table."""
     measured = CONFIGS / f"{gpu.name}.json"
-    modeled = CONFIGS / f"{nearest_arch(gpu.arch)}.json"
-    return read(measured) if measured.exists() else {}, read(modeled)
+    return read(measured) if measured.exists() else {}, modeled(nearest_arch(gpu.arch))
+
+
+@functools.cache
+def times(gpu: Gpu) -> Times:
+    """The times of implementations that were measured on a device."""
+    path = CONFIGS / f"{gpu.name}.json"
+    return read_times(path) if path.exists() else {}
+
+
+def modeled(arch: str) -> Table:
+    """The static model's table of an architecture, as it is for the installed version of Triton.
+
+    `<arch>-triton-<version>.json` replaces the choices of `<arch>.json` that a compiler of this version or a
+    newer one serves badly, for example because they spill registers.
+    """
+    table = read(CONFIGS / f"{arch}.json")
+    for path in sorted(CONFIGS.glob(f"{arch}-triton-*.json"), key=lambda path: _version(path.stem)):
+        if _version(path.stem) <= _version(f"triton-{triton_version()}"):
+            table |= read(path)
+    return table
+
+
+def _version(name: str) -> tuple[int, ...]:
+    """Major and minor number at the end of a name such as `sm_90-triton-3.9`; empty if there is none."""
+    found = re.search(r"triton-(\d+)\.(\d+)", name)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 @functools.cache
@@ -170,7 +209,7 @@ def _number(arch: str) -> int:
 
 def forget() -> None:
     """Drop the tables that were read, because a file has changed; the next choice reads the files again."""
-    for remembered in (tables, _look_up, _say_unmeasured):
+    for remembered in (tables, times, _look_up, _say_unmeasured):
         remembered.cache_clear()
 
 
@@ -184,15 +223,24 @@ def read(path: Path) -> Table:
     return table
 
 
-def write(path: Path, source: str, table: Table) -> None:
-    """Write one table. source: where its choices come from."""
+def read_times(path: Path) -> Times:
+    """What one file says of the times of implementations; nothing if it was only modeled."""
+    entries = json.loads(path.read_text()).get("attentions", [])
+    return {AttentionKey(*(entry[name] for name in AttentionKey._fields)): entry["ms"] for entry in entries}
+
+
+def write(path: Path, source: str, table: Table, measured: Times | None = None) -> None:
+    """Write one table. source: where its choices come from. measured: the times of implementations."""
     choices = [
         {**key._asdict(), "n": n, **config.__dict__}
         for key in sorted(table)
         for n, config in sorted(table[key].items())
     ]
     head = {"source": source, "torch": torch.__version__, "triton": triton_version()}
-    write_lines(path, head, {"choices": choices})
+    lines: dict[str, list[Any] | dict[str, Any]] = {"choices": choices}
+    if measured:
+        lines["attentions"] = [{**key._asdict(), "ms": measured[key]} for key in sorted(measured)]
+    write_lines(path, head, lines)
 
 
 def write_lines(path: Path, head: Mapping[str, Any], lines: Mapping[str, list[Any] | dict[str, Any]]) -> None:

@@ -10,12 +10,14 @@ class Partners(NamedTuple):
     """Pairs in both directions.
 
     partner (B,): the image that each row is paired with, -1 for none. readers[starts[j]:starts[j + 1]]: the
-    rows that are paired with image j, ascending; readers (B,) and starts (images + 1,) are int64.
+    rows that are paired with image j, ascending; readers (B,) and starts (images + 1,) are int64. unpaired:
+    so many leading rows are known to have no partner, without reading the index.
     """
 
     partner: Tensor
     readers: Tensor
     starts: Tensor
+    unpaired: int = 0
 
     def of(self, rows: Tensor) -> "Partners":
         """Return the partners of the rows (K,) only."""
@@ -24,11 +26,12 @@ class Partners(NamedTuple):
     def behind(self, images: int) -> "Partners":
         """Return the same pairs where as many other images come before those to choose from."""
         partner = torch.where(self.partner < 0, -1, self.partner + images)
-        return Partners(partner, self.readers, torch.cat([self.starts[:1].expand(images), self.starts]))
+        starts = torch.cat([self.starts[:1].expand(images), self.starts])
+        return Partners(partner, self.readers, starts, self.unpaired)
 
 
-def invert_pairs(index: Tensor, images: int) -> Partners:
+def invert_pairs(index: Tensor, images: int, unpaired: int = 0) -> Partners:
     """Invert a checked index (B,). Rows without a partner come before starts[0]."""
     partner, readers = torch.sort(index, stable=True)
     bounds = torch.arange(images + 1, device=index.device, dtype=index.dtype)
-    return Partners(index, readers, torch.searchsorted(partner, bounds))
+    return Partners(index, readers, torch.searchsorted(partner, bounds), unpaired)

@@ -12,6 +12,9 @@ from . import launch_table
 from .attention import Attention
 from .pairing import Partners
 
+# Multiplications and additions are fused, whatever Triton's version and TRITON_DEFAULT_FP_FUSION say.
+FUSED = {"enable_fp_fusion": True}
+
 
 def forward(op: str, a: Attention) -> tuple[Tensor, Tensor]:
     """Run attention of a's queries over the own and the partner's keys (DCAL, eq. 3 and 5).
@@ -102,6 +105,7 @@ def launch_options(op: str, direction: str, k: Tensor) -> tuple[launch_table.Con
         PRECISION=precision(k.dtype, launch_table.gpu_of(k.device).arch),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **FUSED,
     )
 
 

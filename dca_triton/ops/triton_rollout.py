@@ -5,7 +5,7 @@ import triton
 from torch import Tensor
 
 from ..kernels import rollout
-from .triton_launch import launch_options, rows
+from .triton_launch import FUSED, launch_options, rows
 
 TOKENS = 128  # per program of `rollout_mix`, which only moves data
 
@@ -48,7 +48,7 @@ def launch(
     tokens = (triton.cdiv(N, TOKENS) * B,)
     config, meta = launch_options("rollout_row", "step", ks[0])
     with torch.cuda.device_of(row):
-        rollout.rollout_mix[tokens](row, None, lses[-1], None, offsets, N, H, BN=TOKENS)
+        rollout.rollout_mix[tokens](row, None, lses[-1], None, offsets, N, H, BN=TOKENS, **FUSED)
         for layer in reversed(range(len(qs))):
             q, k = rows(qs[layer]), rows(ks[layer])
             rollout.rollout_columns[(triton.cdiv(N, config.block_n) * B * H,)](
@@ -57,6 +57,6 @@ def launch(
             )  # fmt: skip
             lse = lses[layer - 1] if layer else None
             new = torch.empty_like(row)
-            rollout.rollout_mix[tokens](row, sums, lse, new, offsets, N, H, BN=TOKENS)
+            rollout.rollout_mix[tokens](row, sums, lse, new, offsets, N, H, BN=TOKENS, **FUSED)
             row, weighted = new, N
     return row

@@ -1,14 +1,11 @@
 """Choose launch configurations: time them on a GPU (`tune`), or rank them with the cost model (`rank`)."""
 
 import itertools
-import json
 import math
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -18,24 +15,13 @@ from triton.runtime.errors import OutOfResources
 
 from ..arguments import Rule, choice, integer, raise_faults, violations
 from ..ops import launch_table
-from .meter.assess import Assessment, assess_all
+from . import rivals
+from .measurements import Measurements
 from .meter.chips import CHIPS
-from .meter.launches import Job, problem
-
-Ranking = dict[tuple[launch_table.Key, int], list[Assessment]]
+from .meter.launches import problem
+from .ranking import Launch, Ranking, candidates, describe, order
 
 TIMED_CANDIDATES = 6  # how many candidates are timed per choice: the cost model's best
-
-HALF_TILES = ((128, 64), (128, 32), (64, 128), (64, 64), (64, 32), (32, 64), (32, 32))
-FULL_TILES = (
-    (64, 64),
-    (64, 32),
-    (32, 64),
-    (32, 32),
-    (32, 16),
-    (16, 32),
-    (16, 16),
-)  # fp32 needs more registers
 
 
 def several(rule: Rule) -> Rule:
@@ -74,12 +60,6 @@ class Choice:
     default_milliseconds: float
 
 
-def candidates(dtype: str) -> list[launch_table.Config]:
-    """Return the configurations that are considered for a dtype, for any kernel and GPU."""
-    tiles, stages = (FULL_TILES, (1,)) if dtype == "fp32" else (HALF_TILES, (1, 2))
-    return [launch_table.Config(*tile, *rest) for tile, *rest in itertools.product(tiles, (4, 8), stages)]
-
-
 def rank(
     target: str,
     ops: Sequence[str] = tuple(launch_table.DIRECTIONS),
@@ -107,8 +87,9 @@ def rank(
     """
     arguments = {"target": target, "ops": ops, "head_dims": head_dims, "dtypes": dtypes, "lengths": lengths}
     _check(arguments)
-    ranking = _ranked(target, _launches(ops, head_dims, dtypes, lengths), progress)
-    if missing := [_describe(key, n) for (key, n), ranked in ranking.items() if not ranked]:
+    launches = _launches(ops, head_dims, dtypes, lengths)
+    ranking = order(target, {launch: candidates(launch[0].dtype, target) for launch in launches}, progress)
+    if missing := [describe(key, n) for (key, n), ranked in ranking.items() if not ranked]:
         raise RuntimeError(f"no candidate fits {target} without spilling for {'; '.join(missing)}")
     return ranking
 
@@ -125,7 +106,9 @@ def tune(
 ) -> list[Choice]:
     """Time launch candidates on a GPU and write the fastest of each kernel and length to the GPU's table.
 
-    The cost model picks the candidates to time. A run that was interrupted, or that ended at its deadline,
+    The cost model picks the candidates to time. Then the kernels are timed beside PyTorch's fused attentions
+    and, where it is installed, flash-attn-4; `auto` takes one of them where it is faster by more than 3 %. A
+    run that was interrupted, or that ended at its deadline,
     can be repeated: it continues from `<output>.unfinished`.
 
     Args:
@@ -154,15 +137,16 @@ def tune(
     gpu = launch_table.gpu_of(device)
     source = f"measured on {gpu.name}"
     output = launch_table.CONFIGS / f"{gpu.name}.json" if output is None else output
-    unfinished = output.with_name(f"{output.name}.unfinished")
-    table, done = _earlier("output", output, source), _earlier("<output>.unfinished", unfinished, source)
-    _check_writable(output)
+    measured = Measurements(output, source)
     launches = [
-        (key, n) for key, n in _launches(ops, head_dims, dtypes, lengths) if n not in done.get(key, {})
+        launch for launch in _launches(ops, head_dims, dtypes, lengths) if not measured.has_launch(*launch)
     ]
-    ranking = _ranked(launch_table.nearest_arch(gpu.arch), launches, progress, deadline)
+    target = launch_table.nearest_arch(gpu.arch)
+    tried = {launch: candidates(launch[0].dtype, target) for launch in launches}
     choices = []
-    for (key, n), ranked in tqdm(ranking.items(), "time", disable=not progress):
+    for (key, n), ranked in tqdm(
+        order(target, tried, progress, deadline).items(), "time", disable=not progress
+    ):
         if time.monotonic() > deadline:
             break
         with torch.cuda.device(device):  # CUDA events are recorded on the current device
@@ -170,19 +154,25 @@ def tune(
                 key, n, device, [assessment.job.config for assessment in ranked[:TIMED_CANDIDATES]]
             )
         choices.append(best)
-        done.setdefault(key, {})[n] = best.config
-        launch_table.write(unfinished, source, done)
-    for key, by_length in done.items():
-        table[key] = table.get(key, {}) | by_length
-    if table:
-        launch_table.write(output, source, table)
-    if left := len(launches) - len(choices):
-        tqdm.write(f"Time is up: {left} of {len(launches)} choices are not measured; the next run goes on.")
+        measured.add_launch(key, n, best.config)
+    attentions = [key for key in rivals.keys(ops, head_dims, dtypes, lengths) if not measured.has_times(key)]
+    left = len(launches) - len(choices) + len(attentions)
+    if len(choices) == len(launches):
+        measured.publish()  # the kernels are compared with the attentions of others as they will be launched
+        for attention in tqdm(attentions, "compare", disable=not progress):
+            if time.monotonic() > deadline:
+                break
+            with torch.cuda.device(device):
+                measured.add_times(attention, rivals.times_of(attention, device))
+            left -= 1
+    measured.publish()
+    if left:
+        every = len(launches) + len(attentions)
+        tqdm.write(f"Time is up: {left} of {every} choices are not measured; the next run goes on.")
     else:
-        unfinished.unlink(missing_ok=True)
-    launch_table.forget()
+        measured.end()
     if progress:
-        tqdm.write(f"The table is {output}.")
+        tqdm.write("\n".join([*measured.sentences(), f"The table is {output}."]))
     return choices
 
 
@@ -192,7 +182,7 @@ def _check(arguments: dict[str, Any]) -> None:
 
 def _launches(
     ops: Sequence[str], head_dims: Sequence[int], dtypes: Sequence[str], lengths: Sequence[int]
-) -> list[tuple[launch_table.Key, int]]:
+) -> list[Launch]:
     """Return every direction of the operations for every head dimension, dtype and length."""
     return [
         (launch_table.Key(op, direction, head_dim, dtype), n)
@@ -200,57 +190,6 @@ def _launches(
         for direction in launch_table.DIRECTIONS[op]
         for head_dim, dtype, n in itertools.product(head_dims, dtypes, lengths)
     ]
-
-
-def _ranked(
-    target: str,
-    launches: Sequence[tuple[launch_table.Key, int]],
-    progress: bool,
-    deadline: float = math.inf,
-) -> Ranking:
-    """Rank the candidates of the launches; at the deadline, of those whose candidates are all assessed."""
-    jobs = [Job(key, n, target, config) for key, n in launches for config in candidates(key.dtype)]
-    ranking: Ranking = {launch: [] for launch in launches}
-    errors: dict[tuple[launch_table.Key, int], list[Exception]] = {launch: [] for launch in launches}
-    missing = Counter((job.key, job.n) for job in jobs)
-    for job, result in assess_all(jobs, progress=progress):
-        missing[job.key, job.n] -= 1
-        if isinstance(result, Exception):
-            errors[job.key, job.n].append(result)
-        elif math.isfinite(result.clocks):
-            ranking[job.key, job.n].append(result)
-        if time.monotonic() > deadline:
-            break
-    for (key, n), raised in errors.items():
-        if len(raised) == len(candidates(key.dtype)):
-            raise RuntimeError(f"no candidate compiles for {target} for {_describe(key, n)}") from raised[0]
-    for ranked in ranking.values():
-        ranked.sort(key=lambda assessment: assessment.clocks)
-    return {launch: ranked for launch, ranked in ranking.items() if not missing[launch]}
-
-
-def _earlier(name: str, path: Path, source: str) -> launch_table.Table:
-    """Return a table that was measured on the same GPU before, empty if there is no such file.
-
-    Raises ValueError for any other file, because it would be overwritten.
-    """
-    if not path.exists():
-        return {}
-    try:
-        if json.loads(path.read_text())["source"] == source:
-            return launch_table.read(path)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{name} must be a new file or a table {source}, got {path}")
-
-
-def _check_writable(output: Path) -> None:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise OSError(f"output must be a file that can be written, got {output} ({error})") from error
 
 
 def _fastest(
@@ -272,7 +211,7 @@ def _fastest(
                 times[config] = math.inf
     best = min(times, key=times.__getitem__)
     if math.isinf(times[best]):
-        raise RuntimeError(f"no candidate fits {launch_table.gpu_of(device).name} for {_describe(key, n)}")
+        raise RuntimeError(f"no candidate fits {launch_table.gpu_of(device).name} for {describe(key, n)}")
     return Choice(key, n, best, times[best], times[default])
 
 
@@ -304,10 +243,6 @@ HEAD = f"{'operation':<16} {'kernel':<9} {'D':>4} {'dtype':<5} {'N':>5}  {'m/n/w
 
 def _row(key: launch_table.Key, n: int, config: launch_table.Config) -> str:
     return f"{key.op:<16} {key.direction:<9} {key.head_dim:>4} {key.dtype:<5} {n:>5}  {spell(config):<17}"
-
-
-def _describe(key: launch_table.Key, n: int) -> str:
-    return f"{key.op} {key.direction} with D={key.head_dim}, {key.dtype} and {n} tokens"
 
 
 def spell(config: launch_table.Config) -> str:

@@ -4,6 +4,8 @@ Triton turns an argument of 1 into a constant, which changes the types that meet
 interpreter does not.
 """
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -60,7 +62,28 @@ def test_every_specialisation_compiles(sizes: tuple[int, int, int | None, int]) 
         x.signature[size] == "constexpr" for x in found.values() for size in x.signature if size in SIZE_NAMES
     )
     for launch in found.values():
+        assert launch.options["enable_fp_fusion"] is True
         assert launch.compile("sm_90").asm["cubin"]
+
+
+FUSED = [("sm_80", "ptx", "fma.rn.f32"), ("gfx942", "amdgcn", r"v_(?:pk_)?fma")]
+
+
+@pytest.mark.parametrize(("arch", "text", "pattern"), FUSED)
+def test_no_variable_decides_whether_multiplications_and_additions_are_fused(
+    arch: str, text: str, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(
+        launch_table.Key("rollout_row", "step", D, "fp16"), 197, arch, launch_table.Config(32, 32, 4, 1)
+    )
+
+    def fused(variable: str) -> int:
+        monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", variable)
+        return len(re.findall(pattern, launch_of(job).compile(arch).asm[text]))
+
+    assert fused("0") == fused("1") > 0
+    monkeypatch.setattr(triton_launch, "FUSED", {})
+    assert fused("0") < fused("1")
 
 
 def test_a_matrix_instruction_that_blackwell_lacks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

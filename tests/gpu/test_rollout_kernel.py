@@ -6,7 +6,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from dca_triton.ops import launch_table
-from dca_triton.tuning.tuner import candidates
+from dca_triton.tuning.ranking import candidates
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:no measured launch configurations")]
 
@@ -38,7 +38,7 @@ def test_transposed_inputs_are_taken(dtype: torch.dtype) -> None:
 def test_configurations_agree(name: str) -> None:
     """Every launch that the tuner may choose and that fits on the GPU; at least one must fit."""
     fit = 0
-    for config in candidates(name):
+    for config in candidates(name, launch_table.gpu_of(torch.device("cuda")).arch):
         with launch_table.forced({("rollout_row", "step"): config}):
             try:
                 rollout_cases.error_is_that_of_the_dtype(

@@ -219,3 +219,19 @@ def test_an_unknown_backend() -> None:
 def test_arguments_that_are_not_tensors(call: Callable[[torch.Tensor], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         call(normal(B, 5, H, D))
+
+
+@pytest.mark.parametrize(
+    ("unpaired", "sentence"),
+    [
+        (-1, "unpaired must be an integer >= 0, got -1"),
+        (True, "unpaired must be an integer >= 0, got True"),
+        (4, "unpaired must be at most B = 3, got 4"),
+        (2, r"index\[:unpaired\] must hold values in \[-1, 0\), got values from -1 to 1"),
+    ],
+)
+def test_rows_that_are_said_to_have_no_partner_have_none(unpaired: int, sentence: str) -> None:
+    index = torch.tensor([-1, 1, 0])
+    with pytest.raises(ValueError, match=sentence):
+        ops.pair_up(index, 2, unpaired)
+    assert ops.pair_up(index, 2, 1).unpaired == ops.pair_up(index, 2, 1).behind(3).unpaired == 1

@@ -11,7 +11,7 @@ from tuning_cases import KEY, A, B, C, on
 
 from dca_triton.cli import info
 from dca_triton.ops import launch_table
-from dca_triton.ops.launch_table import Gpu, Key
+from dca_triton.ops.launch_table import Config, Gpu, Key
 from dca_triton.tuning.meter.chips import CHIPS
 
 CPU = torch.device("cpu")
@@ -52,6 +52,19 @@ def test_the_devices_own_table_comes_first_and_the_archs_fills_in(
     assert launch_table.choose("rollout_row", "step", 64, torch.float16, 700, device) == A
     with pytest.warns(UserWarning, match=r"dimension 32 in fp16 on NVIDIA_H100: .*--head_dims '\[32\]'"):
         assert launch_table.choose("rollout_row", "step", 32, torch.float16, 700, device) == B
+
+
+@pytest.mark.parametrize(("triton", "config"), [("3.8.0", A), ("3.9.0", B), ("3.10.1+git", C), ("none", A)])
+def test_a_newer_triton_has_choices_of_its_own(
+    configs: Path, monkeypatch: pytest.MonkeyPatch, triton: str, config: Config
+) -> None:
+    other = KEY._replace(head_dim=32)
+    launch_table.write(configs / "sm_90.json", "static model", {KEY: {197: A}, other: {197: A}})
+    launch_table.write(configs / "sm_90-triton-3.9.json", "static model", {KEY: {197: B}})
+    launch_table.write(configs / "sm_90-triton-3.10.json", "static model", {KEY: {197: C}})
+    monkeypatch.setattr(launch_table, "triton_version", lambda: triton)
+    assert launch_table.modeled("sm_90") == {KEY: {197: config}, other: {197: A}}
+    assert launch_table.nearest_arch("sm_90") == "sm_90"
 
 
 def test_an_unmeasured_device_is_told_once_how_to_tune(

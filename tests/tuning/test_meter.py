@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.compiler import make_backend
 
 from bench.meter import __main__ as command
 from bench.meter import gate, report
 from dca_triton.ops import launch_table
 from dca_triton.tuning.meter.assess import Assessment, assess, assess_all
-from dca_triton.tuning.meter.capture import Launch, capture
+from dca_triton.tuning.meter.capture import Launch, capture, target_of
 from dca_triton.tuning.meter.chips import CHIPS
 from dca_triton.tuning.meter.code import Code, Loop, examine
 from dca_triton.tuning.meter.control_flow import hot_loops, natural_loops
@@ -37,9 +39,9 @@ def known(p_a, p_b, p_c, count, B: tl.constexpr, D: tl.constexpr):
     tl.store(p_c + o_b[:, None] * B + o_b[None, :], total)
 
 
-def launches_of_known(arch: str, offset: int = 0, count: int = 7) -> list[Launch]:
+def launches_of_known(arch: str, offset: int = 0, count: int = 7, size: int = 1 << 20) -> list[Launch]:
     def run() -> None:
-        memory = torch.empty(1 << 20, device="cuda", dtype=torch.float16)
+        memory = torch.empty(size, device="cuda", dtype=torch.float16)
         result = torch.empty(1 << 12, device="cuda")
         known[(3, 2)](memory, memory[offset:], result, count, B=64, D=32, num_warps=4, num_stages=2)
 
@@ -73,6 +75,19 @@ def test_launches_carry_the_specialisation_that_a_launcher_derives() -> None:
     assert aligned.signature["count"] == "i32"
     assert aligned.programs == 6
     assert aligned.options == {"num_warps": 4, "num_stages": 2}
+
+
+@pytest.mark.parametrize(("bytes_", "small"), [(1 << 20, True), ((1 << 31) - 2, True), (1 << 31, False)])
+def test_amd_launches_are_specialized_by_the_size_of_a_storage(bytes_: int, small: bool) -> None:
+    """Compared with what a launcher derives from a PyTorch tensor; AMD's buffer instructions reach 2 GiB."""
+    tensor = torch.empty(bytes_ // 2, dtype=torch.float16, device="meta")[8:]
+    real = make_backend(target_of("gfx942")).get_tensor_specialization(tensor, align=True)
+    assert real == ("DS" if small else "D")
+    (launch,) = launches_of_known("gfx942", offset=8, size=bytes_ // 2)
+    pointer_range = [["tt.pointer_range", 32]] if small else []
+    assert launch.attributes[(1,)] == [["tt.divisibility", 16], *pointer_range]
+    loads = set(re.findall(r"(buffer|global)_load", launch.compile("gfx942").asm["amdgcn"]))
+    assert loads == {"buffer" if small else "global"}
 
 
 def test_an_unaligned_copy_is_seen_to_lose_its_asynchrony() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,29 +15,23 @@ from tuning_cases import KEY, A, B, C, on
 
 from dca_triton.ops import launch_table
 from dca_triton.ops.launch_table import Config, Key
-from dca_triton.tuning import tuner
+from dca_triton.tuning import ranking, tuner
 from dca_triton.tuning.meter.assess import Assessment
 from dca_triton.tuning.meter.launches import Job
 
 
 def test_the_model_ranks_without_a_gpu_and_leaves_out_what_spills(monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad = Config(16, 64, 2, 1), Config(16, 256, 1, 1)
-    monkeypatch.setattr(tuner, "candidates", lambda dtype: [bad, good])
-    ranking = tuner.rank("sm_90", ["rollout_row"], progress=False)
-    ((choice, found),) = ranking.items()
+    monkeypatch.setattr(tuner, "candidates", lambda dtype, arch: [bad, good])
+    ranked = tuner.rank("sm_90", ["rollout_row"], progress=False)
+    ((choice, found),) = ranked.items()
     assert choice == (KEY, 197)
     assert [assessment.job.config for assessment in found] == [good]
     assert math.isfinite(found[0].clocks)
-    assert "16/64/2/1" in tuner.ranking_table(ranking)
-    monkeypatch.setattr(tuner, "candidates", lambda dtype: [bad])
+    assert "16/64/2/1" in tuner.ranking_table(ranked)
+    monkeypatch.setattr(tuner, "candidates", lambda dtype, arch: [bad])
     with pytest.raises(RuntimeError, match=r"no candidate fits sm_90 .* for rollout_row step .* 197 tokens"):
         tuner.rank("sm_90", ["rollout_row"], progress=False)
-
-
-@pytest.mark.parametrize("dtype", launch_table.DTYPES)
-def test_candidates_are_distinct(dtype: str) -> None:
-    tried = tuner.candidates(dtype)
-    assert len(set(tried)) == len(tried) >= 10
 
 
 def test_every_bad_argument_is_named() -> None:
@@ -71,16 +66,6 @@ def test_bad_arguments_are_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_kernel_that_never_compiles_is_an_error_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
-    def assess_all(jobs: list, progress: bool) -> list:
-        return [(job, NameError("a fault in the kernel")) for job in jobs]
-
-    monkeypatch.setattr(tuner, "assess_all", assess_all)
-    with pytest.raises(RuntimeError, match="no candidate compiles for sm_90 for rollout_row step") as error:
-        tuner.rank("sm_90", ["rollout_row"])
-    assert isinstance(error.value.__cause__, NameError)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_tuning_without_a_gpu_says_what_to_do() -> None:
     with pytest.raises(RuntimeError, match="tuning needs a GPU; `rank`"):
@@ -93,12 +78,14 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
     device = on(monkeypatch, "Fake", "sm_90")
     measured: list[Config] = []
 
-    def ranked(target: str, choices: list[tuple[Key, int]], progress: bool, deadline: float) -> dict:
+    def order(
+        target: str, tried: dict[tuple[Key, int], list[Config]], progress: bool, deadline: float
+    ) -> dict:
         assert (target, deadline) == ("sm_90", math.inf)
-        assert len(choices) == (1 if measured else 2)
+        assert len(tried) == (1 if measured else 2)
         return {
-            choice: [SimpleNamespace(job=SimpleNamespace(config=config)) for config in (A, C)]
-            for choice in choices
+            launch: [SimpleNamespace(job=SimpleNamespace(config=config)) for config in (A, C)]
+            for launch in tried
         }
 
     def do_bench(launch: object, return_mode: str) -> float:
@@ -122,7 +109,7 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
         current.pop()
 
     monkeypatch.setattr(torch.cuda, "device", on_device)
-    monkeypatch.setattr(tuner, "_ranked", ranked)
+    monkeypatch.setattr(tuner, "order", order)
     monkeypatch.setattr(tuner, "problem", lambda *_, **__: None)
     monkeypatch.setattr(tuner.triton.testing, "do_bench", do_bench)
     run = dict(device=device, ops=["rollout_row"], dtypes=["fp16"], lengths=[197, 785], progress=False)
@@ -155,12 +142,12 @@ def test_the_deadline_keeps_what_is_measured_and_the_next_run_goes_on(
         clock[0] += 10
         return tuner.Choice(key, n, A, 1.0, 1.0)
 
-    monkeypatch.setattr(tuner.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(tuner, "assess_all", assess_all)
+    monkeypatch.setattr(ranking, "assess_all", assess_all)
     monkeypatch.setattr(tuner, "_fastest", fastest)
-    monkeypatch.setattr(tuner, "candidates", lambda dtype: [A, B])
+    monkeypatch.setattr(tuner, "candidates", lambda dtype, arch: [A, B])
     run = dict(device=device, ops=["rollout_row"], dtypes=["fp16"], lengths=[64, 197, 785], progress=False)
     # 5 seconds: of the third length one of two candidates is compiled, and the first length is timed.
     found = tuner.tune(**run, deadline=4.5)  # type: ignore[arg-type]
@@ -178,13 +165,49 @@ def test_the_deadline_keeps_what_is_measured_and_the_next_run_goes_on(
     assert not (configs / "Fake.json.unfinished").exists()
 
 
+def test_attentions_are_compared_once_the_launches_are_chosen(
+    configs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The comparison reads the new launches; interrupted, it goes on; and the table says who wins."""
+    device = on(monkeypatch, "Fake", "sm_90")
+    pair = Key("pair_attention", "forward", 64, "fp16")
+    directions = [pair._replace(direction=direction) for direction in launch_table.DIRECTIONS[pair.op]]
+    compared: list[launch_table.AttentionKey] = []
+
+    def times_of(key: launch_table.AttentionKey, _: torch.device) -> dict[str, float]:
+        assert launch_table.choose(key.op, "dq", 64, torch.float16, 197, device) == A
+        compared.append(key)
+        if len(compared) == 2:
+            raise KeyboardInterrupt
+        return {"triton": 1.0, "flash": 0.5 if key.training else 2.0}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(tuner, "order", lambda target, tried, *_: {launch: [] for launch in tried})
+    monkeypatch.setattr(tuner, "_fastest", lambda key, n, *_: tuner.Choice(key, n, A, 1.0, 1.0))
+    monkeypatch.setattr(tuner.rivals, "times_of", times_of)
+    run = dict(device=device, ops=[pair.op], dtypes=["fp16"], lengths=[197])
+    with pytest.raises(KeyboardInterrupt):
+        tuner.tune(**run)  # type: ignore[arg-type]
+    assert launch_table.read(configs / "Fake.json") == {key: {197: A} for key in directions}
+    assert tuner.tune(**run) == []  # type: ignore[arg-type]
+    assert [key.training for key in compared] == [False, True, True]
+    times = launch_table.read_times(configs / "Fake.json")
+    assert [ms["flash"] for ms in times.values()] == [2.0, 0.5]
+    out = capsys.readouterr().out
+    assert "pair_attention with gradient, N=197: flash, which takes 0.50 of the kernels' time" in out
+    assert not (configs / "Fake.json.unfinished").exists()
+    tuner.tune(**run)  # type: ignore[arg-type]
+    assert len(compared) == 5  # a new run measures everything again
+
+
 @pytest.mark.parametrize("path", ["a file/table.json", "a file/folder/table.json"])
 def test_an_output_that_cannot_be_written_is_told_before_anything_is_compiled(
     path: str, configs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = on(monkeypatch, "Fake", "sm_90")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(tuner, "_ranked", lambda *_: pytest.fail("it compiles"))
+    monkeypatch.setattr(tuner, "order", lambda *_: pytest.fail("it compiles"))
     (configs / "a file").touch()
     with pytest.raises(OSError, match=r"output must be a file that can be written, got .*table.json"):
         tuner.tune(device, output=configs / path)
@@ -194,7 +217,7 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_compiled(
 def test_other_files_are_not_overwritten(name: str, configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = on(monkeypatch, "Fake", "sm_90")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(tuner, "_ranked", lambda *_: pytest.fail("it compiles"))
+    monkeypatch.setattr(tuner, "order", lambda *_: pytest.fail("it compiles"))
     launch_table.write(configs / "Other.json", "measured on Other", {KEY: {197: A}})
     launch_table.write(configs / "Fake.json.unfinished", "measured on Other", {KEY: {197: A}})
     (configs / "notes.txt").write_text("notes")

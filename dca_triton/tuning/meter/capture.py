@@ -27,10 +27,15 @@ class Pointer:
         self.bytes = tensor.numel() * tensor.element_size()
         self.offset = int(tensor.storage_offset()) * tensor.element_size()
         self.storage = tensor.untyped_storage()._cdata
+        self.storage_bytes = tensor.untyped_storage().size()
 
     def data_ptr(self) -> int:
         """Return an address with the alignment that the launcher would see."""
         return (1 << 20) + self.offset
+
+    def ptr_range(self) -> int:
+        """Return the bytes of the storage; AMD launches use buffer instructions where they are below 2^31."""
+        return self.storage_bytes
 
 
 @dataclass
@@ -85,7 +90,7 @@ def capture(run: Callable[[], object], arch: str) -> list[Launch]:
             backend, kwargs, bound, specialization, options
         )
         extents = grid(bound) if callable(grid) else grid
-        options = {name: kwargs[name] for name in ("num_warps", "num_stages") if name in kwargs}
+        options = {name: value for name, value in kwargs.items() if name not in bound}
         launches.append(Launch(kernel, signature, constexprs, attributes, options, tuple(extents), bound))
 
     with _without_driver(record, arch), FakeTensorMode():
