@@ -107,7 +107,7 @@ def embed(
     """
     from ..data import photos_in
     from ..evaluation import embeddings, flip_averaged
-    from .experiment import evaluation_batches
+    from .experiment import evaluation_batches, warn_of_unknown
     from .outputs import check_file, counted
     from .trained import load_trained
 
@@ -118,6 +118,8 @@ def embed(
     check_file(file, embeddings.SUFFIXES)
     trained = load_trained(selection)
     dataset = trained.part(part) if part else photos_in(photos or "", trained.transform())
+    if photos is not None:
+        warn_of_unknown(trained.model, dataset)
     model = flip_averaged(trained.model) if flip else trained.model
     found = embeddings.embed(model, evaluation_batches(dataset, trained.data), file)
     count, width = found.features.shape
@@ -131,6 +133,8 @@ def visualize(
     distractors: list[Path] | Path | None = None,
 ) -> None:
     """Draw photos with rollout, selected patches and predictions into one .png or .html file.
+
+    A model with embeddings of cameras takes the photos as ones without a camera.
 
     Args:
         selection: The model.

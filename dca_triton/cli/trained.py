@@ -16,7 +16,14 @@ from ..model.hub_files import evaluation_weights, read_config
 from ..process import this_process
 from ..run_folder import RunFolder
 from . import demo  # noqa: F401  registers the demo's backbone with timm
-from .experiment import build_model, center_of, describe, evaluation_transform, load_splits
+from .experiment import (
+    build_model,
+    center_of,
+    describe,
+    evaluation_transform,
+    load_splits,
+    warn_of_unknown,
+)
 from .options import VALUE_RULES, DataOptions, Selection
 
 KINDS = ("fresh", "resampled", "ignored")  # weights that a transfer does not take as they are
@@ -87,6 +94,7 @@ class Trained:
         def prepared(part: ImageDataset | None) -> Any:
             return None if part is None else part.with_transform(transform)
 
+        warn_of_unknown(self.model, splits.query, splits.gallery)
         return replace(splits, **{part: prepared(getattr(splits, part)) for part in PARTS})
 
     def part(self, name: str) -> ImageDataset:

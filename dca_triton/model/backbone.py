@@ -12,8 +12,10 @@ from ..arguments import raise_faults
 from ..branches import Readout
 from .eva import EVA
 from .family import Family, TimmModule
+from .overlap import Overlap, overlap_of, set_stride
 from .pooling import pooled_from, pooling_faults, pooling_of, pooling_weights
 from .vit import VIT
+from .vit import features as vit_features
 
 FAMILIES = (VIT, EVA)
 
@@ -27,7 +29,11 @@ class Backbone(nn.Module):
         layout: "paper", which takes the models of `FAMILIES`, or "reference".
         pretrained: Load timm's pretrained weights.
         img_size: Pixels, a side or (height, width); multiples of the patch.
+        patch_stride: Pixels from one patch to the next, at most the patch; for a VisionTransformer.
         **kwargs: Passed to `timm.create_model`.
+
+    Attributes:
+        overlap: The geometry of overlapping patches; None where they lie side by side.
 
     Raises:
         ValueError: `name` is not a timm model, the layout cannot use it, or the patch does not divide the
@@ -36,14 +42,26 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, layout: str, pretrained: bool, img_size: int | tuple[int, int], **kwargs: Any
+        self,
+        name: str,
+        layout: str,
+        pretrained: bool,
+        img_size: int | tuple[int, int],
+        patch_stride: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__()
-        self.model: TimmModule = _create(name, layout, pretrained, img_size, kwargs)
+        self.model: TimmModule
+        self.overlap: Overlap | None
+        self.model, self.overlap = _create(name, layout, pretrained, img_size, patch_stride, kwargs)
+        if self.overlap is not None:
+            set_stride(self.model, self.overlap, both_sides(img_size))
         self.num_prefix_tokens: int = self.model.num_prefix_tokens
         self.embed_dim: int = self.model.embed_dim
         # Calling the ViT, which is what hooks and offloading see, gives the tokens that enter the SA blocks.
         self.model.forward = self.model.forward_features
+        if isinstance(self.model, VIT.model):
+            self.model.forward = functools.partial(vit_features, self.model)
         if layout == "paper":
             family = family_of(self.model)
             assert family is not None
@@ -54,22 +72,22 @@ class Backbone(nn.Module):
         self.in_chans: int = _channels(self.model)
         self.grid_size: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, side: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The tokens that enter the SA blocks: images (B, 3, h, w) -> (B, N, C).
 
-        With layout="reference" these are the output of the whole ViT with its final norm. With layout="paper"
-        they are the output of the patch and position embedding, because the SA blocks are the ViT's own; with
-        rotary positions the table that the blocks rotate by comes with them.
+        With layout="reference" these are the output of the whole ViT with its final norm; `side` (B, 1, C) is
+        added to the tokens that enter the ViT's own blocks. With layout="paper" they are the output of the
+        patch and position embedding, because the SA blocks are the ViT's own; with rotary positions the table
+        that the blocks rotate by comes with them.
         """
-        return self.model(images)
+        return self.model(images) if side is None else self.model(images, side)
 
-    def embed(self, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        """The tokens of `forward` (B, N, C), and the rotary table of each of the ViT's blocks, or None."""
+    def embed(self, images: Tensor, side: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
+        """The paper's tokens (B, N, C) plus `side` (B, 1, C), and the rotary table of each block, or None."""
         L, found = len(self.model.blocks), self(images)
-        if isinstance(found, Tensor):
-            return found, [None] * L
-        tokens, rope = found
-        return tokens, list(rope) if rope.dim() == 4 else [rope] * L
+        tokens, rope = (found, None) if isinstance(found, Tensor) else found
+        tokens = tokens if side is None else tokens + side.to(tokens.dtype)
+        return tokens, list(rope) if rope is not None and rope.dim() == 4 else [rope] * L
 
     def drop_attention_pooling(self) -> None:
         """Remove a pooling head that nothing reads: its weights would get no gradient."""
@@ -134,7 +152,10 @@ class Backbone(nn.Module):
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches of images (..., h, w)."""
-        (height, width), (rows, columns) = images.shape[-2:], _patch(self.model)
+        height, width = images.shape[-2:]
+        if self.overlap is not None:
+            return self.overlap.grid((height, width))
+        rows, columns = _patch(self.model)
         return height // rows, width // columns
 
     def image_faults(self, name: str, images: Tensor) -> list[str]:
@@ -152,13 +173,25 @@ class Backbone(nn.Module):
 
 
 def _create(
-    name: str, layout: str, pretrained: bool, img_size: int | tuple[int, int], kwargs: dict[str, Any]
-) -> TimmModule:
+    name: str,
+    layout: str,
+    pretrained: bool,
+    img_size: int | tuple[int, int],
+    patch_stride: int | None,
+    kwargs: dict[str, Any],
+) -> tuple[TimmModule, Overlap | None]:
+    """The timm model, and the geometry of its patches if they are to overlap; its stride is not set yet."""
     if not timm.is_model(name):
         raise_faults([f"backbone_name must be a timm model (see timm.list_models('*vit*')), got {name!r}"])
     options = {"num_classes": 0, "img_size": img_size, **kwargs}
     model: TimmModule
+    overlap: Overlap | None = None
+    faults: list[str] = []
     try:
+        if patch_stride is not None:
+            overlap = overlap_of(name, patch_stride, kwargs)
+            if not (faults := overlap.faults(both_sides(img_size))):
+                options["img_size"] = overlap.side_by_side(both_sides(img_size))
         if layout == "paper":  # check the model's own blocks before they are replaced
             with torch.device("meta"):
                 model = timm.create_model(name, **options | {"checkpoint_path": None})
@@ -175,14 +208,14 @@ def _create(
                 f"got {name!r}: {'; '.join(reasons)}"
             ]
         )
-    raise_faults(size_faults("img_size", tuple(model.patch_embed.img_size), _patch(model)))
+    raise_faults(faults or size_faults("img_size", tuple(model.patch_embed.img_size), _patch(model)))
     family = family_of(model)
     if layout == "paper" and family is not None:
         options |= family.options
     elif not pretrained:
-        return model
+        return model, overlap
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        return timm.create_model(name, pretrained=pretrained, **options), overlap
     except Exception as error:
         raise RuntimeError(
             f"pretrained weights of {name!r} could not be loaded "
@@ -190,6 +223,11 @@ def _create(
             "pretrained_cfg_overlay=dict(file='weights.safetensors') "
             "or start from scratch with pretrained=False"
         ) from error
+
+
+def both_sides(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a size."""
+    return (img_size, img_size) if isinstance(img_size, int) else img_size
 
 
 def _first_line(error: Exception) -> str:

@@ -128,14 +128,15 @@ def reference_inputs(
     x_pair: Tensor | None,
     partner_index: Tensor | None,
     pair_blocks: tuple[int, int],
+    side: Tensor | None = None,
 ) -> tuple[Tensor, Ropes | None, Pairing | None]:
     """The output f of a whole ViT (B, N, C); a distractor's tokens stay f of the pair in every block."""
     B = x.shape[0]
     if x_pair is not None:
-        features = backbone(torch.cat([x, x_pair]))
+        features = backbone(torch.cat([x, x_pair]), side)
         images = torch.arange(B, device=features.device)
         return features[:B], None, Pairing(images, features[B:], B, *pair_blocks)
-    f = backbone(x)
+    f = backbone(x, side)
     return f, None, None if partner_index is None else Pairing(partner_index, f, B, *pair_blocks)
 
 
@@ -145,17 +146,20 @@ def paper_inputs(
     x_pair: Tensor | None,
     partner_index: Tensor | None,
     pair_blocks: tuple[int, int],
+    side: Tensor | None = None,
 ) -> tuple[Tensor, Ropes | None, Pairing | None]:
     """The embedded patches (P, N, C), those of x_pair at the end; distractors are PWCA rows themselves.
+
+    `side` (P, 1, C) is what camera and view add to them.
 
     The rotary tables are made once, so SA, PWCA, partners and GLCA share what is drawn at random in them.
     """
     B = x.shape[0]
     if x_pair is not None:
-        tokens, ropes = backbone.embed(torch.cat([x, x_pair]))
+        tokens, ropes = backbone.embed(torch.cat([x, x_pair]), side)
         images = torch.arange(B, device=tokens.device)
         return tokens, ropes, Pairing(torch.cat([B + images, images]), None, B, *pair_blocks)
-    tokens, ropes = backbone.embed(x)
+    tokens, ropes = backbone.embed(x, side)
     return tokens, ropes, None if partner_index is None else Pairing(partner_index, None, B, *pair_blocks)
 
 

@@ -53,6 +53,8 @@ ADDED_SETTINGS = {
     "mixup": 0.0,
     "cutmix": 0.0,
 }
+# The same of the model's arguments.
+ADDED_MODEL_ARGUMENTS = {"patch_stride": None, "cameras": [], "views": [], "sie_weight": 3.0}
 MAX_NAMES = 3  # of parameters, in an error
 
 
@@ -143,7 +145,7 @@ def changes(
     if state.get("model_arguments") is not None and model_arguments is not None:
         kept = [
             {name: value for name, value in arguments.items() if name not in FREE_MODEL_ARGUMENTS}
-            for arguments in (state["model_arguments"], model_arguments)
+            for arguments in (ADDED_MODEL_ARGUMENTS | state["model_arguments"], model_arguments)
         ]
         found += differences("model", *kept)
     if "description" in state:
