@@ -105,11 +105,12 @@ def build_model(splits: Splits, data: DataOptions, options: dict[str, Any]) -> D
     `options` are `DualAttentionModel`'s other arguments, and whether it has embeddings of cameras and views.
     """
     own = dict(options)
-    embedded = {f"{kind}s": own.pop(f"{kind}_embedding", False) for kind in ("camera", "view")}
-    sides = {kind: numbers_of(splits, kind) for kind, asked in embedded.items() if asked}
+    for kind in KINDS:
+        if own.pop(f"{kind[:-1]}_embedding", False):
+            own[kind] = numbers_of(splits, kind)
     try:
         model = DualAttentionModel(
-            num_classes=len(splits.classes), task_type=splits.task, img_size=data.size, **sides, **own
+            num_classes=len(splits.classes), task_type=splits.task, img_size=data.size, **own
         )
     except TypeError as error:  # a name that does not exist, or that the data give
         raise ValueError(f"model must hold arguments of DualAttentionModel, got others ({error})") from error

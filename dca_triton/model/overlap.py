@@ -56,13 +56,16 @@ def overlap_of(name: str, stride: int, kwargs: dict[str, Any]) -> Overlap:
         faults.append(f"patch_stride needs a PatchEmbed, and its patch embedding is a {type(embed).__name__}")
     if model.pos_embed is None:
         faults.append("patch_stride needs learned positions, and it has none")
-    if model.dynamic_img_size:
-        faults.append("patch_stride needs images of one size, and dynamic_img_size is set")
     raise_faults(faults)
-    return Overlap(*embed.patch_size, stride)
+    height, width = embed.patch_size
+    return Overlap(height, width, stride)
 
 
 def set_stride(model: TimmModule, overlap: Overlap, size: Size) -> None:
-    """Let the patches of a model that was made for the size `side_by_side` overlap; its weights stay."""
+    """Let the patches of a model that was made for the size `side_by_side` overlap; its weights stay.
+
+    Images then have this one size, also with dynamic_img_size, whose check allows whole patches only.
+    """
     model.patch_embed.proj.stride = (overlap.stride, overlap.stride)
     model.patch_embed.img_size = size
+    model.patch_embed.strict_img_size = True

@@ -54,7 +54,7 @@ ADDED_SETTINGS = {
     "cutmix": 0.0,
 }
 # The same of the model's arguments.
-ADDED_MODEL_ARGUMENTS = {"patch_stride": None, "cameras": [], "views": [], "sie_weight": 3.0}
+ADDED_MODEL_ARGUMENTS: dict[str, Any] = {"patch_stride": None, "cameras": [], "views": [], "sie_weight": 3.0}
 MAX_NAMES = 3  # of parameters, in an error
 
 

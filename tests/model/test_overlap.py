@@ -29,6 +29,8 @@ def test_tokens_are_the_projections_of_unfolded_patches() -> None:
     truth = torch.cat([vit.cls_token.expand(2, -1, -1), tokens], 1) + vit.pos_embed
     torch.testing.assert_close(backbone(images), truth)
     assert backbone.grid_size == backbone.grid_of(images) == GRID
+    assert vit.dynamic_img_size, "without a stride, images of other sizes would fit"
+    assert "must be (B, 3, 40, 36), the backbone's size" in backbone.image_faults("x", images[..., :32])[0]
 
 
 @pytest.mark.parametrize("layout", ["reference", "paper"])
@@ -92,11 +94,6 @@ def test_saved_and_exported_models_have_the_stride(tmp_path) -> None:
     [
         ("vit_small_patch16_dinov3", {}, "patch_stride needs a VisionTransformer, and it is a Eva"),
         ("vit_tiny_r_s16_p8_224", {}, "patch_stride needs a PatchEmbed, and its patch embedding is a Hybrid"),
-        (
-            "test_vit",
-            {"dynamic_img_size": True},
-            "patch_stride needs images of one size, and dynamic_img_size",
-        ),
         ("test_vit", {"pos_embed": "none"}, "patch_stride needs learned positions, and it has none"),
         ("test_vit", {"patch_stride": 17}, "patch_stride must be at most the patch, 16, got 17"),
         ("test_vit", {"patch_stride": 0}, "patch_stride must be an integer >= 1 or None, got 0"),
