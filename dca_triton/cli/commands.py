@@ -56,7 +56,14 @@ def evaluate(
 
     from ..evaluation import score_table
     from ..files import atomic_write
-    from .experiment import check_expansion, reid_options, scored_part, scored_parts, scores
+    from .experiment import (
+        check_expansion,
+        reid_options,
+        scored_part,
+        scored_parts,
+        scores,
+        warn_of_unknown,
+    )
     from .outputs import check_file, counted, named
     from .trained import load_trained
 
@@ -70,6 +77,7 @@ def evaluate(
     if output is not None:
         check_file(output, (".json",))
     splits = trained.splits()
+    warn_of_unknown(trained.model, splits.query, splits.gallery)
     options: dict[str, Any] = {"metric": "cosine", "rerank": False} if splits.task == "reid" else {}
     options |= asked | ({"flip": True} if flip else {})
     found = scores(trained.model, splits, trained.data, **options)

@@ -94,7 +94,6 @@ class Trained:
         def prepared(part: ImageDataset | None) -> Any:
             return None if part is None else part.with_transform(transform)
 
-        warn_of_unknown(self.model, splits.query, splits.gallery)
         return replace(splits, **{part: prepared(getattr(splits, part)) for part in PARTS})
 
     def part(self, name: str) -> ImageDataset:
@@ -107,6 +106,7 @@ class Trained:
                 part for part in PARTS if part in there or (part == "validation" and self.data.holdout)
             ]
             raise ValueError(f"--part must be one of {', '.join(present)} for {self.data.name}, got {name!r}")
+        warn_of_unknown(self.model, dataset)
         return dataset
 
 
