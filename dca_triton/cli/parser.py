@@ -99,8 +99,8 @@ def _add_experiment(own: Parser, output: str) -> None:
     own.add_class_arguments(DualAttentionModel, "model", skip=skip, instantiate=False)
     text = "More arguments of timm.create_model."
     own.add_argument("--model.timm", type=dict[str, Any], default={}, help=text)
-    for kind, of in (("camera", "the training photos' cameras"), ("view", "their views")):
-        text = f"Embeddings of {of} (side information of TransReID), for identities."
+    for kind in ("camera", "view"):
+        text = f"Learn a vector for each {kind} of the training photos (SIE of TransReID); for identities."
         own.add_argument(f"--model.{kind}_embedding", type=bool, default=False, help=text)
     own.add_class_arguments(DataOptions, "data", skip={"seed"})
     trained: set[str | int] = {"model", "batches", "pairs", "evaluate", "augment", "seed", "description"}

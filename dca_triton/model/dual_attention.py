@@ -30,7 +30,7 @@ from .layouts import (
     sa_and_pwca_rows,
 )
 from .rollout import RolloutCache, rollout_of
-from .side_information import KINDS, NO_SIDES, SideInformationEmbedding, Sides, argument_faults
+from .side_information import NO_SIDES, SideInformationEmbedding, Sides, argument_faults
 
 
 class DualAttentionModel(nn.Module, HubMixin):
@@ -73,7 +73,7 @@ class DualAttentionModel(nn.Module, HubMixin):
             TransReID), as `forward` takes them; none by default. For "reid", with a VisionTransformer, in
             layout="paper" also with an Eva.
         views: Likewise of the views, such as the sides of a vehicle.
-        sie_weight: The factor λ of these embeddings, > 0.
+        sie_weight: The factor λ of the embeddings of cameras and views, > 0.
         layout: "reference" computes what the reference implementation does, and loads its checkpoints;
             "paper" has the paper's cost: the backbone's own blocks carry SA and PWCA.
         pretrained: Load timm's pretrained backbone weights.
@@ -352,11 +352,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         """The "camera" and "view" of a batch as `forward` takes them, on the model's device; only those that
         the model has embeddings of, and that the batch holds.
         """
-        sie = self.sie
-        if sie is None:
-            return {}
-        held = {kind: batch[kind[:-1]] for kind in KINDS if sie.knows(kind) and kind[:-1] in batch}
-        return {kind: torch.as_tensor(own).long().to(sie.table.device) for kind, own in held.items()}
+        return {} if self.sie is None else self.sie.of_batch(batch)
 
     @torch.no_grad()
     def extract_features(

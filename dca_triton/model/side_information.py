@@ -1,7 +1,7 @@
 """Side information embedding: what camera and view add to an image's tokens (TransReID, section 3.3)."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from timm.models.eva import Eva
@@ -65,6 +65,11 @@ class SideInformationEmbedding(nn.Module):
         table = torch.cat([table, table.mean(1, keepdim=True)], 1)
         row, column = _places(cameras, self.cameras), _places(views, self.views)
         return self.weight * table[row, column].view(-1, 1, table.shape[-1])
+
+    def of_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """A batch's "camera" (B,) and "view" (B,) as "cameras" and "views"; only those that are embedded."""
+        held = {kind: batch[kind[:-1]] for kind in KINDS if self.knows(kind) and kind[:-1] in batch}
+        return {kind: torch.as_tensor(own).long().to(self.table.device) for kind, own in held.items()}
 
     def of_images(self, sides: Sides, B: int, paired: bool) -> Tensor:
         """What is added to images (B, 1, C), and behind them to their distractors if they are `paired`."""
