@@ -112,5 +112,9 @@ def check_inputs(
             f"got {tuple(partner_index.shape)} in {partner_index.dtype}"
         )
     raise_faults(faults + side_faults(sie, x, x_pair, needs_sides, sides))
+    for name, numbers in sides.named().items():
+        if needs_sides and sie is not None and numbers is not None:
+            kind = name.removeprefix("pair_")
+            checks.check_rows(name, f"of the model's {kind}, or negative", sie.strange(kind, numbers))
     if partner_index is not None:
         checks.check_range("partner_index", partner_index, -1, len(x))

@@ -205,8 +205,8 @@ class DualAttentionModel(nn.Module, HubMixin):
                 where no selected patch reaches GLCA's readout. The logits are the same. Without a class token
                 the features are the embedding (B, 1, C), or (B, 1, 2C) with a readout of "both".
             cameras: The cameras of x (B,), int32 or int64, by their numbers in the model's `cameras`. A photo
-                of any other number, such as -1, gets the mean of the embeddings; with None in evaluation all
-                do. In training a model with `cameras` needs them.
+                of a negative number gets the mean of the embeddings. In evaluation so does one of any other
+                number, and with None all do. In training a model with `cameras` needs them.
             views: Likewise for a model with `views`.
             pair_cameras: Likewise of x_pair. With `partner_index` a distractor has its own camera.
             pair_views: Likewise of x_pair.

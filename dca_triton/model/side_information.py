@@ -59,11 +59,16 @@ class SideInformationEmbedding(nn.Module):
         """Whether there are embeddings of "cameras" or of "views"."""
         return self.get_buffer(kind).shape[0] > 0
 
+    def strange(self, kind: str, numbers: Tensor) -> Tensor:
+        """Which of the numbers (B,) are neither embedded nor negative, (B,) bool."""
+        return (numbers >= 0) & (_places(numbers, self.get_buffer(kind)) < 0)
+
     def forward(self, cameras: Tensor | None, views: Tensor | None) -> Tensor:
         """λ S of images by their cameras and views (B,): (B, 1, C), or (1, 1, C) if both are None."""
         table = torch.cat([self.table, self.table.mean(0, keepdim=True)])  # at place -1 the mean
         table = torch.cat([table, table.mean(1, keepdim=True)], 1)
-        row, column = _places(cameras, self.cameras), _places(views, self.views)
+        row = -1 if cameras is None else _places(cameras, self.cameras)
+        column = -1 if views is None else _places(views, self.views)
         return self.weight * table[row, column].view(-1, 1, table.shape[-1])
 
     def of_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -80,10 +85,8 @@ class SideInformationEmbedding(nn.Module):
         return torch.cat([part.expand(B, -1, -1) for part in (own, others)])
 
 
-def _places(numbers: Tensor | None, known: Tensor) -> Tensor | int:
+def _places(numbers: Tensor, known: Tensor) -> Tensor:
     """The places of numbers (B,) among the known ones (n,); -1 for others."""
-    if numbers is None:
-        return -1
     places = torch.arange(1, known.shape[0] + 1, device=known.device)
     return ((numbers[:, None] == known) * places).sum(1) - 1
 

@@ -10,7 +10,7 @@ from dca_triton import DualAttentionModel
 from dca_triton.model import distractor_share, explain, export_program
 
 CAMERAS, VIEWS, WEIGHT = (3, 7, 9), (0, 2), 1.5
-OF_IMAGES = {"cameras": torch.tensor([7, 3, -1, 8]), "views": torch.tensor([2, -1, 0, 5])}
+OF_IMAGES = {"cameras": torch.tensor([7, 3, -1, -8]), "views": torch.tensor([2, -1, 0, -5])}
 OF_PAIRS = {"pair_cameras": torch.tensor([9, 9, 7, -5]), "pair_views": torch.tensor([0, 2, 2, 2])}
 PARTNERS = torch.tensor([1, 3, -1, 0])
 IMAGES, OTHERS = torch.randn(
@@ -184,6 +184,12 @@ def test_what_does_not_fit_is_refused_with_every_reason() -> None:
         plain(IMAGES, cameras=OF_IMAGES["cameras"])
     with pytest.raises(ValueError, match="pair_cameras must be None without x_pair, got an int64 tensor"):
         model(IMAGES, **OF_IMAGES, pair_cameras=OF_PAIRS["pair_cameras"])
+    strange = {"cameras": torch.tensor([7, 8, -1, 3]), "views": OF_IMAGES["views"]}
+    reason = r"cameras must be of the model's cameras, or negative, got other values in 1 of 4 rows \(1\)"
+    with pytest.raises(ValueError, match=reason):
+        model(IMAGES, **strange)
+    model.eval()(IMAGES, **strange)  # there a camera may be new
+    model.train()
     with pytest.raises(ValueError, match="cameras must be a dense tensor or None, got list"):
         model(IMAGES, cameras=[1, 2, 3, 4])
     model(IMAGES, **OF_IMAGES)  # without x_pair its cameras are not needed
