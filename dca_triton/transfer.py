@@ -101,12 +101,14 @@ def _owner(modules: Mapping[str, nn.Module], key: str) -> nn.Module | None:
 
 def _grid(patches: int, new: Grid, patch: Any, arguments: Any) -> Grid | None:
     """The checkpoint's grid: from its arguments if known, else a square, else shaped like the new one."""
-    size = arguments.get("img_size") if isinstance(arguments, Mapping) else None
+    known_arguments = arguments if isinstance(arguments, Mapping) else {}
+    size, stride = known_arguments.get("img_size"), known_arguments.get("patch_stride")
     size = [size, size] if isinstance(size, int) else size
     sides = size if isinstance(size, list | tuple) and all(isinstance(side, int) for side in size) else ()
     shape = shape_of(patch)
     if len(sides) == 2 and isinstance(shape, tuple) and len(shape) == 4 and 0 not in shape:
-        known = (sides[0] // shape[2], sides[1] // shape[3])
+        steps = (stride, stride) if isinstance(stride, int) and stride > 0 else shape[2:]
+        known = (sides[0] - shape[2]) // steps[0] + 1, (sides[1] - shape[3]) // steps[1] + 1
         if math.prod(known) == patches:
             return known
     if patches == math.prod(new):

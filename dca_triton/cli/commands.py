@@ -66,7 +66,14 @@ def evaluate(
 
     from ..evaluation import score_table
     from ..files import atomic_write
-    from .experiment import check_expansion, reid_options, scored_part, scored_parts, scores
+    from .experiment import (
+        check_expansion,
+        reid_options,
+        scored_part,
+        scored_parts,
+        scores,
+        warn_of_unknown,
+    )
     from .outputs import check_file, counted, named
     from .trained import load_trained
 
@@ -80,6 +87,7 @@ def evaluate(
     if output is not None:
         check_file(output, (".json",))
     splits = trained.splits()
+    warn_of_unknown(trained.model, splits.query, splits.gallery)
     defaults: dict[str, Any] = {"metric": "cosine", "rerank": False} if splits.task == "reid" else {}
     options = defaults | asked | ({"flip": True} if flip else {})
     found = scores(trained.model, splits, trained.data, **options)
@@ -123,7 +131,7 @@ def embed(
     """
     from ..data import photos_in
     from ..evaluation import embeddings, flip_averaged
-    from .experiment import evaluation_batches
+    from .experiment import evaluation_batches, warn_of_unknown
     from .outputs import check_file, counted
     from .trained import load_trained
 
@@ -139,6 +147,8 @@ def embed(
     check_file(file, embeddings.SUFFIXES)
     trained = load_trained(selection)
     dataset = trained.part(part) if part else photos_in(photos or "", trained.transform())
+    if photos is not None:
+        warn_of_unknown(trained.model, dataset)
     model = flip_averaged(trained.model) if flip else trained.model
     found = embeddings.embed(model, evaluation_batches(dataset, trained.data), file)
     count, width = found.features.shape
@@ -165,6 +175,8 @@ def visualize(
     distractors: list[Path] | Path | None = None,
 ) -> None:
     """Draw photos with rollout, selected patches and predictions into one .png or .html file.
+
+    A model with embeddings of cameras takes the photos as ones without a camera.
 
     Args:
         selection: The model.

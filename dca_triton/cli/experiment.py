@@ -1,5 +1,6 @@
 """From options to photos, batches, a model and its scores."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from ..evaluation import evaluate_fgvc, evaluate_reid
 from ..evaluation.expansion import VALUE_RULES as EXPANSION
 from ..evaluation.scores import PREDICTIONS, RETRIEVAL
 from ..model import DualAttentionModel
+from ..model.side_information import KINDS
 from ..training import training_loader
 from .options import VALUE_RULES, DataOptions
 
@@ -98,16 +100,54 @@ def evaluation_batches(dataset: ImageDataset | None, data: DataOptions) -> DataL
 
 
 def build_model(splits: Splits, data: DataOptions, options: dict[str, Any]) -> DualAttentionModel:
-    """A model for the dataset's classes and size; `options` are `DualAttentionModel`'s other arguments."""
+    """A model for the dataset's classes, size, cameras and views.
+
+    `options` are `DualAttentionModel`'s other arguments, and whether it has embeddings of cameras and views.
+    """
+    own = dict(options)
+    for kind in KINDS:
+        if own.pop(f"{kind[:-1]}_embedding", False):
+            own[kind] = numbers_of(splits, kind)
     try:
         model = DualAttentionModel(
-            num_classes=len(splits.classes), task_type=splits.task, img_size=data.size, **options
+            num_classes=len(splits.classes), task_type=splits.task, img_size=data.size, **own
         )
     except TypeError as error:  # a name that does not exist, or that the data give
         raise ValueError(f"model must hold arguments of DualAttentionModel, got others ({error})") from error
     if model.backbone.in_chans != 3:
         raise ValueError(f"--model.timm.in_chans must be 3, as photos have, got {model.backbone.in_chans}")
     return model
+
+
+def numbers_of(splits: Splits, kind: str) -> list[int]:
+    """The numbers of the "cameras" or "views" of the training photos.
+
+    Raises:
+        ValueError: None of them is known.
+    """
+    assert splits.train is not None
+    numbers = sorted({number for number in getattr(splits.train, kind).tolist() if number >= 0})
+    if not numbers:
+        raise ValueError(
+            f"--model.{kind[:-1]}_embedding must be false for {splits.dataset}, whose {kind} are unknown, "
+            "got true"
+        )
+    return numbers
+
+
+def warn_of_unknown(model: DualAttentionModel, *parts: ImageDataset | None) -> None:
+    """Say how many photos have no embedding of their camera or view, in a model that has some."""
+    for kind in KINDS:
+        if model.sie is None or not model.sie.knows(kind):
+            continue
+        known = set(model.sie.get_buffer(kind).tolist())
+        found = [number for part in parts if part is not None for number in getattr(part, kind).tolist()]
+        others = [number for number in found if number not in known]
+        if others:
+            unseen = ", ".join(map(str, sorted({number for number in others if number >= 0})))
+            which = f"{kind} {unseen} were not in training" if unseen else f"their {kind} are unknown"
+            count = f"{len(others)} of {len(found)} photos"
+            warnings.warn(f"{count} get the mean of the embeddings of {kind}: {which}", stacklevel=2)
 
 
 def describe(splits: Splits, data: DataOptions, backbone_name: str) -> Description:

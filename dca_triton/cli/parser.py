@@ -98,9 +98,13 @@ def _add_experiment(own: Parser, output: str) -> None:
     text = f"A YAML file, or a recipe: {recipe_names()}."
     own.add_argument("--config", action=ConfigFile, help=text)
     skip: set[str | int] = {"num_classes", "task_type", "img_size", "embed_dim", "num_pwca_blocks"}
+    skip |= {"cameras", "views"}
     own.add_class_arguments(DualAttentionModel, "model", skip=skip, instantiate=False)
     text = "More arguments of timm.create_model."
     own.add_argument("--model.timm", type=dict[str, Any], default={}, help=text)
+    for kind in ("camera", "view"):
+        text = f"Learn a vector for each {kind} of the training photos (SIE of TransReID); for identities."
+        own.add_argument(f"--model.{kind}_embedding", type=bool, default=False, help=text)
     own.add_class_arguments(DataOptions, "data", skip={"seed"})
     trained: set[str | int] = {"model", "batches", "pairs", "evaluate", "augment", "seed", "description"}
     own.add_class_arguments(DualAttentionTrainer, "trainer", skip=trained, instantiate=False)

@@ -80,9 +80,10 @@ def _rankings(
 ) -> None:
     from ..evaluation import cmc_curve, embed, flip_averaged, rank_embeddings
     from ..visualization import cmc_curves, draw_rankings
-    from .experiment import evaluation_batches, scored_part
+    from .experiment import evaluation_batches, scored_part, warn_of_unknown
 
     splits = trained.splits()
+    warn_of_unknown(trained.model, splits.query, splits.gallery)
     model = flip_averaged(trained.model) if flip else trained.model
     query, gallery = (
         embed(model, evaluation_batches(part, trained.data)) for part in (splits.query, splits.gallery)

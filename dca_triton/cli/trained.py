@@ -16,7 +16,14 @@ from ..model.hub_files import evaluation_weights, read_config
 from ..process import this_process
 from ..run_folder import RunFolder
 from . import demo  # noqa: F401  registers the demo's backbone with timm
-from .experiment import build_model, center_of, describe, evaluation_transform, load_splits
+from .experiment import (
+    build_model,
+    center_of,
+    describe,
+    evaluation_transform,
+    load_splits,
+    warn_of_unknown,
+)
 from .options import VALUE_RULES, DataOptions, Selection
 
 KINDS = ("fresh", "resampled", "ignored")  # weights that a transfer does not take as they are
@@ -99,6 +106,7 @@ class Trained:
                 part for part in PARTS if part in there or (part == "validation" and self.data.holdout)
             ]
             raise ValueError(f"--part must be one of {', '.join(present)} for {self.data.name}, got {name!r}")
+        warn_of_unknown(self.model, dataset)
         return dataset
 
 

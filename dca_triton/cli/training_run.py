@@ -16,6 +16,7 @@ from .experiment import (
     scored_part,
     scores,
     train_batches,
+    warn_of_unknown,
 )
 from .options import Experiment
 from .outputs import check_folder
@@ -53,6 +54,7 @@ def prepare(experiment: Experiment, resume: Resume = None) -> TrainingRun:
     best_by, branches = experiment.trainer.get("best_by"), experiment.model.get("branches")
     check_score("--trainer.best_by", best_by, splits.task, branches)
     model = build_model(splits, data, experiment.model)
+    warn_of_unknown(model, splits.query, splits.gallery)
     source = experiment.transfer if resumed_folder(experiment.output, resume) is None else None
     transferred = start_from(model, source) if source else None
     trainer = DualAttentionTrainer(

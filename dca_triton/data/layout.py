@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os.path import exists, isfile, join, normpath
 from pathlib import Path
 from unicodedata import normalize
@@ -167,5 +167,5 @@ def contiguous(records: Iterable[ImageRecord]) -> tuple[tuple[str, ...], list[Im
     label = {identity: position for position, identity in enumerate(identities)}
     return (
         tuple(str(identity) for identity in identities),
-        [ImageRecord(record.path, label[record.label], record.camera) for record in records],
+        [replace(record, label=label[record.label]) for record in records],
     )

@@ -24,12 +24,14 @@ class ImageRecord:
 
     `label` is the class 0..K-1 in training, validation and test parts, and the identity's own number in
     query and gallery; -1 if it is unknown. `camera` is -1 if it is unknown. A number below -1 is not a
-    camera: evaluation leaves out matches of the same number, and copies of one photo share one.
+    camera: evaluation leaves out matches of the same number, and copies of one photo share one. `view`, such
+    as the side of a vehicle, is -1 if it is unknown.
     """
 
     path: Path
     label: int
     camera: int = -1
+    view: int = -1
 
 
 Batch = dict[str, Any]
@@ -42,6 +44,7 @@ class Item(TypedDict):
     image: Any
     label: int
     camera: int
+    view: int
     path: str
     index: int
 
@@ -105,6 +108,7 @@ class ImageDataset(Dataset[Item]):
             image=self.transform(photo),
             label=record.label,
             camera=record.camera,
+            view=record.view,
             path=str(record.path),
             index=index,
         )
@@ -118,6 +122,11 @@ class ImageDataset(Dataset[Item]):
     def cameras(self) -> Tensor:
         """(number of photos,) int64."""
         return torch.tensor([record.camera for record in self.records])
+
+    @property
+    def views(self) -> Tensor:
+        """(number of photos,) int64."""
+        return torch.tensor([record.view for record in self.records])
 
     @property
     def corrupt_paths(self) -> list[Path]:

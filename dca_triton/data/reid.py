@@ -109,7 +109,9 @@ def veri776(root: Path, training: bool = True) -> Listing:
     """VeRi-776 (Liu et al., 2016): 576 vehicles to train, 1,678 queries, 11,579 gallery photos.
 
     Identities and cameras are read from the names of the photos that name_*.txt list; train_label.xml must
-    agree with them. A warning reports photos that it leaves out.
+    agree with them. A warning reports photos that it leaves out. The views, the sides of the vehicles, are
+    those of keypoint_train.txt and keypoint_test.txt (Wang et al., ICCV 2017) if the root holds these files,
+    which the dataset does not bring.
     """
     layout = Layout(
         "veri776",
@@ -131,7 +133,11 @@ def veri776(root: Path, training: bool = True) -> Listing:
     )
     if training:
         _compare_with_veri_labels(layout, trains[0])
-    return _reid(layout, trains[0] if training else None, query, gallery)
+    seen = _veri_views(layout, "keypoint_test.txt")
+    query, gallery = _with_views(query, seen), _with_views(gallery, seen)
+    if not training:
+        return _reid(layout, None, query, gallery)
+    return _reid(layout, _with_views(trains[0], _veri_views(layout, "keypoint_train.txt")), query, gallery)
 
 
 def vehicleid(root: Path, training: bool = True, gallery_seed: int = 0, *, size: int) -> Listing:
@@ -209,6 +215,21 @@ def _veri_labels(layout: Layout) -> dict[str, tuple[int, int]]:
         if not all(map(_is_number, numbers)):
             raise layout.damaged(file, f"vehicle and camera of {name} must be numbers, got {numbers}")
     return {name: (int(vehicle), int(camera)) for name, (vehicle, camera) in labels.items()}
+
+
+def _veri_views(layout: Layout, file: str) -> dict[str, int]:
+    """The view of each photo: a line is a path, the places of 20 key points, and the view."""
+    if not (layout.root / file).exists():
+        return {}
+    views = {path.rpartition("/")[2]: rest.split()[-1] for path, rest in layout.rows(file, 2)}
+    for name, view in views.items():
+        if not _is_number(view):
+            raise layout.damaged(file, f"the view of {name} must be a number, got {view!r}")
+    return {name: int(view) for name, view in views.items()}
+
+
+def _with_views(records: list[ImageRecord], views: dict[str, int]) -> list[ImageRecord]:
+    return [replace(record, view=views.get(record.path.name, record.view)) for record in records]
 
 
 def _folders(example: str) -> str:

@@ -45,7 +45,9 @@ def embed(
 
     Args:
         model: Left in evaluation mode; runs on its device.
-        batches: Dicts of "image" (B, 3, h, w), "label" (B,) and optionally "camera" (B,) and "path", B texts.
+        batches: Dicts of "image" (B, 3, h, w), "label" (B,) and optionally "camera" (B,), "view" (B,) and
+            "path", B texts. A model with embeddings of cameras or views uses them; photos without one of its
+            cameras get the mean of the embeddings.
         output: A .npz or .safetensors file to write as well, see `save_embeddings`.
         progress: Show a progress bar.
 
@@ -62,7 +64,8 @@ def embed(
     cameras: list[Tensor] = []
     paths: list[str] = []
     for batch in progress_bar(batches, desc="embed", unit="batch", leave=False, disable=not progress):
-        features.append(model.extract_features(batch["image"].to(device, non_blocking=True)).float().cpu())
+        images = batch["image"].to(device, non_blocking=True)
+        features.append(model.extract_features(images, **model.sides_of(batch)).float().cpu())
         labels.append(torch.as_tensor(batch["label"]).long())
         cameras.append(torch.as_tensor(batch.get("camera", torch.full_like(labels[-1], -1))).long())
         paths += map(str, batch.get("path", [""] * len(labels[-1])))

@@ -1,5 +1,6 @@
 """Flip averaging: what a model says of a photo and of its mirror image, averaged."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,9 @@ class _FlipAveraged(nn.Module):
     def __init__(self, model: DualAttentionModel) -> None:
         super().__init__()
         self.model = model
+
+    def sides_of(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        return self.model.sides_of(batch)
 
     def extract_features(self, images: Tensor, *arguments: Any, **options: Any) -> Tensor:
         seen = (self.model.extract_features(x, *arguments, **options).float() for x in _both(images))

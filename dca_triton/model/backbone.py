@@ -12,7 +12,10 @@ from ..arguments import raise_faults
 from ..branches import BRANCHES, Branch, Readout
 from .families import family_of, layout_faults
 from .family import Family, Step, TimmModule
+from .overlap import Overlap, overlap_of, set_stride
 from .pooling import pooled_from, pooling_of, pooling_weights
+from .vit import VIT
+from .vit import features as vit_features
 
 
 class Backbone(nn.Module):
@@ -23,7 +26,11 @@ class Backbone(nn.Module):
         layout: "paper", which takes the models of `FAMILIES`, or "reference".
         pretrained: Load timm's pretrained weights.
         img_size: Pixels, a side or (height, width); multiples of the patch.
+        patch_stride: Pixels from one patch to the next, at most the patch; for a VisionTransformer.
         **kwargs: Passed to `timm.create_model`.
+
+    Attributes:
+        overlap: The geometry of overlapping patches; None where they lie side by side.
 
     Raises:
         ValueError: `name` is not a timm model, the layout cannot use it, or the patch does not divide the
@@ -32,14 +39,26 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, layout: str, pretrained: bool, img_size: int | tuple[int, int], **kwargs: Any
+        self,
+        name: str,
+        layout: str,
+        pretrained: bool,
+        img_size: int | tuple[int, int],
+        patch_stride: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__()
-        self.model: TimmModule = _create(name, layout, pretrained, img_size, kwargs)
+        self.model: TimmModule
+        self.overlap: Overlap | None
+        self.model, self.overlap = _create(name, layout, pretrained, img_size, patch_stride, kwargs)
+        if self.overlap is not None:
+            set_stride(self.model, self.overlap, both_sides(img_size))
         self.num_prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
         self.embed_dim: int = self.model.num_features
         # Calling the ViT, which is what hooks and offloading see, gives the tokens that enter the SA blocks.
         self.model.forward = self.model.forward_features
+        if isinstance(self.model, VIT.model):
+            self.model.forward = functools.partial(vit_features, self.model)
         self.branches: tuple[Branch, ...] = BRANCHES
         self.missing = ""
         merging = 1
@@ -57,22 +76,22 @@ class Backbone(nn.Module):
         rows, columns = self.model.patch_embed.grid_size
         self.grid_size: tuple[int, int] = -(-rows // merging), -(-columns // merging)
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, side: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The tokens that enter the SA blocks: images (B, 3, h, w) -> (B, N, C), of a Swin (B, h', w', C).
 
-        With layout="reference" these are the output of the whole ViT with its final norm. With layout="paper"
-        they are the output of the patch and position embedding, because the SA blocks are the ViT's own. A
-        table of positions that the blocks share comes with them.
+        With layout="reference" these are the output of the whole ViT with its final norm; `side` (B, 1, C) is
+        added to the tokens that enter the ViT's own blocks. With layout="paper" they are the output of the
+        patch and position embedding, because the SA blocks are the ViT's own. A table of positions that the
+        blocks share comes with them.
         """
-        return self.model(images)
+        return self.model(images) if side is None else self.model(images, side)
 
-    def embed(self, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        """The tokens of `forward`, and for each of the ViT's blocks its table of positions, or None."""
+    def embed(self, images: Tensor, side: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
+        """The paper's tokens plus `side` (B, 1, C), and for each block its table of positions, or None."""
         L, found = len(self.blocks), self(images)
-        if isinstance(found, Tensor):
-            return found, [None] * L
-        tokens, table = found
-        return tokens, list(table) if table.dim() == 4 else [table] * L
+        tokens, table = (found, None) if isinstance(found, Tensor) else found
+        tokens = tokens if side is None else tokens + side.to(tokens.dtype)
+        return tokens, list(table) if table is not None and table.dim() == 4 else [table] * L
 
     @property
     def _family(self) -> Family:
@@ -161,7 +180,10 @@ class Backbone(nn.Module):
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of the features of images (..., h, w)."""
-        (height, width), (rows, columns) = images.shape[-2:], self.token_size
+        height, width = images.shape[-2:]
+        if self.overlap is not None:
+            return self.overlap.grid((height, width))
+        rows, columns = self.token_size
         return -(-height // rows), -(-width // columns)
 
     def image_faults(self, name: str, images: Tensor) -> list[str]:
@@ -179,13 +201,25 @@ class Backbone(nn.Module):
 
 
 def _create(
-    name: str, layout: str, pretrained: bool, img_size: int | tuple[int, int], kwargs: dict[str, Any]
-) -> TimmModule:
+    name: str,
+    layout: str,
+    pretrained: bool,
+    img_size: int | tuple[int, int],
+    patch_stride: int | None,
+    kwargs: dict[str, Any],
+) -> tuple[TimmModule, Overlap | None]:
+    """The timm model, and the geometry of its patches if they are to overlap; its stride is not set yet."""
     if not timm.is_model(name):
         raise_faults([f"backbone_name must be a timm model (see timm.list_models('*vit*')), got {name!r}"])
     options = {"num_classes": 0, "img_size": img_size, **kwargs}
     model: TimmModule
+    overlap: Overlap | None = None
+    faults: list[str] = []
     try:
+        if patch_stride is not None:
+            overlap = overlap_of(name, patch_stride, kwargs)
+            if not (faults := overlap.faults(both_sides(img_size))):
+                options["img_size"] = overlap.side_by_side(both_sides(img_size))
         if layout == "paper":  # check the model's own blocks before they are replaced
             with torch.device("meta"):
                 model = timm.create_model(name, **options | {"checkpoint_path": None})
@@ -205,11 +239,11 @@ def _create(
                 f"got {name!r}: {'; '.join(reasons)}"
             ]
         )
-    raise_faults(size_faults("img_size", tuple(model.patch_embed.img_size), _patch(model)))
+    raise_faults(faults or size_faults("img_size", tuple(model.patch_embed.img_size), _patch(model)))
     if layout != "paper" and not pretrained:
-        return model
+        return model, overlap
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        return timm.create_model(name, pretrained=pretrained, **options), overlap
     except Exception as error:
         raise RuntimeError(
             f"pretrained weights of {name!r} could not be loaded "
@@ -217,6 +251,11 @@ def _create(
             "pretrained_cfg_overlay=dict(file='weights.safetensors') "
             "or start from scratch with pretrained=False"
         ) from error
+
+
+def both_sides(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a size."""
+    return (img_size, img_size) if isinstance(img_size, int) else img_size
 
 
 def _first_lines(error: Exception) -> str:

@@ -4,12 +4,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ..arguments import choice, flag, integer, number, optional, raise_faults, size, violations
+from ..arguments import Rule, choice, flag, integer, number, optional, raise_faults, size, violations
 from ..branches import BRANCHES, READOUTS, Branch
 from ..ops import checks
 from .backbone import Backbone
 from .heads import HEADS
+from .side_information import NO_SIDES, SideInformationEmbedding, Sides, side_faults
 
+NUMBERS: Rule = (
+    lambda v: _is_sequence(v) and all(type(n) is int and 0 <= n < 2**63 for n in v) and len({*v}) == len(v),
+    "a list of different integers >= 0",
+)
 VALUE_RULES = {
     "backbone_name": (lambda v: isinstance(v, str), "a timm model's name"),
     "num_classes": integer(1),
@@ -38,6 +43,10 @@ VALUE_RULES = {
             "a first and a last block, counted from 1",
         )
     ),
+    "patch_stride": optional(integer(1)),
+    "cameras": NUMBERS,
+    "views": NUMBERS,
+    "sie_weight": number(lambda v: v > 0, "a number > 0"),
     "pretrained": flag(),
     "backend": choice("auto", "triton", "torch"),
 }
@@ -88,9 +97,12 @@ def check_inputs(
     x_pair: Tensor | None = None,
     partner_index: Tensor | None = None,
     takes_pairs: bool = True,
+    sie: SideInformationEmbedding | None = None,
+    sides: Sides = NO_SIDES,
+    needs_sides: bool = False,
 ) -> None:
     """Raise ValueError for every input of `DualAttentionModel.forward` that does not fit."""
-    checks.check_tensors({"x": x}, x_pair=x_pair, partner_index=partner_index)
+    checks.check_tensors({"x": x}, x_pair=x_pair, partner_index=partner_index, **sides.named())
     faults = []
     for name, images in (("x", x), ("x_pair", x_pair)):
         if images is None:
@@ -117,6 +129,10 @@ def check_inputs(
             f"partner_index must be (B,) = {tuple(x.shape[:1])} in int32 or int64, "
             f"got {tuple(partner_index.shape)} in {partner_index.dtype}"
         )
-    raise_faults(faults)
+    raise_faults(faults + side_faults(sie, x, x_pair, needs_sides, sides))
+    for name, numbers in sides.named().items():
+        if needs_sides and sie is not None and numbers is not None:
+            kind = name.removeprefix("pair_")
+            checks.check_rows(name, f"of the model's {kind}, or negative", sie.strange(kind, numbers))
     if partner_index is not None:
         checks.check_range("partner_index", partner_index, -1, len(x))

@@ -1,11 +1,12 @@
 """The dual cross-attention model: a timm ViT with SA, GLCA and (in training) PWCA branches and heads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..arguments import raise_faults
 from ..branches import BRANCHES, Branch, Readout
 from ..ops import Backend
 from ..ops.torch_backend import take_rows
@@ -37,6 +38,7 @@ from .layouts import (
     sa_and_pwca_rows,
 )
 from .rollout import RolloutCache, rollout_of
+from .side_information import NO_SIDES, SideInformationEmbedding, Sides, argument_faults
 
 
 class DualAttentionModel(nn.Module, HubMixin):
@@ -58,7 +60,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         top_k_ratio: GLCA's share of patch tokens in (0, 1]: 0.1 for FGVC, 0.3 for Re-ID.
         drop_rate: Dropout of attention probabilities, projections and MLPs in [0, 1).
         drop_path_rate: Stochastic depth of the last block in [0, 1), rising linearly from 0.
-        img_size: Pixels, a side or (height, width); multiples of the backbone's patch.
+        img_size: Pixels, a side or (height, width); without `patch_stride` multiples of the backbone's patch.
         cache_attention_rollout: Keep rollout rows of images seen in evaluation (see `RolloutCache`).
         branches: The branches to build: "sa" with or without "glca" and "pwca". Nothing of the others is
             computed, has parameters or takes part in the loss.
@@ -72,6 +74,15 @@ class DualAttentionModel(nn.Module, HubMixin):
             partner; all by default. Up to the first one SA and PWCA are computed once.
         head: "linear", "mlp" (Linear-BatchNorm1d-ReLU-Linear) or "bnneck" (a norm whose bias is frozen, then
             Linear; TransReID's); by default linear for fgvc and mlp for reid.
+        patch_stride: Pixels from one patch to the next, at most the patch (TransReID: 12). Patches overlap,
+            and there are floor((side - patch) / stride) + 1 on a side. Pixels that are left at the right and
+            at the bottom are not seen. Positions are resampled to this grid; other weights stay as they are.
+            For a VisionTransformer with learned positions. None lays patches side by side.
+        cameras: The numbers of the cameras that have an embedding (side information embedding, SIE, of
+            TransReID), as `forward` takes them; none by default. For "reid", with a VisionTransformer, in
+            layout="paper" also with an Eva.
+        views: Likewise of the views, such as the sides of a vehicle.
+        sie_weight: The factor λ of the embeddings of cameras and views, > 0.
         layout: "reference" computes what the reference implementation does, and loads its checkpoints;
             "paper" has the paper's cost: the backbone's own blocks carry SA and PWCA.
         pretrained: Load timm's pretrained backbone weights.
@@ -109,6 +120,10 @@ class DualAttentionModel(nn.Module, HubMixin):
         glca_readout: Readout = "class",
         pwca_blocks: tuple[int, int] | None = None,
         head: Head | None = None,
+        patch_stride: int | None = None,
+        cameras: Sequence[int] = (),
+        views: Sequence[int] = (),
+        sie_weight: float = 3.0,
         layout: Literal["reference", "paper"] = "reference",
         pretrained: bool = True,
         backend: Backend = "auto",
@@ -127,11 +142,13 @@ class DualAttentionModel(nn.Module, HubMixin):
         num_glca_blocks = num_glca_blocks if "glca" in branches else 0
         if layout == "paper":
             rates = dict(proj_drop_rate=drop_rate, attn_drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-            self.backbone = Backbone(backbone_name, layout, pretrained, img_size, **rates, **kwargs)
+            self.backbone = Backbone(
+                backbone_name, layout, pretrained, img_size, patch_stride, **rates, **kwargs
+            )
             check_branches(self.branches, self.backbone, backbone_name)
             self.glca_blocks = paper_blocks(self.backbone, num_glca_blocks)
         else:
-            self.backbone = Backbone(backbone_name, layout, pretrained, img_size, **kwargs)
+            self.backbone = Backbone(backbone_name, layout, pretrained, img_size, patch_stride, **kwargs)
             check_heads(num_heads, self.backbone.embed_dim)
             self.sa_blocks, self.glca_blocks = reference_blocks(
                 self.backbone.embed_dim, num_heads, num_sa_blocks, num_glca_blocks, drop_rate, drop_path_rate
@@ -147,6 +164,10 @@ class DualAttentionModel(nn.Module, HubMixin):
             readout = glca_readout if branch == "glca" else sa_readout
             own = branch_head(width_of(readout, self.embed_dim), num_classes, task_type, head)
             self.add_module(f"{branch}_head", own)
+        raise_faults(argument_faults(self.backbone.model, layout, task_type, cameras, views))
+        self.sie: SideInformationEmbedding | None = None
+        if cameras or views:
+            self.sie = SideInformationEmbedding(cameras, views, self.embed_dim, sie_weight)
         self.backend = backend
 
     @property
@@ -174,6 +195,10 @@ class DualAttentionModel(nn.Module, HubMixin):
         *,
         partner_index: Tensor | None = None,
         class_tokens_only: bool = False,
+        cameras: Tensor | None = None,
+        views: Tensor | None = None,
+        pair_cameras: Tensor | None = None,
+        pair_views: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Logits and features of every branch.
 
@@ -189,6 +214,12 @@ class DualAttentionModel(nn.Module, HubMixin):
                 layout="paper" that of PWCA, since GLCA reads all of SA's tokens), and no rollout is computed
                 where no selected patch reaches GLCA's readout. The logits are the same. Without a class token
                 the features are the embedding (B, 1, C), or (B, 1, 2C) with a readout of "both".
+            cameras: The cameras of x (B,), int32 or int64, by their numbers in the model's `cameras`. A photo
+                of a negative number gets the mean of the embeddings. In evaluation so does one of any other
+                number, and with None all do. In training a model with `cameras` needs them.
+            views: Likewise for a model with `views`.
+            pair_cameras: Likewise of x_pair. With `partner_index` a distractor has its own camera.
+            pair_views: Likewise of x_pair.
 
         Returns:
             sa_logits, glca_logits (B, K); sa_features (B, N, C); glca_features (B, N, C), in layout="paper"
@@ -203,12 +234,16 @@ class DualAttentionModel(nn.Module, HubMixin):
                 size than the backbone's (with dynamic_img_size, a size that the patch does not divide), and
                 pairs for a model without PWCA.
         """
-        check_inputs(self.backbone, x, x_pair, partner_index, takes_pairs="pwca" in self.branches)
+        sides = Sides(cameras, views, pair_cameras, pair_views)
+        takes_pairs = "pwca" in self.branches
+        check_inputs(
+            self.backbone, x, x_pair, partner_index, takes_pairs, self.sie, sides, needs_sides=self.training
+        )
         if not self.training:
             x_pair = partner_index = None
         selects = self._selects(class_tokens_only)
         class_token = self.backbone.num_class_tokens
-        streams = self.sa_and_pwca(x, x_pair, partner_index, class_tokens_only, traced=selects)
+        streams = self.sa_and_pwca(x, x_pair, partner_index, class_tokens_only, selects, sides)
         features = {"sa": streams.sa}
         embeddings = {"sa": self.read_out_sa(streams.sa)}
         if "glca" in self.branches:
@@ -240,6 +275,7 @@ class DualAttentionModel(nn.Module, HubMixin):
         partner_index: Tensor | None = None,
         class_tokens_only: bool = False,
         traced: bool = True,
+        sides: Sides = NO_SIDES,
     ) -> Streams:
         """SA's and PWCA's tokens, GLCA's input, and with `traced` each block's trace for rollout.
 
@@ -247,7 +283,8 @@ class DualAttentionModel(nn.Module, HubMixin):
         """
         paper, B, trace = self.layout == "paper", x.shape[0], Trace() if traced else None
         inputs = paper_inputs if paper else reference_inputs
-        tokens, positions, pairing = inputs(self.backbone, x, x_pair, partner_index, self.pwca_blocks)
+        side = None if self.sie is None else self.sie.of_images(sides, B, paired=x_pair is not None)
+        tokens, positions, pairing = inputs(self.backbone, x, x_pair, partner_index, self.pwca_blocks, side)
         class_row = class_tokens_only and self.sa_readout == self.backbone.pooling == "class"
         glca_reads_sa = paper and "glca" in self.branches
         class_rows = ClassRows(sa=class_row and not glca_reads_sa, pwca=class_row)
@@ -330,21 +367,31 @@ class DualAttentionModel(nn.Module, HubMixin):
         if self.cache is not None:
             self.cache.clear()
 
+    def sides_of(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The "camera" and "view" of a batch as `forward` takes them, on the model's device; only those that
+        the model has embeddings of, and that the batch holds.
+        """
+        return {} if self.sie is None else self.sie.of_batch(batch)
+
     @torch.no_grad()
-    def extract_features(self, x: Tensor) -> Tensor:
+    def extract_features(
+        self, x: Tensor, cameras: Tensor | None = None, views: Tensor | None = None
+    ) -> Tensor:
         """Embeddings of images x (B, 3, h, w): combined features for reid, those of SA and GLCA side by side
         (B, 2C), or SA's (B, C) for fgvc, in the model's dtype or autocast's. An embedding has 2C features
-        with a readout of "both". Raises ValueError as `forward`.
+        with a readout of "both". Cameras and views (B,) are as in `forward`. Raises ValueError as `forward`.
         """
-        outputs = self(x, class_tokens_only=True)
+        outputs = self(x, class_tokens_only=True, cameras=cameras, views=views)
         if self.task_type == "reid":
             return outputs["combined_features"]
         return outputs.get("sa_embedding", outputs["sa_features"][:, 0])
 
     @torch.no_grad()
-    def get_attention_maps(self, x: Tensor) -> dict[str, Any]:
+    def get_attention_maps(
+        self, x: Tensor, cameras: Tensor | None = None, views: Tensor | None = None
+    ) -> dict[str, Any]:
         """Attention maps of x (B, 3, h, w) for pictures, under the reference's names; only here are they
-        kept.
+        kept. Cameras and views (B,) are as in `forward`.
 
         Returns:
             sa_attention_weights, a list of (B, H, N, N) for each SA block; accumulated_attention, the rollout
@@ -355,8 +402,9 @@ class DualAttentionModel(nn.Module, HubMixin):
             ValueError: As `forward`, or a backbone without a rollout.
         """
         check_rollout(self.backbone)
-        check_inputs(self.backbone, x)
-        streams, local = self.sa_and_pwca(x), Trace()
+        sides = Sides(cameras, views)
+        check_inputs(self.backbone, x, sie=self.sie, sides=sides)
+        streams, local = self.sa_and_pwca(x, sides=sides), Trace()
         selected = self.select(self.rollout(streams))
         if "glca" in self.branches:
             self.local_branch(streams, selected, trace=local)

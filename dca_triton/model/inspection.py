@@ -9,6 +9,7 @@ from ..arguments import raise_faults
 from ..ops import pair_attention
 from .checks import check_inputs, check_rollout
 from .dual_attention import DualAttentionModel
+from .side_information import Sides
 
 
 class Explanation(NamedTuple):
@@ -24,16 +25,23 @@ class Explanation(NamedTuple):
 
 
 @torch.no_grad()
-def explain(model: DualAttentionModel, images: Tensor) -> Explanation:
+def explain(
+    model: DualAttentionModel,
+    images: Tensor,
+    cameras: Tensor | None = None,
+    views: Tensor | None = None,
+) -> Explanation:
     """Return exact rollout (DCAL, eq. 2), local selection and predictions of images (B, 3, h, w).
 
-    The images are floating point. The model is left in evaluation mode. Raises ValueError for images that do
-    not fit, and for a backbone without a rollout.
+    The images are floating point; cameras and views (B,) are as in `DualAttentionModel.forward`. The
+    model is left in evaluation mode. Raises ValueError for images that do not fit, and for a backbone without
+    a rollout.
     """
     check_rollout(model.backbone)
-    check_inputs(model.backbone, images)
+    sides = Sides(cameras, views)
+    check_inputs(model.backbone, images, sie=model.sie, sides=sides)
     model.eval()
-    streams = model.sa_and_pwca(images)
+    streams = model.sa_and_pwca(images, sides=sides)
     row = model.rollout(streams)
     selected = model.select(row)
     sa = model.sa_head(model.read_out_sa(streams.sa)).float().softmax(1)
@@ -50,7 +58,7 @@ def distractor_share(model: DualAttentionModel, images: Tensor, distractors: Ten
 
     The share is the softmax's mass on the partner's keys, 1 - exp(lse_own - lse_pair), averaged over the
     heads. It is exact. A token that attends equally to both images has 0.5. The model is left in evaluation
-    mode.
+    mode. Images count as photos without a camera.
 
     Args:
         model: On the device of the images.

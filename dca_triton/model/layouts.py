@@ -129,14 +129,15 @@ def reference_inputs(
     x_pair: Tensor | None,
     partner_index: Tensor | None,
     pair_blocks: tuple[int, int],
+    side: Tensor | None = None,
 ) -> tuple[Tensor, Positions | None, Pairing | None]:
     """The output f of a whole ViT (B, N, C); a distractor's tokens stay f of the pair in every block."""
     B = x.shape[0]
     if x_pair is not None:
-        features = backbone(torch.cat([x, x_pair]))
+        features = backbone(torch.cat([x, x_pair]), side)
         images = torch.arange(B, device=features.device)
         return features[:B], None, Pairing(images, features[B:], B, *pair_blocks)
-    f = backbone(x)
+    f = backbone(x, side)
     return f, None, None if partner_index is None else Pairing(partner_index, f, B, *pair_blocks)
 
 
@@ -146,17 +147,19 @@ def paper_inputs(
     x_pair: Tensor | None,
     partner_index: Tensor | None,
     pair_blocks: tuple[int, int],
+    side: Tensor | None = None,
 ) -> tuple[Tensor, Positions | None, Pairing | None]:
     """The embedded patches (P, N, C), those of x_pair at the end; distractors are PWCA rows themselves.
 
-    The tables of positions are made once: SA, PWCA, partners and GLCA share what is drawn at random in them.
+    `side` (P, 1, C) is what camera and view add to them. The tables of positions are made once: SA, PWCA,
+    partners and GLCA share what is drawn at random in them.
     """
     B = x.shape[0]
     if x_pair is not None:
-        tokens, positions = backbone.embed(torch.cat([x, x_pair]))
+        tokens, positions = backbone.embed(torch.cat([x, x_pair]), side)
         images = torch.arange(B, device=tokens.device)
         return tokens, positions, Pairing(torch.cat([B + images, images]), None, B, *pair_blocks)
-    tokens, positions = backbone.embed(x)
+    tokens, positions = backbone.embed(x, side)
     pairing = None if partner_index is None else Pairing(partner_index, None, B, *pair_blocks)
     return tokens, positions, pairing
 

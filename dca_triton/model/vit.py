@@ -1,6 +1,7 @@
 """timm's VisionTransformer: a packed projection, pre-norm blocks with LayerScale, learned positions."""
 
 from timm.layers import Attention as TimmAttention
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import ResPostBlock as TimmResPostBlock
 from timm.models.vision_transformer import VisionTransformer
@@ -79,6 +80,16 @@ class ResPostBlock(PairBlock, TimmResPostBlock):  # type: ignore[misc]
 def embed(model: TimmModule, images: Tensor) -> Tensor:
     """What timm's `forward_features` does before the blocks."""
     return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+
+
+def features(model: TimmModule, images: Tensor, side: Tensor | None = None) -> Tensor:
+    """timm's `forward_features`, with `side` (B, 1, C) added to the tokens that enter the blocks."""
+    if side is None:
+        return model.forward_features(images)
+    x = embed(model, images)
+    x = x + side.to(x.dtype)
+    x = checkpoint_seq(model.blocks, x) if model.grad_checkpointing else model.blocks(x)
+    return model.norm(x)
 
 
 VIT = Family(

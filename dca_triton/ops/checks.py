@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import integer, number, optional, raise_faults, violations
+from ..tensor_arguments import row_violations
 from .attention import Attention
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -75,6 +76,14 @@ def check_range(name: str, index: Tensor, low: int, high: int) -> None:
     values = Range(name, index, low, high)
     raise_faults(values.faults())
     values.assert_values()
+
+
+def check_rows(name: str, rule: str, bad: Tensor) -> None:
+    """Raise ValueError if a row is `bad` (B,) bool; on a GPU, assert it without a host sync."""
+    if _readable(bad):
+        raise_faults(row_violations(name, rule, bad))
+    if _has_unread_values(bad):
+        torch._assert_async(~bad.any(), f"{name} must be {rule}")
 
 
 def pair_attention(a: Attention) -> list[str]:

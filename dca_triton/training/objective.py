@@ -17,6 +17,7 @@ from .losses import BranchLoss, UncertaintyWeightedLoss
 from .pairs import PairSampler
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Sides = dict[str, Tensor]  # cameras and views (B,), for a model with embeddings of them
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -105,40 +106,48 @@ class Objective:
         if self.augment:
             images = self.augment(images, own)
         images, targets = self.mix(images, labels) if self.mix else (images, labels)
-        pair = self._pair(images, labels, own, common) if "pwca" in self.model.branches else {}
-        outputs = self.parallel(images, **pair, class_tokens_only=True)
+        sides = self.model.sides_of(batch)
+        pair = self._pair(images, labels, sides, own, common) if "pwca" in self.model.branches else {}
+        outputs = self.parallel(images, **pair, class_tokens_only=True, **sides)
         losses = self.branch_loss(outputs, targets)
         total = self.weighting(losses)["total_loss"]
         return {"total_loss": total, **{f"{branch}_loss": loss for branch, loss in losses.items()}}
 
     def _pair(
-        self, images: Tensor, labels: Tensor, own: torch.Generator, common: torch.Generator
+        self, images: Tensor, labels: Tensor, sides: Sides, own: torch.Generator, common: torch.Generator
     ) -> dict[str, Tensor]:
-        """The model's argument that gives each image its distractor."""
-        features = self._features(images)
+        """The model's arguments that give each image its distractor."""
+        features = self._features(images, sides)
         if self.gather_partners and self.accelerator.num_processes > 1:
-            return {"x_pair": self._distractors(images, labels, features, common)}
+            return self._distractors(images, labels, sides, features, common)
         return {"partner_index": self.pairs(labels, features, own)}
 
-    def _features(self, images: Tensor) -> Tensor | None:
+    def _features(self, images: Tensor, sides: Sides) -> Tensor | None:
         """Features of an evaluation pass for hard negatives; None if the strategy does not need them."""
         if self.pairs.strategy == "random":
             return None
         self.model.eval()
-        features = self.model.extract_features(images)
+        features = self.model.extract_features(images, **sides)
         self.model.train()
         return features
 
     def _distractors(
-        self, images: Tensor, labels: Tensor, features: Tensor | None, common: torch.Generator
-    ) -> Tensor:
-        """Each image's distractor (B, 3, h, w) from the images of all processes."""
+        self,
+        images: Tensor,
+        labels: Tensor,
+        sides: Sides,
+        features: Tensor | None,
+        common: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Each image's distractor (B, 3, h, w) from the images of all processes, with its own sides."""
         counts = self.accelerator.gather(torch.tensor([len(images)], device=self.accelerator.device)).tolist()
         if features is not None:
             features = self._joined(features, counts)
         index = self.pairs(self._joined(labels, counts), features, common)
         first = sum(counts[: self.accelerator.process_index])
-        return self._joined(images, counts)[index[first : first + len(images)]]
+        chosen = index[first : first + len(images)]
+        others = {f"pair_{kind}": self._joined(own, counts)[chosen] for kind, own in sides.items()}
+        return {"x_pair": self._joined(images, counts)[chosen], **others}
 
     def _joined(self, rows: Tensor, counts: list[int]) -> Tensor:
         padded = self.accelerator.pad_across_processes(rows)

@@ -29,9 +29,9 @@ def parameter_groups(
         model: The model to train.
         weight_decay: Of the groups that decay.
         weight_decay_exclude_1d: No decay on norms and biases, nor on what the backbone's `no_weight_decay`
-            names: position embedding and tokens.
-        layer_decay: The learning rate of a layer is this times that of the layer above it (BEiT). GLCA, heads
-            and all else on top of the backbone have the full rate.
+            names, position embedding and tokens, nor on the embeddings of cameras and views.
+        layer_decay: The learning rate of a layer is this times that of the layer above it (BEiT). GLCA,
+            heads, the embeddings of cameras and views, and all else outside the backbone have the full rate.
         bias_lr_scale: Factor of the learning rate of all biases (TransReID: 2).
     """
     undecayed = no_weight_decay(model) if weight_decay_exclude_1d else set()
@@ -56,9 +56,9 @@ def parameter_groups(
 
 
 def no_weight_decay(model: DualAttentionModel) -> set[str]:
-    """Names of the parameters that the backbone's authors do not decay, as timm has them."""
+    """Names of the parameters that the backbone's authors do not decay, as timm has them, and SIE's."""
     names = getattr(model.backbone.model, "no_weight_decay", set)
-    return {TIMM + name for name in names()}
+    return {TIMM + name for name in names()} | {"sie.table"}
 
 
 def layer_matcher(model: DualAttentionModel) -> Callable[[str], float]:

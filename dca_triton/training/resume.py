@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..arguments import Rule, integer, optional, violations
 from ..data.records import Batch
+from ..model import DualAttentionModel
 from .loader import length
 from .run_settings import FREE_MODEL_ARGUMENTS, differences, plain
 
@@ -121,7 +123,7 @@ def changes(
     """Everything that the results depend on and that was different, by name.
 
     A checkpoint of an earlier version lacks newer settings: its run had the values of `ADDED_SETTINGS`, and
-    others cannot be compared.
+    others cannot be compared. Its model had the defaults of the arguments that it lacks.
 
     Args:
         state: The checkpoint, without `type_faults`.
@@ -143,12 +145,19 @@ def changes(
     if state.get("model_arguments") is not None and model_arguments is not None:
         kept = [
             {name: value for name, value in arguments.items() if name not in FREE_MODEL_ARGUMENTS}
-            for arguments in (state["model_arguments"], model_arguments)
+            for arguments in (_with_defaults(state["model_arguments"], model_arguments), model_arguments)
         ]
         found += differences("model", *kept)
     if "description" in state:
         found += differences("description", state["description"] or {}, description or {})
     return found
+
+
+def _with_defaults(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """A model's arguments with the defaults of those that only `now` has."""
+    parameters = signature(DualAttentionModel.__init__).parameters
+    absent = {name: parameters[name].default for name in now if name in parameters and name not in before}
+    return before | plain("model", absent, [])
 
 
 def _changed_parameters(before: Any, now: Any) -> list[str]:

@@ -130,6 +130,8 @@ def describe_batches(batches: Iterable[Batch]) -> dict[str, Any]:
         if records and all(isinstance(record, ImageRecord) for record in records):
             root = os.path.commonpath([record.path.parent for record in records])
             content += [(os.path.relpath(r.path, root), r.label, r.camera) for r in records]
+            if any(r.view != -1 for r in records):  # most datasets have none, nor had earlier versions
+                content.append([r.view for r in records])
         elif isinstance(getattr(dataset, "labels", None), Tensor):
             content.append(dataset.labels.tolist())
         if getattr(dataset, "transform", None) is not None:

@@ -61,7 +61,7 @@ class DualAttentionTrainer:
         weight_decay: >= 0 and <= 1e18; not applied to the loss weights. In "adam" it is L2 regularization, in
             "adamw" it is decoupled.
         weight_decay_exclude_1d: No decay of norms and biases, nor of the backbone's position embedding and
-            tokens (timm's `no_weight_decay`).
+            tokens (timm's `no_weight_decay`), nor of the embeddings of cameras and views.
         warmup_epochs: Epochs of linear warm-up before the cosine, >= 0; fewer than the epochs to train.
         label_smoothing: In [0, 1).
         metric_loss: On the embeddings of a "reid" model: "triplet" with margin 0.3, "soft_margin_triplet"

@@ -28,9 +28,10 @@ FULL_TILES = (
 
 def candidates(dtype: str, arch: str) -> list[launch_table.Config]:
     """Return the configurations that are considered for a dtype on an architecture, for any kernel."""
-    tiles, stages = (FULL_TILES, (1,)) if dtype == "fp32" else (HALF_TILES, (1, 2))
-    if dtype != "fp32" and arch.startswith("gfx1"):
-        tiles += RDNA_TILES
+    tiles: tuple[tuple[int, int], ...] = FULL_TILES
+    stages: tuple[int, ...] = (1,)
+    if dtype != "fp32":
+        tiles, stages = HALF_TILES + (RDNA_TILES if arch.startswith("gfx1") else ()), (1, 2)
     return [launch_table.Config(*tile, *rest) for tile, *rest in itertools.product(tiles, (4, 8), stages)]
 
 

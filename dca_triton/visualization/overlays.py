@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..arguments import Rule, integer, raise_faults, violations
 from ..files import atomic_write
+from ..model.overlap import Overlap
 from ..tensor_arguments import row_violations, tensor_violations
 from .text import drawable
 
@@ -52,6 +53,7 @@ def rollout_overlays(
     num_prefix: int,
     titles: Sequence[str],
     path: str | Path,
+    overlap: Overlap | None = None,
 ) -> None:
     """Draw a contact sheet as one PNG: each photo, its rollout as heat, and its local patches.
 
@@ -64,6 +66,8 @@ def rollout_overlays(
         num_prefix: P, tokens before the patches, at least 0.
         titles: One title per photo.
         path: The PNG, 120 dots per inch. It is written whole or not at all.
+        overlap: The geometry of overlapping patches, a model's `backbone.overlap`; by default patches lie
+            side by side and fill the photo.
 
     Raises:
         ValueError: Shapes, dtypes or values that do not fit, every reason at once.
@@ -73,7 +77,7 @@ def rollout_overlays(
     heads = ("photo", "rollout", patches_head(selected[0], num_prefix))
     figure, axes = contact_sheet(len(images), heads, (images.shape[2], images.shape[3]))
     for line, photo, row, tokens, title in zip(axes, images, rows, selected, titles, strict=True):
-        draw_photo(line, photo, row, tokens, grid, num_prefix, title)
+        draw_photo(line, photo, row, tokens, grid, num_prefix, title, overlap)
     heat_scale(figure, axes[-1, 1])
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
@@ -118,19 +122,20 @@ def draw_photo(
     grid: tuple[int, int],
     num_prefix: int,
     title: str,
+    overlap: Overlap | None = None,
 ) -> None:
     """Photo (3, h, w), rollout row (N,) as heat and selected tokens (M,) on the first three axes."""
     photo, row, tokens = photo.detach().float().cpu(), row.detach().float().cpu(), tokens.cpu()
     size = (photo.shape[1], photo.shape[2])
     dark = photo * DARKENED
-    for left, top, right, bottom in patch_boxes(tokens, grid, size, num_prefix).tolist():
+    for left, top, right, bottom in patch_boxes(tokens, grid, size, num_prefix, overlap).tolist():
         dark[:, top:bottom, left:right] = photo[:, top:bottom, left:right]
         line[2].add_patch(
             Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=OUTLINE, linewidth=1)
         )
     for axis, picture in zip(line[:3], (photo, photo, dark), strict=True):
         show_picture(axis, picture)
-    heat = heat_map(row, grid, size, num_prefix).numpy()
+    heat = heat_map(row, grid, size, num_prefix, overlap).numpy()
     line[1].imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.6, extent=(0, size[1], size[0], 0))
     line[0].set_title(drawable(title), loc="left", fontsize=9, pad=4, parse_math=False)
 
@@ -153,10 +158,17 @@ def heat_scale(figure: Figure, above: Axes) -> None:
     most.set_horizontalalignment("right")
 
 
-def heat_map(row: Tensor, grid: tuple[int, int], size: tuple[int, int], num_prefix: int) -> Tensor:
+def heat_map(
+    row: Tensor,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    num_prefix: int,
+    overlap: Overlap | None = None,
+) -> Tensor:
     """The patches' part of one rollout row (N,), stretched to 0..1, bilinear over `size`: (h, w) float32.
 
-    A row with equal values for all patches gives zeros.
+    A row with equal values for all patches gives zeros. Each value lies at the center of its patch. Pixels
+    in no patch, which only overlapping patches leave, are NaN. Other arguments as in `rollout_overlays`.
 
     Raises:
         ValueError: N is not num_prefix plus the number of patches.
@@ -167,10 +179,29 @@ def heat_map(row: Tensor, grid: tuple[int, int], size: tuple[int, int], num_pref
     patches = patches - patches.min()
     # Divide only if there is contrast; rollout values are tiny, so no epsilon is safe.
     patches = patches / patches.max() if patches.max() > 0 else patches
-    return F.interpolate(patches, size=size, mode="bilinear", align_corners=False)[0, 0]
+    if overlap is None:
+        return F.interpolate(patches, size=size, mode="bilinear", align_corners=False)[0, 0]
+    down = _tents(size[0], grid[0], overlap.height, overlap.stride)
+    across = _tents(size[1], grid[1], overlap.width, overlap.stride)
+    heat = down @ patches[0, 0] @ across.T
+    heat[(grid[0] - 1) * overlap.stride + overlap.height :] = torch.nan
+    heat[:, (grid[1] - 1) * overlap.stride + overlap.width :] = torch.nan
+    return heat
 
 
-def patch_boxes(selected: Tensor, grid: tuple[int, int], size: tuple[int, int], num_prefix: int) -> Tensor:
+def _tents(pixels: int, patches: int, width: int, stride: int) -> Tensor:
+    """The weight of each patch in each pixel (pixels, patches): linear between the patches' centers."""
+    place = ((torch.arange(pixels) + 0.5 - width / 2) / stride).clamp(0, patches - 1)
+    return (1 - (place[:, None] - torch.arange(patches)).abs()).clamp(min=0)
+
+
+def patch_boxes(
+    selected: Tensor,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    num_prefix: int,
+    overlap: Overlap | None = None,
+) -> Tensor:
     """The pixels of the selected patches: (R, 4) int64 of left, top, right, bottom, the latter two exclusive.
 
     `selected` (M,) holds token rows in any order; prefix tokens have no place in a photo and are left
@@ -179,6 +210,9 @@ def patch_boxes(selected: Tensor, grid: tuple[int, int], size: tuple[int, int], 
     patch = selected[selected >= num_prefix].long() - num_prefix
     (height, width), (down, across) = size, grid
     y, x = patch // across, patch % across
+    if overlap is not None:
+        left, top = x * overlap.stride, y * overlap.stride
+        return torch.stack((left, top, left + overlap.width, top + overlap.height), dim=1)
     return torch.stack(
         (x * width // across, y * height // down, (x + 1) * width // across, (y + 1) * height // down), dim=1
     )

@@ -188,7 +188,7 @@ def _draw(model: DualAttentionModel, rows: Sequence[Explained], classes: Sequenc
     figure, axes = contact_sheet(len(rows), heads, (first.photo.shape[1], first.photo.shape[2]))
     for line, one in zip(axes, rows, strict=True):
         grid = backbone.grid_of(one.photo)
-        draw_photo(line, one.photo, one.rollout, one.selected, grid, prefix, one.name)
+        draw_photo(line, one.photo, one.rollout, one.selected, grid, prefix, one.name, backbone.overlap)
         _draw_predictions(line[3], one, classes)
         if one.distractor is not None and one.shares is not None:
             show_picture(line[4], one.distractor)

@@ -140,11 +140,12 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     text = capsys.readouterr().out
     given = {"self", "kwargs", "model", "batches", "pairs", "evaluate", "augment", "num_classes", "task_type"}
-    given |= {"img_size", "embed_dim", "num_pwca_blocks", "seed", "description"}
+    given |= {"img_size", "embed_dim", "num_pwca_blocks", "seed", "description", "cameras", "views"}
     sections = {"model": DualAttentionModel, "data": DataOptions, "trainer": DualAttentionTrainer}
     for section, owner in (sections | {"pairs": PairSampler}).items():
         for name in set(inspect.signature(owner).parameters) - given:
             assert f"--{section}.{name}" in text
+    assert "--model.camera_embedding" in text and "--model.view_embedding" in text
 
 
 @pytest.mark.parametrize("command", ["evaluate", "embed", "visualize", "export", "demo", "tune", "info"])

@@ -30,7 +30,7 @@ def photos(tree) -> list[Path]:
 
 
 def records(photos: list[Path]) -> list[ImageRecord]:
-    return [ImageRecord(path, label=number // 2, camera=number) for number, path in enumerate(photos)]
+    return [ImageRecord(path, number // 2, number, view=10 + number) for number, path in enumerate(photos)]
 
 
 def test_item_carries_everything(photos):
@@ -51,7 +51,7 @@ def test_batches_by_the_default_collate(photos):
     batch = next(iter(DataLoader(ImageDataset(records(photos)), batch_size=4)))
     assert batch["image"].shape == (4, 3, 8, 6)
     assert batch["label"].tolist() == [0, 0, 1, 1]
-    assert batch["camera"].tolist() == [0, 1, 2, 3]
+    assert batch["camera"].tolist() == [0, 1, 2, 3] and batch["view"].tolist() == [10, 11, 12, 13]
     assert batch["path"] == [str(path) for path in photos[:4]]
 
 

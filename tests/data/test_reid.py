@@ -222,6 +222,22 @@ def test_veri_whatever_the_encoding(veri, encoding):
     assert seen(splits.gallery) == [("0002_c003_00030670_0.jpg", 2, 3), ("0005_c003_00077625_0.jpg", 5, 3)]
 
 
+def test_veri_views_are_read_if_somebody_put_them_there(veri):
+    assert load_dataset("veri776", veri).train.views.tolist() == [-1, -1, -1]
+    places = "-1 -1 " * 20
+    lines = [f"VeRi/image_train/{name} {places}{view}\n" for view, name in enumerate(VERI["image_train"][:2])]
+    (veri / "keypoint_train.txt").write_text("".join(lines))
+    (veri / "keypoint_test.txt").write_text(f"VeRi/image_query/{VERI['image_query'][0]} {places}7\n")
+    splits = load_dataset("veri776", veri)
+    assert splits.train.views.tolist() == [0, 1, -1] and splits.train.cameras.tolist() == [1, 2, 19]
+    assert splits.query.views.tolist() == [7] and splits.gallery.views.tolist() == [-1, -1]
+    (veri / "keypoint_test.txt").write_text("VeRi/image_query/a.jpg 1 left\n")
+    with pytest.raises(
+        ValueError, match=r"keypoint_test.txt is damaged \(the view of a.jpg must be a number"
+    ):
+        load_dataset("veri776", veri)
+
+
 def test_veri_photos_without_annotation_are_reported(veri):
     rows = [(name, name[:4], name[5:9]) for name in VERI["image_train"][:2]]
     (veri / "train_label.xml").write_text(DECLARATION + items(*rows))

@@ -45,6 +45,7 @@ near = st.sampled_from(
         "both",
         ["sa"],
         (1, 1),
+        [3, 7],
     ]
 )
 DEFAULTS = {
@@ -65,6 +66,10 @@ DEFAULTS = {
     "sa_readout": "class",
     "glca_readout": "class",
     "pwca_blocks": None,
+    "patch_stride": None,
+    "cameras": (),
+    "views": (),
+    "sie_weight": 3.0,
     "pretrained": False,
     "backend": "torch",
 }

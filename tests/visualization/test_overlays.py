@@ -11,9 +11,13 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from dca_triton.model.overlap import Overlap
 from dca_triton.visualization import heat_map, patch_boxes, rollout_overlays, training_curves
 
 GRID, SIZE, PREFIX = (3, 5), (24, 50), 2
+
+
+OVERLAP = Overlap(16, 16, 12)  # 3 x 2 patches in 40 x 36 pixels
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -233,3 +237,40 @@ def test_overlays_that_do_not_fit(changed: dict[str, Any], message: str, tmp_pat
     with pytest.raises(ValueError, match=re.escape(message)):
         rollout_overlays(**overlays(**changed), path=tmp_path / "sheet.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_heat_of_overlapping_patches_lies_at_their_centers() -> None:
+    row = torch.tensor([9.0, 0, 1, 2, 4, 3, 0])
+    heat = heat_map(row, (3, 2), (40, 36), 1, OVERLAP)
+    for patch, value in enumerate(row[1:] / 4):  # the center of 16 pixels is between two of them
+        y, x = divmod(patch, 2)
+        around = heat[12 * y + 7 : 12 * y + 9, 12 * x + 7 : 12 * x + 9]
+        assert around.mean() == pytest.approx(float(value), abs=0.05)
+    assert heat[14, 8] == pytest.approx(
+        float(row[1:].view(3, 2).T[0] @ torch.tensor([0.5, 0.5, 0]) / 4), abs=0.05
+    )
+    assert heat[:, :28].isfinite().all() and heat[:, 28:].isnan().all()
+    assert heat[0, 0] == heat[7, 7], "beyond the outer centers the value stays"
+
+
+def test_patches_that_do_not_overlap_are_one_case() -> None:
+    row = torch.rand(7)
+    plain = heat_map(row, (3, 2), (48, 32), 1)
+    torch.testing.assert_close(heat_map(row, (3, 2), (48, 32), 1, Overlap(16, 16, 16)), plain)
+    selected = torch.tensor([0, 3, 6])
+    assert torch.equal(
+        patch_boxes(selected, (3, 2), (48, 32), 1, Overlap(16, 16, 16)),
+        patch_boxes(selected, (3, 2), (48, 32), 1),
+    )
+
+
+def test_boxes_of_overlapping_patches(tmp_path: Path, figures: list[Figure]) -> None:
+    selected = torch.tensor([0, 1, 4, 6])
+    boxes = [[0, 0, 16, 16], [12, 12, 28, 28], [12, 24, 28, 40]]
+    assert patch_boxes(selected, (3, 2), (40, 36), 1, OVERLAP).tolist() == boxes
+    images, rows = torch.rand(1, 3, 40, 36), torch.rand(1, 7)
+    rollout_overlays(images, rows, selected[None], (3, 2), 1, ["a"], tmp_path / "o.png", OVERLAP)
+    drawn = [patch for patch in figures[0].axes[2].patches if isinstance(patch, Rectangle)]
+    assert [[int(x) for x in (*box.get_xy(), box.get_width())] for box in drawn] == [
+        [left, top, 16] for left, top, _, _ in boxes
+    ]
