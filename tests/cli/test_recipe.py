@@ -19,9 +19,6 @@ from dca_triton.cli.parser import parser_of
 from dca_triton.cli.recipe import flat, nested, read_recipe, recipe_files
 from dca_triton.cli.values import experiment_of
 
-# Delete this constant and its uses when CaiT and Swin are supported.
-NOT_YET = ("cub/cait_xs24", "cub/swin_tiny")
-
 # The numbers of Zhu et al., CVPR 2022: top-1, and mAP/rank-1.
 CATEGORIES = """
 cub: deit_tiny 82.1 -> 84.6, deit_small 85.8 -> 87.6, deit_base 88.0 -> 88.8, vit_base 90.8 -> 91.4,
@@ -184,7 +181,7 @@ def test_the_settings_of_the_paper_and_of_its_sources() -> None:
 def test_every_recipe_is_understood_by_the_command_line() -> None:
     """Those that train below go the same way."""
     parser = parser_of("train")
-    for name in recipe_files().keys() - (TRAINED.keys() - set(NOT_YET)):
+    for name in recipe_files().keys() - TRAINED.keys():
         dataset = [] if "data.name" in resolved(name) else ["--data.name=cub"]
         given = parser.parse_args([f"--config={name}", "--data.root=photos", *dataset])
         found = flat(experiment_of(given.as_dict()).__dict__ | {"data": {}})
@@ -207,7 +204,7 @@ def small_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("name", sorted(TRAINED.keys() - set(NOT_YET)))
+@pytest.mark.parametrize("name", sorted(TRAINED))
 def test_a_recipe_trains(
     name: str, tmp_path: Path, small_backbones: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +223,6 @@ def test_a_recipe_trains(
 
 def test_the_others_are_like_one_that_trains() -> None:
     """Every other recipe has the options of a trained one and a backbone of its class."""
-    trained = [name for name in TRAINED if name not in NOT_YET]
     others = [name for name in recipe_files() if name not in TRAINED and name not in BASES]
     assert len(others) == 33 + 8 - len(TRAINED)
 
@@ -234,11 +230,11 @@ def test_the_others_are_like_one_that_trains() -> None:
         return {k: v for k, v in resolved(name).items() if k not in ("model.backbone_name", "data.name")}
 
     for name in others:
-        assert settings(name) in [settings(one) for one in trained]
+        assert settings(name) in [settings(one) for one in TRAINED]
     assert settings("market1501/vit_base") != settings("market1501/deit_base")  # mean and deviation
 
     classes: dict[str, type] = {}
-    for name in [*trained, *others]:
+    for name in [*TRAINED, *others]:
         options = nested(resolved(name))
         backbone = options["model"]["backbone_name"]
         if backbone not in classes:
@@ -251,7 +247,7 @@ def test_the_others_are_like_one_that_trains() -> None:
             classes[backbone] = type(model.backbone.model)
         patch = 14 if "patch14" in backbone else 16
         assert not any(side % patch for side in options["data"]["size"])
-    assert set(classes.values()) == {classes[resolved(name)["model.backbone_name"]] for name in trained}
+    assert set(classes.values()) == {classes[resolved(name)["model.backbone_name"]] for name in TRAINED}
 
 
 def test_photos_are_normalized_for_the_weights() -> None:
