@@ -104,7 +104,10 @@ def attention_with_lse(
         )
         return out.transpose(1, 2).contiguous(), lse.contiguous()
     out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, dropout_p=dropout, scale=scale)
-    return out.transpose(1, 2).contiguous(), _log_sum_exp(q, k, scale, mask)
+    out = out.transpose(1, 2)
+    if torch.compiler.is_exporting():  # an exporter may exchange the function for one with other strides
+        out = out.clone(memory_format=torch.contiguous_format)
+    return out.contiguous(), _log_sum_exp(q, k, scale, mask)
 
 
 def _in_rows(q: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ from dca_triton.ops.launch_table import HEAD_DIMS
 
 HEAD = """# Backbones
 
-{accepted} of the {total} names of timm {version} whose class is {classes} serve in the
-paper's layout, and {reference} in the reference's. The others are refused with the reason in the table.
+{accepted} of the {total} names of timm {version} in the table serve in the paper's layout, and {reference}
+in the reference's. The others are refused with the reason in the table. The classes are
+{classes}.
+
 `make backbones` writes this page. It builds narrow blocks of each model and compares with timm's own
 modules, to 1e-6 in float64: SA, PWCA, GLCA and the rollout in the paper's layout; the tokens that its blocks
 take in the reference's.
