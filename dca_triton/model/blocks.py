@@ -5,6 +5,7 @@ are called, never run from outside: hooks, adapters, wrappers and replaced forwa
 between the families of timm's models is said in one file per family (vit.py, eva.py).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -170,9 +171,10 @@ class PairBlock(nn.Module):
     def after_mlp(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def attend(self, x: Tensor, partner_x: Tensor | None, *arguments: Any) -> Tensor:
-        """Attention of normed tokens; arguments as in `PairAttention`."""
-        return self.attn(x, partner_x, *arguments)
+    @property
+    def attend(self) -> Callable[..., Tensor]:
+        """What computes attention of normed tokens; arguments as in `PairAttention`."""
+        return self.attn
 
     def forward(
         self,

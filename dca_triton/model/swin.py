@@ -6,6 +6,7 @@ the own one.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from timm.models.swin_transformer import SwinTransformer
@@ -72,7 +73,12 @@ class WindowBlock(PairBlock):
     attn_mask: Any
     get_attn_mask: Any
 
-    def attend(self, x: Tensor, partner_x: Tensor | None, *arguments: Any) -> Tensor:
+    @property
+    def attend(self) -> Callable[..., Tensor]:
+        return self.attend_within_windows
+
+    def attend_within_windows(self, x: Tensor, partner_x: Tensor | None, *arguments: Any) -> Tensor:
+        """Attention of normed tokens (B, h, w, C); arguments as in `PairAttention`."""
         pairs, context, images, trace, rows, positions = arguments
         assert context is None and rows is None and positions is None, "windows have no class token"
         padded = self._padded(x)

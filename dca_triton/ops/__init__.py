@@ -111,7 +111,8 @@ def pair_up(index: Tensor, images: int, unpaired: int = 0) -> Partners:
     checks.check_tensors({"index": index})
     raise_faults(checks.pair_up(index, images, unpaired))
     checks.Range("index", index, -1, images).assert_values()
-    checks.Range("index[:unpaired]", index[:unpaired], -1, 0).assert_values()
+    if unpaired:
+        checks.Range("index[:unpaired]", index[:unpaired], -1, 0).assert_values()
     # A copy, so that a later change of index cannot make the two disagree.
     return invert_pairs(index.clone(), images, unpaired)
 

@@ -251,7 +251,7 @@ def test_checkpointing_from_inside_and_outside(layout: str, class_tokens_only: b
 
     plain, inside, outside = (build(layout) for _ in range(3))
     inside.set_grad_checkpointing()
-    blocks = outside._sa_blocks
+    blocks = outside.backbone.model.blocks if layout == "paper" else outside.sa_blocks
     for i, block in enumerate(blocks):
         blocks[i] = checkpoint_wrapper(block)
     most, expected = step(plain)

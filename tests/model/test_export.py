@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dca_triton.model import export_onnx, export_program
+from dca_triton.ops import launch_table
 from dca_triton.training import BranchLoss, UncertaintyWeightedLoss
 
 LAYOUTS = pytest.mark.parametrize("layout", ["reference", "paper"])
@@ -106,7 +107,8 @@ def fake_gpu():
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     capability = mock.patch.object(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    with capability, FakeTensorMode(allow_non_fake_inputs=True):
+    gpu = mock.patch.object(launch_table, "gpu_of", lambda _: launch_table.Gpu("Fake", "sm_90"))
+    with capability, gpu, FakeTensorMode(allow_non_fake_inputs=True):
         yield
     torch.__future__.set_overwrite_module_params_on_conversion(before)
 

@@ -77,7 +77,7 @@ def test_shapes_on_fake_cuda_tensors(others: tuple[int, int] | None, rows: int) 
         pk, pv = (None, None) if others is None else cuda(*others, 2, H, D).unbind(2)
         out, lse = triton_backend.pair_attention(Attention(q[:, :rows], k, v, pk, pv, partner, scale=0.1))
         gradients = torch.ops.dca_triton.attention_backward(
-            "pair_attention", out, q[:, :rows], k, v, pk, pv, *invert_pairs(partner, 5), None, out, lse, 0.1
+            "pair_attention", out, q[:, :rows], k, v, pk, pv, *invert_pairs(partner, 5)[:3], None, out, lse, 0.1
         )
     assert out.shape == (B, rows, H, D)
     assert out.is_contiguous()
@@ -166,6 +166,7 @@ def test_the_compiler_takes_partners_inverted_once() -> None:
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(torch.cuda, "get_device_capability", capability),
+        mock.patch.object(launch_table, "gpu_of", lambda _: launch_table.Gpu("Fake", "sm_90")),
     ):
         inputs = cuda(B, N, 3, H, D), cuda(B, dtype=torch.long), cuda(B, R, dtype=torch.long)
         torch.compiler.reset()
