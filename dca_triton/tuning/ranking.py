@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 
@@ -27,6 +28,7 @@ FULL_TILES = (
 
 def candidates(dtype: str, arch: str) -> list[launch_table.Config]:
     """Return the configurations that are considered for a dtype on an architecture, for any kernel."""
+    tiles: tuple[tuple[int, int], ...]
     tiles, stages = (FULL_TILES, (1,)) if dtype == "fp32" else (HALF_TILES, (1, 2))
     if dtype != "fp32" and arch.startswith("gfx1"):
         tiles += RDNA_TILES
@@ -34,7 +36,10 @@ def candidates(dtype: str, arch: str) -> list[launch_table.Config]:
 
 
 def order(
-    target: str, tried: Mapping[Launch, Sequence[launch_table.Config]], progress: bool = False
+    target: str,
+    tried: Mapping[Launch, Sequence[launch_table.Config]],
+    progress: bool = False,
+    deadline: float = math.inf,
 ) -> Ranking:
     """Rank configurations of kernels for an architecture, the fastest by the cost model first.
 
@@ -45,16 +50,24 @@ def order(
         target: The architecture, e.g. `sm_90`.
         tried: The configurations of each kernel and length.
         progress: Show a progress bar.
+        deadline: When to stop, on the clock of `time.monotonic`. Kernels whose configurations are not all
+            compiled then are left out.
 
     Raises:
         RuntimeError: If no configuration of a kernel compiles.
     """
     jobs = {launch: [Job(*launch, target, config) for config in tried[launch]] for launch in tried}
     every = [use for group in jobs.values() for job in group for use in uses(job)]
-    results = dict(assess_all(every, progress=progress))
-    sound = {job: x for job, x in results.items() if isinstance(x, Assessment) and math.isfinite(x.clocks)}
+    results: dict[Job, Assessment | Exception] = {}
+    for job, result in assess_all(every, progress=progress):
+        results[job] = result
+        if time.monotonic() > deadline:
+            break
+    sound = {job: x for job, x in results.items() if not isinstance(x, Exception) and math.isfinite(x.clocks)}
     ranking: Ranking = {}
     for launch, group in jobs.items():
+        if not all(use in results for job in group for use in uses(job)):
+            continue
         errors = [error for job in group if isinstance(error := results[job], Exception)]
         if len(errors) == len(group):
             raise RuntimeError(f"no candidate compiles for {target} for {describe(*launch)}") from errors[0]

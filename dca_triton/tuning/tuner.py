@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,11 +102,12 @@ def tune(
     lengths: Sequence[int] = (197, 785),
     output: Path | None = None,
     progress: bool = True,
+    deadline: float = math.inf,
 ) -> list[Choice]:
     """Time launch candidates on a GPU and write the fastest of each kernel and length to the GPU's table.
 
-    The cost model picks the candidates to time. An interrupted run can be repeated: it continues from
-    `<output>.unfinished`.
+    The cost model picks the candidates to time. A run that was interrupted, or that ended at its deadline,
+    can be repeated: it continues from `<output>.unfinished`.
 
     Args:
         device: A CUDA or ROCm device; by default the current one.
@@ -115,6 +117,7 @@ def tune(
         lengths: Numbers of tokens.
         output: The table to write, or to add to; by default the one that launches on this GPU read.
         progress: Show progress bars, and the path of the table.
+        deadline: When to stop, on the clock of `time.monotonic`. The table then holds what was measured.
 
     Returns:
         The choices that this call measured.
@@ -139,9 +142,12 @@ def tune(
         (key, n) for key, n in _launches(ops, head_dims, dtypes, lengths) if n not in done.get(key, {})
     ]
     target = launch_table.nearest_arch(gpu.arch)
-    ranking = order(target, {launch: candidates(launch[0].dtype, target) for launch in launches}, progress)
+    tried = {launch: candidates(launch[0].dtype, target) for launch in launches}
+    ranking = order(target, tried, progress, deadline)
     choices = []
     for (key, n), ranked in tqdm(ranking.items(), "time", disable=not progress):
+        if time.monotonic() > deadline:
+            break
         with torch.cuda.device(device):  # CUDA events are recorded on the current device
             best = _fastest(
                 key, n, device, [assessment.job.config for assessment in ranked[:TIMED_CANDIDATES]]
@@ -151,8 +157,12 @@ def tune(
         launch_table.write(unfinished, source, done)
     for key, by_length in done.items():
         table[key] = table.get(key, {}) | by_length
-    launch_table.write(output, source, table)
-    unfinished.unlink(missing_ok=True)
+    if table:
+        launch_table.write(output, source, table)
+    if left := len(launches) - len(choices):
+        tqdm.write(f"Time is up: {left} of {len(launches)} choices are not measured; the next run goes on.")
+    else:
+        unfinished.unlink(missing_ok=True)
     launch_table.forget()
     if progress:
         tqdm.write(f"The table is {output}.")

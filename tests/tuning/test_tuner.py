@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,18 +14,21 @@ from tuning_cases import KEY, A, B, C, on
 
 from dca_triton.ops import launch_table
 from dca_triton.ops.launch_table import Config, Key
-from dca_triton.tuning import tuner
+from dca_triton.tuning import ranking, tuner
+from dca_triton.tuning.meter.assess import Assessment
+from dca_triton.tuning.meter.launches import Job
+from dca_triton.tuning.ranking import Launch
 
 
 def test_the_model_ranks_without_a_gpu_and_leaves_out_what_spills(monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad = Config(16, 64, 2, 1), Config(16, 256, 1, 1)
     monkeypatch.setattr(tuner, "candidates", lambda dtype, arch: [bad, good])
-    ranking = tuner.rank("sm_90", ["rollout_row"], progress=False)
-    ((choice, found),) = ranking.items()
+    ranked = tuner.rank("sm_90", ["rollout_row"], progress=False)
+    ((choice, found),) = ranked.items()
     assert choice == (KEY, 197)
     assert [assessment.job.config for assessment in found] == [good]
     assert math.isfinite(found[0].clocks)
-    assert "16/64/2/1" in tuner.ranking_table(ranking)
+    assert "16/64/2/1" in tuner.ranking_table(ranked)
     monkeypatch.setattr(tuner, "candidates", lambda dtype, arch: [bad])
     with pytest.raises(RuntimeError, match=r"no candidate fits sm_90 .* for rollout_row step .* 197 tokens"):
         tuner.rank("sm_90", ["rollout_row"], progress=False)
@@ -75,8 +78,8 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
     device = on(monkeypatch, "Fake", "sm_90")
     measured: list[Config] = []
 
-    def order(target: str, tried: dict[tuple[Key, int], list[Config]], progress: bool) -> dict:
-        assert target == "sm_90"
+    def order(target: str, tried: dict[Launch, list[Config]], progress: bool, deadline: float) -> dict:
+        assert (target, deadline) == ("sm_90", math.inf)
         assert len(tried) == (1 if measured else 2)
         return {
             launch: [SimpleNamespace(job=SimpleNamespace(config=config)) for config in (A, C)]
@@ -120,6 +123,44 @@ def test_tuning_keeps_the_fastest_and_continues_where_it_was_interrupted(
     assert '"measured on Fake"' in (configs / "Fake.json").read_text()
     assert not (configs / "Fake.json.unfinished").exists()
     assert "64/64/8/2" in tuner.table([choice])
+
+
+def test_the_deadline_keeps_what_is_measured_and_the_next_run_goes_on(
+    configs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = on(monkeypatch, "Fake", "sm_90")
+    clock = [0.0]
+
+    def assess_all(jobs: list[Job], progress: bool) -> Iterator[tuple[Job, Assessment]]:
+        for job in jobs:
+            clock[0] += 1  # second
+            yield job, SimpleNamespace(job=job, clocks=1.0)  # type: ignore[misc]
+
+    def fastest(key: Key, n: int, *_: object) -> tuner.Choice:
+        clock[0] += 10
+        return tuner.Choice(key, n, A, 1.0, 1.0)
+
+    monkeypatch.setattr(tuner.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(ranking, "assess_all", assess_all)
+    monkeypatch.setattr(tuner, "_fastest", fastest)
+    monkeypatch.setattr(tuner, "candidates", lambda dtype, arch: [A, B])
+    run = dict(device=device, ops=["rollout_row"], dtypes=["fp16"], lengths=[64, 197, 785], progress=False)
+    # 5 seconds: of the third length one of two candidates is compiled, and the first length is timed.
+    found = tuner.tune(**run, deadline=4.5)  # type: ignore[arg-type]
+    assert [choice.n for choice in found] == []
+    assert "Time is up: 3 of 3 choices are not measured" in capsys.readouterr().out
+    assert not (configs / "Fake.json").exists()
+    clock[0] = 0
+    found = tuner.tune(**run, deadline=15)  # type: ignore[arg-type]
+    assert [choice.n for choice in found] == [64]
+    assert launch_table.read(configs / "Fake.json") == {KEY: {64: A}}
+    assert launch_table.read(configs / "Fake.json.unfinished") == {KEY: {64: A}}
+    found = tuner.tune(**run)  # type: ignore[arg-type]
+    assert [choice.n for choice in found] == [197, 785]
+    assert launch_table.read(configs / "Fake.json") == {KEY: {64: A, 197: A, 785: A}}
+    assert not (configs / "Fake.json.unfinished").exists()
 
 
 @pytest.mark.parametrize("path", ["a file/table.json", "a file/folder/table.json"])

@@ -66,7 +66,7 @@ def assess_all(
     """Yield each job with its assessment, or with the exception of its compilation, as they finish.
 
     workers: processes; by default one per core, at most 8. progress: show a progress bar; where stderr is not
-    a terminal, it is printed every 30 seconds.
+    a terminal, it is printed every 30 seconds. A caller that stops early cancels the jobs that wait.
     """
     # Spawned, not forked: a forked child could not use CUDA after its parent did.
     spawn = multiprocessing.get_context("spawn")
@@ -82,8 +82,11 @@ def assess_all(
             disable=not progress,
             mininterval=0.1 if sys.stderr.isatty() else 30,
         )
-        for future in bar:
-            error = future.exception()
-            if error is not None and not isinstance(error, Exception):
-                raise error
-            yield futures[future], error or future.result()
+        try:
+            for future in bar:
+                error = future.exception()
+                if error is not None and not isinstance(error, Exception):
+                    raise error
+                yield futures[future], error or future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
