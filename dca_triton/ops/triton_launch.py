@@ -143,9 +143,7 @@ def _strides(*tensors: Tensor | None) -> list[int]:
 
 def precision(dtype: torch.dtype, arch: str) -> str:
     """How to multiply float32: in float32, or in TF32 if PyTorch's matmul may use it and the chip has it."""
-    matmul = torch.backends.cuda.matmul
-    before_2_9 = not hasattr(matmul, "fp32_precision")
-    allowed = matmul.allow_tf32 if before_2_9 else matmul.fp32_precision == "tf32"
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if dtype == torch.float32 and allowed and arch.startswith("sm_") else "ieee"
 
 

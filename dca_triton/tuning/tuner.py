@@ -108,8 +108,8 @@ def tune(
 
     The cost model picks the candidates to time. Then the kernels are timed beside PyTorch's fused attentions
     and, where it is installed, flash-attn-4; `auto` takes one of them where it is faster by more than 3 %. A
-    run that was interrupted, or that ended at its deadline,
-    can be repeated: it continues from `<output>.unfinished`.
+    run that was interrupted, or that ended at its deadline, can be repeated: it continues from
+    `<output>.unfinished`.
 
     Args:
         device: A CUDA or ROCm device; by default the current one.
@@ -143,10 +143,9 @@ def tune(
     ]
     target = launch_table.nearest_arch(gpu.arch)
     tried = {launch: candidates(launch[0].dtype, target) for launch in launches}
+    ranking = order(target, tried, progress, deadline)
     choices = []
-    for (key, n), ranked in tqdm(
-        order(target, tried, progress, deadline).items(), "time", disable=not progress
-    ):
+    for (key, n), ranked in tqdm(ranking.items(), "time", disable=not progress):
         if time.monotonic() > deadline:
             break
         with torch.cuda.device(device):  # CUDA events are recorded on the current device

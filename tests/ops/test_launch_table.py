@@ -30,6 +30,16 @@ def test_every_chip_has_a_choice_for_everything(arch: str) -> None:
         assert 1 <= config.num_stages <= 5
 
 
+def test_choices_of_a_version_replace_choices_of_the_architecture() -> None:
+    replacing = list(launch_table.CONFIGS.glob("*-triton-*.json"))
+    assert replacing
+    for path in replacing:
+        table = launch_table.read(launch_table.CONFIGS / f"{path.stem.split('-')[0]}.json")
+        for key, by_length in launch_table.read(path).items():
+            assert by_length.keys() == table[key].keys()
+            assert by_length != table[key]
+
+
 def test_tables_say_where_they_come_from() -> None:
     for path in launch_table.CONFIGS.glob("*.json"):
         assert '"source": "static model"' in path.read_text() or '"source": "measured on ' in path.read_text()

@@ -77,7 +77,18 @@ def test_shapes_on_fake_cuda_tensors(others: tuple[int, int] | None, rows: int) 
         pk, pv = (None, None) if others is None else cuda(*others, 2, H, D).unbind(2)
         out, lse = triton_backend.pair_attention(Attention(q[:, :rows], k, v, pk, pv, partner, scale=0.1))
         gradients = torch.ops.dca_triton.attention_backward(
-            "pair_attention", out, q[:, :rows], k, v, pk, pv, *invert_pairs(partner, 5)[:3], None, out, lse, 0.1
+            "pair_attention",
+            out,
+            q[:, :rows],
+            k,
+            v,
+            pk,
+            pv,
+            *invert_pairs(partner, 5)[:3],
+            None,
+            out,
+            lse,
+            0.1,
         )
     assert out.shape == (B, rows, H, D)
     assert out.is_contiguous()

@@ -206,8 +206,13 @@ def test_baselines_are_read_as_written(assessment: Assessment, tmp_path: Path) -
 
 def test_violations_are_all_named(assessment: Assessment) -> None:
     assert gate.violations(JOB, assessment) == []
-    broken = dataclasses.replace(assessment.code, spills=3, shared=1 << 20)
-    (sentence,) = gate.violations(JOB, dataclasses.replace(assessment, code=broken, clocks=math.inf))
+    elsewhere = dataclasses.replace(assessment, code=dataclasses.replace(assessment.code, spills=3, stack=8))
+    assert gate.violations(JOB, elsewhere) == []
+    assert gate.violations(dataclasses.replace(JOB, arch="gfx942"), elsewhere) != []
+    (loop, *others) = assessment.code.loops
+    spilling = dataclasses.replace(loop, opcodes=loop.opcodes + Counter(STL=1, LDL=2))
+    broken = dataclasses.replace(assessment.code, spills=3, shared=1 << 20, loops=[spilling, *others])
+    (sentence,) = gate.violations(JOB, dataclasses.replace(assessment, code=broken, resident=0))
     for reason in ("3 spill instructions", "1048576 bytes", "no program fits"):
         assert reason in sentence
     assert "does not compile" in gate.violations(JOB, ValueError("why"))[0]

@@ -4,6 +4,7 @@ A hot loop is an innermost loop that multiplies matrices or computes exponential
 of the control-flow graph, so code that the assembler moved out of line counts toward the loop it belongs to.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from .control_flow import hot_loops
 from .listing import Instruction
 
 ASYNC_COPIES = ("LDGSTS", "UTMALDG", "UBLKCP")
+SPILLS = re.compile("STL|LDL|scratch_")
 
 
 @dataclass
@@ -40,6 +42,11 @@ class Loop:
     def async_copies(self) -> int:
         """Copies from global to shared memory that bypass registers (cp.async or TMA)."""
         return sum(self.opcodes[opcode] for opcode in ASYNC_COPIES)
+
+    @property
+    def spills(self) -> int:
+        """Register spill stores and loads."""
+        return sum(count for opcode, count in self.opcodes.items() if SPILLS.match(opcode))
 
 
 @dataclass
