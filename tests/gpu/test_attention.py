@@ -4,10 +4,10 @@ import attention_cases
 import pytest
 import torch
 from attention_cases import LOCAL, PAIRS, Local, Pairs
+from launches import EVERY_LAUNCH, group
 from triton.runtime.errors import OutOfResources
 
 from dca_triton.ops import launch_table
-from dca_triton.tuning.tuner import candidates
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:no measured launch configurations")]
 
@@ -54,21 +54,13 @@ def test_directional_derivatives_agree() -> None:
     attention_cases.directional_derivatives_agree("cuda")
 
 
-LAUNCHES = sorted(
-    {(name, c.num_warps, c.num_stages) for name in launch_table.DTYPES for c in candidates(name)}
-)
-LAUNCHES = [  # the sanitizer runs code in which warps and stages are still open
-    pytest.param(*launch, marks=() if launch[1:] == (4, 1) else pytest.mark.driver) for launch in LAUNCHES
-]
-
-
-@pytest.mark.parametrize(("name", "warps", "stages"), LAUNCHES)
+@EVERY_LAUNCH
 @BOTH
 def test_every_launch_agrees(case: Pairs | Local, name: str, warps: int, stages: int) -> None:
     """Every launch that the tuner may choose and that fits on the GPU; at least one tile must fit."""
     op = "pair_attention" if isinstance(case, Pairs) else "local_attention"
     fit = 0
-    for config in (c for c in candidates(name) if (c.num_warps, c.num_stages) == (warps, stages)):
+    for config in group(name, warps, stages):
         with launch_table.forced({(op, direction): config for direction in launch_table.DIRECTIONS[op]}):
             try:
                 attention_cases.errors_are_those_of_the_dtype(case, launch_table.DTYPES[name], "cuda")

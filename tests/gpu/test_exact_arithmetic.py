@@ -13,12 +13,12 @@ import pytest
 import torch
 import triton
 from attention_cases import packed
+from launches import GROUPS, group
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from dca_triton.ops import Attention, launch_table, triton_launch, triton_rollout
 from dca_triton.ops.pairing import invert_pairs
-from dca_triton.tuning.tuner import candidates
 
 AMD = {"gfx942", "gfx950", "gfx1250"}  # Triton ignores the instrumentation on others
 
@@ -40,9 +40,6 @@ B, N, H, D, L = 2, 147, 1, 16, 2  # whole tiles and a remainder for every tile
 # numbers wrap around, the largest product by another factor is not that of the largest maximum.
 SCALE = 1.1162611e16
 ANY = launch_table.Config(32, 32, 4, 1)
-LAUNCHES = sorted(
-    {(name, c.num_warps, c.num_stages) for name in ("fp16", "fp32") for c in candidates(name)}
-)  # bf16 has the candidates of fp16
 
 
 @contextmanager
@@ -79,12 +76,15 @@ def equal(results: list[Tensor], expected: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("op", launch_table.DIRECTIONS)
-@pytest.mark.parametrize(("name", "warps", "stages"), LAUNCHES)
+@pytest.mark.parametrize(
+    ("name", "warps", "stages"),
+    [g for g in GROUPS if g[0] != "bf16"],  # which has the candidates of fp16
+)
 def test_every_launch_gives_the_same_bits(op: str, name: str, warps: int, stages: int) -> None:
     dtype, fit = launch_table.DTYPES[name], 0
     with exact():
         expected = run(op, dtype, ANY)
-        for config in (c for c in candidates(name) if (c.num_warps, c.num_stages) == (warps, stages)):
+        for config in group(name, warps, stages):
             try:
                 assert equal(run(op, dtype, config), expected), config
             except OutOfResources:
