@@ -3,10 +3,10 @@
 import pytest
 import rollout_cases
 import torch
+from launches import EVERY_LAUNCH, group
 from triton.runtime.errors import OutOfResources
 
 from dca_triton.ops import launch_table
-from dca_triton.tuning.ranking import candidates
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:no measured launch configurations")]
 
@@ -34,11 +34,11 @@ def test_transposed_inputs_are_taken(dtype: torch.dtype) -> None:
     rollout_cases.transposed_inputs_are_taken(dtype, "cuda")
 
 
-@pytest.mark.parametrize("name", launch_table.DTYPES)
-def test_configurations_agree(name: str) -> None:
-    """Every launch that the tuner may choose and that fits on the GPU; at least one must fit."""
+@EVERY_LAUNCH
+def test_every_launch_agrees(name: str, warps: int, stages: int) -> None:
+    """Every launch that the tuner may choose and that fits on the GPU; at least one tile must fit."""
     fit = 0
-    for config in candidates(name, launch_table.gpu_of(torch.device("cuda")).arch):
+    for config in group(name, warps, stages):
         with launch_table.forced({("rollout_row", "step"): config}):
             try:
                 rollout_cases.error_is_that_of_the_dtype(
