@@ -11,7 +11,6 @@ from ..arguments import choice, raise_faults, violations
 from . import checks, torch_backend
 from .attention import Attention
 from .pairing import Partners, invert_pairs
-from .rivals import faster
 
 __all__ = [
     "Attention",
@@ -88,7 +87,7 @@ def pair_attention(
     )
     chosen = _choose(backend, checks.pair_attention(attention), *attention[:3], biased=bias is not None)
     checks.assert_indices(attention)
-    if backend == "auto" and chosen is not torch_backend and (kernel := faster("pair_attention", attention)):
+    if (kernel := _faster("pair_attention", attention, backend, chosen)) is not None:
         return torch_backend.pair_attention(attention, kernel=kernel)
     return chosen.pair_attention(attention)
 
@@ -147,7 +146,7 @@ def local_attention(
     attention = _under_autocast(Attention(q, k, v, rows=index, scale=scale))
     chosen = _choose(backend, checks.local_attention(attention), *attention[:3])
     checks.assert_indices(attention)
-    if backend == "auto" and chosen is not torch_backend and (kernel := faster("local_attention", attention)):
+    if (kernel := _faster("local_attention", attention, backend, chosen)) is not None:
         return torch_backend.local_attention(attention, kernel=kernel)
     return chosen.local_attention(attention)
 
@@ -235,6 +234,15 @@ def _choose(backend: str, faults: list[str], *tensors: Tensor, biased: bool = Fa
     from . import triton_backend
 
     return triton_backend
+
+
+def _faster(op: str, attention: Attention, backend: Backend, chosen: ModuleType) -> str | None:
+    """Another implementation that "auto" takes where the Triton kernels could run."""
+    if backend != "auto" or chosen is torch_backend:
+        return None
+    from .rivals import faster
+
+    return faster(op, attention)
 
 
 def _under_autocast(attention: Attention) -> Attention:

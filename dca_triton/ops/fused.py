@@ -61,8 +61,11 @@ def _kernel_of(q: Tensor, mask: Tensor | None, dropout: float) -> Kernel | None:
         or q.shape[-1] > 256
     ):
         return None
-    if q.dtype in (torch.float16, torch.bfloat16) and _flash_is_enabled() and _has_flash(q.device):
-        return _flash
+    if q.dtype in (torch.float16, torch.bfloat16) and _flash_is_enabled():
+        from .driver import has_flash  # loads PyTorch's compiler
+
+        if has_flash(q.device):
+            return _flash
     if q.dtype != torch.float64 and _efficient_is_enabled():
         return _efficient
     return None
@@ -139,11 +142,6 @@ def _flash_is_enabled() -> bool:
 
 def _efficient_is_enabled() -> bool:
     return torch.compiler.is_compiling() or torch.backends.cuda.mem_efficient_sdp_enabled()
-
-
-@torch.compiler.assume_constant_result  # a compiler cannot trace calls of the driver
-def _has_flash(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @torch.no_grad()
