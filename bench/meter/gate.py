@@ -56,12 +56,7 @@ def spills_by_necessity(job: Job) -> bool:
     RDNA 3 needs every matrix operand twice and has no fp32 matrix instructions. For large head dimensions the
     backward pass then needs more than the 256 registers of a thread.
     """
-    key = job.key
-    if job.arch != "gfx1100" or key.direction not in ("dkdv", "dq"):
-        return False
-    if key.dtype == "fp32" and key.op == "local_attention" and key.head_dim <= 64:
-        return key.direction == "dkdv" and key.head_dim == 48
-    return key.head_dim > (32 if key.dtype == "fp32" else 64)
+    return job.arch == "gfx1100" and job.key.direction in ("dkdv", "dq") and job.key.head_dim > 64
 
 
 def violations(job: Job, result: Assessment | Exception) -> list[str]:

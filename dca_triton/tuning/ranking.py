@@ -13,7 +13,8 @@ from .meter.launches import Job, uses
 Launch = tuple[launch_table.Key, int]  # a kernel with its head dimension and dtype, and a length
 Ranking = dict[Launch, list[Assessment]]
 
-HALF_TILES = ((128, 64), (128, 32), (64, 128), (64, 64), (64, 32), (32, 128), (32, 64), (32, 32))
+HALF_TILES = ((128, 64), (128, 32), (64, 128), (64, 64), (64, 32), (32, 64), (32, 32))
+AMD_TILES = ((32, 128),)
 RDNA_TILES = ((64, 16), (32, 16), (16, 64), (16, 32), (16, 16))  # RDNA needs every matrix operand twice
 FULL_TILES = (
     (64, 64),
@@ -28,10 +29,10 @@ FULL_TILES = (
 
 def candidates(dtype: str, arch: str) -> list[launch_table.Config]:
     """Return the configurations that are considered for a dtype on an architecture, for any kernel."""
-    tiles: tuple[tuple[int, int], ...] = FULL_TILES
-    stages: tuple[int, ...] = (1,)
-    if dtype != "fp32":
-        tiles, stages = HALF_TILES + (RDNA_TILES if arch.startswith("gfx1") else ()), (1, 2)
+    tiles: tuple[tuple[int, int], ...]
+    tiles, stages = (FULL_TILES, (1,)) if dtype == "fp32" else (HALF_TILES, (1, 2))
+    if dtype != "fp32" and arch.startswith("gfx"):
+        tiles += AMD_TILES + (RDNA_TILES if arch.startswith("gfx1") else ())
     return [launch_table.Config(*tile, *rest) for tile, *rest in itertools.product(tiles, (4, 8), stages)]
 
 
