@@ -153,8 +153,16 @@ def test_info_tells_which_launches_were_measured(configs: Path, monkeypatch: pyt
     for dtype, origin in ((torch.float16, "measured on this GPU"), (torch.bfloat16, "the static model's")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _, line = info._choices(launch_table.gpu_of(device), device, 64, dtype, 197)
+            _, line, *rest = info._choices(launch_table.gpu_of(device), device, 64, dtype, 197)
         assert line.endswith(origin)
+        assert rest == ["implementation that backend='auto' takes:", "  triton; others not measured"]
+    times = {
+        launch_table.AttentionKey("pair_attention", True, 64, "fp16", 197): {"triton": 1.0, "flash": 0.5}
+    }
+    launch_table.write(configs / "NVIDIA_H100.json", "measured on NVIDIA_H100", {KEY: {197: C}}, times)
+    launch_table.forget()
+    *_, line = info._choices(launch_table.gpu_of(device), device, 64, torch.float16, 200)
+    assert line == "  pair_attention with gradient, N=197: flash, which takes 0.50 of the kernels' time"
 
 
 def test_info_tells_versions_and_every_reason() -> None:
