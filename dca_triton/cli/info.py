@@ -1,6 +1,7 @@
 """What runs where: versions, devices, backends and launch choices, for `dca-triton info` and for bug
 reports."""
 
+import itertools
 import platform
 from typing import NamedTuple
 
@@ -99,11 +100,11 @@ def _choices(
             origin = "measured on this GPU" if known else "the static model's"
             lines.append(f"  {op} {direction}: {config}, {origin}")
     times = launch_table.times(gpu)
-    lines.append(
-        "measured beside other fused attentions:" if times else "not measured beside other attentions"
-    )
-    for op in ("pair_attention", "local_attention"):
-        for training in (False, True):
-            if (key := rivals.nearest(times, op, training, head_dim, name, n)) is not None:
-                lines.append(f"  {rivals.sentence(key, times[key])}")
-    return lines
+    kinds = itertools.product(("pair_attention", "local_attention"), (False, True))
+    nearest = [rivals.nearest(times, *kind, head_dim, name, n) for kind in kinds]
+    known = [f"  {rivals.sentence(key, times[key])}" for key in nearest if key is not None]
+    return [
+        *lines,
+        "implementation that backend='auto' takes:",
+        *(known or ["  triton; others not measured"]),
+    ]
