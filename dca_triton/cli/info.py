@@ -102,7 +102,7 @@ def _choices(
     times = launch_table.times(gpu)
     kinds = itertools.product(("pair_attention", "local_attention"), (False, True))
     nearest = [rivals.nearest(times, *kind, head_dim, name, n) for kind in kinds]
-    known = [f"  {rivals.sentence(key, times[key])}" for key in nearest if key is not None]
+    told = [f"  {rivals.sentence(key, times[key])}" for key in nearest if key is not None]
     return [
         *lines,
         "implementation that backend='auto' takes:",
