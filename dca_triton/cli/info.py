@@ -106,5 +106,5 @@ def _choices(
     return [
         *lines,
         "implementation that backend='auto' takes:",
-        *(known or ["  triton; others not measured"]),
+        *(told or ["  triton; others not measured"]),
     ]
