@@ -48,7 +48,11 @@ def rank_embeddings(
         query: The result of `embed` or `load_embeddings`.
         gallery: Like the queries.
         k: Photos kept of each ranking, at least 1.
-        metric, rerank, progress, expand, alpha: As in `score_embeddings`.
+        metric: As in `score_embeddings`, like the arguments below.
+        rerank: Whether distances are re-ranked.
+        progress: Whether a progress bar is shown.
+        expand: How many neighbors expand a query.
+        alpha: The power of their weights.
 
     Raises:
         ValueError: As `score_embeddings`, but queries need no match.
