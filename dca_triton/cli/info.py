@@ -67,16 +67,18 @@ def heads_of(backbone_name: str, img_size: int | tuple[int, int]) -> tuple[list[
     rows, columns = backbone.grid_size
     N = backbone.num_prefix_tokens + rows * columns
     reasons = dict.fromkeys(reason for each in attentions for reason in each.reasons_against_triton)
+    widths = [each.proj.in_features // each.num_heads for each in attentions]
     H, D = (
-        ", ".join(map(str, dict.fromkeys(getattr(each, name) for each in attentions)))
-        for name in ("num_heads", "head_dim")
+        ", ".join(map(str, dict.fromkeys(numbers)))
+        for numbers in ((each.num_heads for each in attentions), widths)
     )
+    glca = ", local_attention (GLCA) and rollout_row run" if "glca" in backbone.branches else " runs"
     about = [
         f"{backbone_name}: {len(attentions)} blocks, H={H} heads of D={D}, N={N} tokens",
-        "  pair_attention (SA, PWCA), local_attention (GLCA) and rollout_row run on the backends below",
+        f"  pair_attention (SA, PWCA){glca} on the backends below",
         f'  layout="reference" has SA blocks of its own, D={backbone.embed_dim}/num_heads',
     ]
-    return about, Heads(attentions[0].head_dim, N, tuple(reasons))
+    return about, Heads(widths[0], N, tuple(reasons))
 
 
 def _reasons(heads: Heads, dtype: torch.dtype, device: torch.device) -> list[str]:

@@ -16,6 +16,7 @@ from .packed import PackedAttention
 class BeitAttention(PackedAttention, TimmAttention):
     """timm's attention; `positions` is the bias (H, N, N) that all blocks share, in a model that has one."""
 
+    reasons_against_triton = ("its scores have a bias of relative positions",)
     relative_position_bias_table: Any
 
     def score_bias(self, positions: Tensor | None = None) -> Tensor | None:

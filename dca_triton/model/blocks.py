@@ -61,15 +61,14 @@ class PairAttention(nn.Module):
     """Attention of each image to itself and to its partner, on some or all of the rows.
 
     A family's class inherits from this and from timm's attention, and says how it projects and what it adds
-    to the scores. It has timm's attributes `num_heads`, `head_dim`, `attn_drop`, `proj` and `proj_drop`, and
-    a `norm` and a `gate`, which may be None. A family whose attention the Triton kernels do not compute gives
+    to the scores. It has timm's attributes `num_heads`, `attn_drop`, `proj` and `proj_drop`, and a `norm`
+    and a `gate`, which may be None. A family whose attention the Triton kernels do not compute gives
     the reasons, which `dca-triton info` prints.
     """
 
     backend: Backend = "auto"
     reasons_against_triton: tuple[str, ...] = ()
     num_heads: Any
-    head_dim: Any
     attn_drop: Any
     proj: Any
     proj_drop: Any

@@ -34,6 +34,8 @@ class TalkingHeadAttn(PairAttention, TimmTalkingHeadAttn):
     in a batch with partners: 3 * 576 * 1152 * 6 * 2 bytes = 24 MB for cait_xs24_384 in 16 bits.
     """
 
+    reasons_against_triton = ("its talking heads mix their scores",)
+
     def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).unbind(2)
         return q, k, v

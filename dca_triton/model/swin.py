@@ -30,6 +30,8 @@ class WindowedAttention(PackedAttention):
     images. `positions` is the mask (W, A, A), or zeros (W, 1, 1).
     """
 
+    reasons_against_triton = ("its scores have a bias of relative positions",)
+
     def relative_bias(self) -> Tensor:
         """The bias of relative positions (1, H, A, A)."""
         raise NotImplementedError

@@ -17,6 +17,22 @@ def test_a_backbone_is_named_with_its_heads_and_tokens(capsys: pytest.CaptureFix
     assert 'layout="reference" has SA blocks of its own, D=384/num_heads' in text
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "heads", "reason"),
+    [
+        ("beit_base_patch16_224", 224, "H=12 heads of D=64, N=197", "a bias of relative positions"),
+        ("swin_tiny_patch4_window7_224", 224, "H=3, 6, 12, 24 heads of D=32, N=49", "a bias of relative"),
+        ("cait_xxs24_224", 224, "H=4 heads of D=48, N=197", "its talking heads mix their scores"),
+    ],
+)
+def test_every_family_says_why_it_does_not_run_on_triton(
+    name: str, size: int, heads: str, reason: str
+) -> None:
+    text = info.info(name, size)
+    assert heads in text and reason in text.splitlines()[-1]
+    assert ("local_attention" in text) == ("swin" not in name)
+
+
 @pytest.mark.filterwarnings("ignore:no measured launch configurations")
 def test_what_a_backbone_runs_on_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """On one GPU, whose tensors are fake, and on the CPU."""
