@@ -45,6 +45,10 @@ def build(layout: str) -> DualAttentionModel:
             "use_shared_rel_pos_bias": True,
         }
         return randomized(narrow_model("beit_base_patch16_224", sizes, img_size=16)).double().train()
+    if layout == "talking":  # heads that mix their scores, and class attention
+        torch.manual_seed(0)
+        sizes = {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
+        return randomized(narrow_model("cait_xxs24_224", sizes, img_size=16)).double().train()
     if layout == "windows":
         torch.manual_seed(0)
         sizes = {"depths": (1, 1), "embed_dim": 16, "num_heads": (1, 2), "window_size": 2, "patch_size": 4}
@@ -154,7 +158,7 @@ def both(rank: int, scratch: Path) -> dict:
             found[f"{layout}, {rows}"] = sharded_against_replicated(rank, layout, only)
         found[f"{layout}, no pairs"] = without_pairs(rank, layout)
         found[f"{layout}, trainer"] = trained_by_block(rank, layout, scratch)
-    for backbone in ("rotary", "biased", "windows"):
+    for backbone in ("rotary", "biased", "talking", "windows"):
         found[f"{backbone}, all"] = sharded_against_replicated(rank, backbone, False)
         found[f"{backbone}, class"] = sharded_against_replicated(rank, backbone, True)
     return found

@@ -12,7 +12,7 @@ def found() -> list[dict]:
     return output_of("sharded_blocks.py")
 
 
-@pytest.mark.parametrize("layout", ["paper", "reference", "rotary", "biased", "windows"])
+@pytest.mark.parametrize("layout", ["paper", "reference", "rotary", "biased", "talking", "windows"])
 @pytest.mark.parametrize("rows", ["all", "class"])
 def test_a_unit_per_block_gives_the_gradients_of_ddp(found: list[dict], layout: str, rows: str) -> None:
     for each in found:
