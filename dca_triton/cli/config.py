@@ -18,7 +18,15 @@ OF_TRAINING = ("on_corrupt", "photos", "rand_augment", "erase")  # data options 
 # Options that change no result.
 FREE = {
     "data": ("root", "workers"),
-    "trainer": ("progress", "tensorboard", "keep_last", "save_every", "evaluate_every", "checkpoint_blocks"),
+    "trainer": (
+        "progress",
+        "tensorboard",
+        "keep_last",
+        "save_every",
+        "evaluate_every",
+        "checkpoint_blocks",
+        "compile",
+    ),
 }
 
 

@@ -42,6 +42,7 @@ ARGUMENT_RULES = {
     "ema_decay": optional(number(lambda v: 0 < v < 1, "in (0, 1)")),
     "gather_partners": flag(),
     "checkpoint_blocks": flag(),
+    "compile": choice("off", "default", "reduce-overhead"),
     "keep_last": integer(1),
     "save_every": integer(1),
     "best_by": optional((lambda v: isinstance(v, str), "a score's name")),

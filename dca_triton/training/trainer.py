@@ -90,6 +90,8 @@ class DualAttentionTrainer:
             50 % more work.
         checkpoint_blocks: Keep no activations within blocks; the backward pass computes them again, which
             saves memory and costs about a third more time.
+        compile: Compile the model by torch.compile: "off", "default", or "reduce-overhead", which replays the
+            model as CUDA graphs. A model that is compiled beforehand needs "off".
         keep_last: Checkpoints to keep in addition to the best, >= 1.
         save_every: Epochs between checkpoints, >= 1; the last epoch is always saved.
         best_by: The score, higher is better, that decides on best.pt; None takes sum_top1 or mAP if
@@ -136,6 +138,7 @@ class DualAttentionTrainer:
         ema_decay: float | None = None,
         gather_partners: bool = False,
         checkpoint_blocks: bool = False,
+        compile: Literal["off", "default", "reduce-overhead"] = "off",
         keep_last: int = 2,
         save_every: int = 1,
         best_by: str | None = None,
@@ -166,6 +169,8 @@ class DualAttentionTrainer:
         ema = None if ema_decay is None else ModelEmaV3(self.model, ema_decay).to(self.device)
         if checkpoint_blocks:
             self.model.set_grad_checkpointing()
+        if compile != "off":
+            self.model.compile(mode=compile)
         grouping = {
             name: arguments[name] for name in ("weight_decay_exclude_1d", "layer_decay", "bias_lr_scale")
         }

@@ -182,6 +182,36 @@ def test_checkpointed_blocks_change_no_bit_and_keep_less(layout, tmp_path):
     assert little < 0.6 * much
 
 
+def test_a_compiled_model_trains_and_evaluates_the_same(tmp_path, monkeypatch):
+    """With an average of the weights, and by a backend that needs no C++ compiler."""
+    modes, compiled = [], torch.nn.Module.compile
+
+    def compile_eagerly(module, mode):
+        modes.append(mode)
+        compiled(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    torch.compiler.reset()
+    found = []
+    for mode in ("off", "default"):
+        model = small_model()
+
+        @torch.no_grad()
+        def score(model=model):
+            return {"score": float(model.eval()(photos(4, 0)["image"])["sa_logits"].sum())}
+
+        trainer = small_trainer(
+            model=model, compile=mode, ema_decay=0.5, evaluate=score, evaluate_every=1, optimizer="sgd"
+        )
+        history = trainer.train(2, tmp_path / mode)
+        saved = load_checkpoint(tmp_path / mode / "checkpoint.pt")["model_state_dict"]
+        found.append((saved, [line["score"] for line in history]))
+    assert modes == ["default"]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="compile must be 'off' or 'default' or 'reduce-overhead', got True"):
+        small_trainer(compile=True)
+
+
 @pytest.mark.parametrize("task", ["fgvc", "reid"])
 def test_a_loss_that_is_not_finite_stops_or_is_skipped(task, tmp_path):
     batches = [photos(4, seed) for seed in range(4)]
