@@ -3,7 +3,6 @@
 import importlib
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
+
+from dca_triton.ops.rivals import can_import
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, H, M, D), k and v (B, H, N, D) -> (B, H, M, D)
 
@@ -27,19 +28,12 @@ def peers(device: torch.device) -> dict[str, Attend]:
         "FlashAttention 2 SDPA": partial(_sdpa, SDPBackend.FLASH_ATTENTION),
         "FlexAttention": _flex(),
     }
-    if _installed("flash_attn.cute"):
+    if can_import("flash_attn.cute"):
         found["FlexAttention FLASH"] = _flex(kernel_options={"BACKEND": "FLASH"})
         found["flash-attn-4"] = partial(_flash_attn, "flash_attn.cute")
-    if _installed("flash_attn.flash_attn_interface"):
+    if can_import("flash_attn.flash_attn_interface"):
         found["flash-attn"] = partial(_flash_attn, "flash_attn")
     return found
-
-
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # its package
-        return False
 
 
 def _sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from timm.models.beit import Beit
 from timm.models.beit import Block as TimmBlock
 from torch import Tensor
 
-from .eva import ScaledBlock
 from .family import Family, TimmModule
 from .packed import PackedAttention
+from .residual import ScaledBlock
 
 
 class BeitAttention(PackedAttention, TimmAttention):

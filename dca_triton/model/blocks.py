@@ -2,7 +2,7 @@
 
 Blocks and attentions are timm's own classes with another forward, so weights and their names are timm's. They
 are called, never run from outside: hooks, adapters, wrappers and replaced forwards take effect. What differs
-between the families of timm's models is said in one file per family (vit.py, eva.py).
+between the families of timm's models is said in one file per family, such as vit.py.
 """
 
 from collections.abc import Callable

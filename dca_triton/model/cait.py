@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..ops import Partners
-from .blocks import BlockTrace, PairAttention, PairBlock, Trace
+from .blocks import BlockTrace, PairAttention, Trace
 from .family import Family, Step, TimmModule
+from .residual import ScaledBlock
 
 
 class TalkingHeadAttn(PairAttention, TimmTalkingHeadAttn):
@@ -111,14 +112,10 @@ class ClassAttn(PairAttention, TimmClassAttn):
         return self.k(x).unflatten(2, (self.num_heads, -1)), self.v(x).unflatten(2, (self.num_heads, -1))
 
 
-class ScaledBlock(PairBlock):
-    """Pre-norm, gamma_1 and gamma_2, and one stochastic depth of both residuals."""
+class CaitBlock(ScaledBlock):
+    """One stochastic depth serves both residuals."""
 
     drop_path: Any
-    norm1: Any
-    norm2: Any
-    gamma_1: Any
-    gamma_2: Any
 
     @property
     def drop_path1(self) -> Any:
@@ -128,20 +125,8 @@ class ScaledBlock(PairBlock):
     def drop_path2(self) -> Any:
         return self.drop_path
 
-    def before_attention(self, x: Tensor) -> Tensor:
-        return self.norm1(x)
 
-    def after_attention(self, x: Tensor) -> Tensor:
-        return self.gamma_1 * x
-
-    def before_mlp(self, x: Tensor) -> Tensor:
-        return self.norm2(x)
-
-    def after_mlp(self, x: Tensor) -> Tensor:
-        return self.gamma_2 * x
-
-
-class LayerScaleBlock(ScaledBlock, TimmLayerScaleBlock):
+class LayerScaleBlock(CaitBlock, TimmLayerScaleBlock):
     """timm's block of the patches: x + gamma_1 * attention(norm1(x)), then x + gamma_2 * MLP(norm2(x))."""
 
     def forward(  # type: ignore[override]
@@ -163,7 +148,7 @@ class LayerScaleBlock(ScaledBlock, TimmLayerScaleBlock):
         return torch.cat([class_token, patches], 1)
 
 
-class LayerScaleBlockClassAttn(ScaledBlock, TimmLayerScaleBlockClassAttn):
+class LayerScaleBlockClassAttn(CaitBlock, TimmLayerScaleBlockClassAttn):
     """timm's block of the class token, which attends to itself and the patches."""
 
     def forward(  # type: ignore[override]

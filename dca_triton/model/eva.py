@@ -11,10 +11,10 @@ from timm.models.eva import EvaBlock as TimmEvaBlock
 from timm.models.eva import EvaBlockPostNorm as TimmEvaBlockPostNorm
 from torch import Tensor, nn
 
-from .blocks import PairBlock
 from .family import Family, TimmModule
 from .packed import PackedAttention
 from .plain import is_plain
+from .residual import PostNormBlock, ScaledBlock
 
 
 class RotaryAttention(PackedAttention):
@@ -79,45 +79,12 @@ class AttentionRope(RotaryAttention, TimmAttentionRope):  # type: ignore[misc]
     """timm's AttentionRope."""
 
 
-class ScaledBlock(PairBlock):
-    """A pre-norm block; timm's attributes are `norm1`, `norm2`, `gamma_1` and `gamma_2`, or None."""
-
-    norm1: Any
-    norm2: Any
-    gamma_1: Any
-    gamma_2: Any
-
-    def before_attention(self, x: Tensor) -> Tensor:
-        return self.norm1(x)
-
-    def after_attention(self, x: Tensor) -> Tensor:
-        return x if self.gamma_1 is None else self.gamma_1 * x
-
-    def before_mlp(self, x: Tensor) -> Tensor:
-        return self.norm2(x)
-
-    def after_mlp(self, x: Tensor) -> Tensor:
-        return x if self.gamma_2 is None else self.gamma_2 * x
-
-
 class EvaBlock(ScaledBlock, TimmEvaBlock):  # type: ignore[misc]
     """timm's pre-norm block."""
 
 
-class EvaBlockPostNorm(PairBlock, TimmEvaBlockPostNorm):  # type: ignore[misc]
+class EvaBlockPostNorm(PostNormBlock, TimmEvaBlockPostNorm):  # type: ignore[misc]
     """timm's post-norm block: x + norm1(attention(x)), then x + norm2(MLP(x))."""
-
-    def before_attention(self, x: Tensor) -> Tensor:
-        return x
-
-    def after_attention(self, x: Tensor) -> Tensor:
-        return self.norm1(x)
-
-    def before_mlp(self, x: Tensor) -> Tensor:
-        return x
-
-    def after_mlp(self, x: Tensor) -> Tensor:
-        return self.norm2(x)
 
 
 def embed(model: TimmModule, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from torch.nn.functional import normalize, pad
 from .blocks import PairBlock
 from .family import Family, Step, TimmModule
 from .packed import PackedAttention
+from .residual import PostNormBlock, PreNormBlock
 
 
 class WindowedAttention(PackedAttention):
@@ -110,36 +111,12 @@ class WindowBlock(PairBlock):
         return x.permute(0, 2, 4, 1, 3, 5).flatten(3, 4).flatten(1, 2)
 
 
-class SwinBlock(WindowBlock, TimmBlock):
+class SwinBlock(WindowBlock, PreNormBlock, TimmBlock):
     """timm's pre-norm block."""
 
-    def before_attention(self, x: Tensor) -> Tensor:
-        return self.norm1(x)
 
-    def after_attention(self, x: Tensor) -> Tensor:
-        return x
-
-    def before_mlp(self, x: Tensor) -> Tensor:
-        return self.norm2(x)
-
-    def after_mlp(self, x: Tensor) -> Tensor:
-        return x
-
-
-class SwinBlockV2(WindowBlock, TimmBlockV2):
+class SwinBlockV2(WindowBlock, PostNormBlock, TimmBlockV2):
     """timm's post-norm block."""
-
-    def before_attention(self, x: Tensor) -> Tensor:
-        return x
-
-    def after_attention(self, x: Tensor) -> Tensor:
-        return self.norm1(x)
-
-    def before_mlp(self, x: Tensor) -> Tensor:
-        return x
-
-    def after_mlp(self, x: Tensor) -> Tensor:
-        return self.norm2(x)
 
 
 def embed(model: TimmModule, images: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from timm.models.vision_transformer import ResPostBlock as TimmResPostBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .blocks import PairAttention, PairBlock
+from .blocks import PairAttention
 from .family import Family, TimmModule
 from .plain import is_plain
+from .residual import PostNormBlock, PreNormBlock
 
 
 class Attention(PairAttention, TimmAttention):  # type: ignore[misc]
@@ -45,36 +46,18 @@ class Attention(PairAttention, TimmAttention):  # type: ignore[misc]
         return nn.functional.linear(x, self.qkv.weight[rows], bias)
 
 
-class Block(PairBlock, TimmBlock):  # type: ignore[misc]
+class Block(PreNormBlock, TimmBlock):  # type: ignore[misc]
     """timm's pre-norm block: x + ls1(attention(norm1(x))), then x + ls2(MLP(norm2(x)))."""
-
-    def before_attention(self, x: Tensor) -> Tensor:
-        return self.norm1(x)
 
     def after_attention(self, x: Tensor) -> Tensor:
         return self.ls1(x)
-
-    def before_mlp(self, x: Tensor) -> Tensor:
-        return self.norm2(x)
 
     def after_mlp(self, x: Tensor) -> Tensor:
         return self.ls2(x)
 
 
-class ResPostBlock(PairBlock, TimmResPostBlock):  # type: ignore[misc]
+class ResPostBlock(PostNormBlock, TimmResPostBlock):  # type: ignore[misc]
     """timm's post-norm block: x + norm1(attention(x)), then x + norm2(MLP(x))."""
-
-    def before_attention(self, x: Tensor) -> Tensor:
-        return x
-
-    def after_attention(self, x: Tensor) -> Tensor:
-        return self.norm1(x)
-
-    def before_mlp(self, x: Tensor) -> Tensor:
-        return x
-
-    def after_mlp(self, x: Tensor) -> Tensor:
-        return self.norm2(x)
 
 
 def embed(model: TimmModule, images: Tensor) -> Tensor:

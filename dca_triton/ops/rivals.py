@@ -56,11 +56,14 @@ def winner(ms: dict[str, float]) -> str | None:
 @functools.cache
 def is_installed(name: str) -> bool:
     """Whether an implementation of `fused.GPU_KERNELS` can be imported; PyTorch's always can."""
-    if name != "flash_attn_4":
-        return True
+    return name != "flash_attn_4" or can_import(FLASH_ATTN_4)
+
+
+def can_import(module: str) -> bool:
+    """Whether a module of a package is there, without importing it."""
     try:
-        return find_spec(FLASH_ATTN_4) is not None
-    except ModuleNotFoundError:  # its package
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package
         return False
 
 

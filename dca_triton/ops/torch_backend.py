@@ -134,11 +134,9 @@ def _unread_pairs(
         if doubled:
             itself = absent[:, None, None, None]
             partner_k, partner_v = torch.where(itself, k, partner_k), torch.where(itself, v, partner_v)
-    if doubled:
-        mask = None if bias is None else _twice(bias, k)
     keys, values = torch.cat([k, partner_k], 1), torch.cat([v, partner_v], 1)
-    if not doubled:
-        mask = _partner_mask(index, k, keys, bias)
+    both = None if bias is None or not doubled else _twice(bias, k)
+    mask = both if doubled else _partner_mask(index, k, keys, bias)
     out, lse = attention_with_lse(q, keys, values, a.factor, mask, dropout, kernel)
     return out, torch.where(absent[:, None, None], lse - math.log(2), lse) if doubled else lse
 

@@ -110,7 +110,7 @@ def test_peers_are_those_that_are_installed(monkeypatch):
     names = ["cuDNN SDPA", "FlashAttention 2 SDPA", "FlexAttention"]
     assert list(peers.peers(GPU)) == names
     cute = SimpleNamespace(flash_attn_func=attention)
-    monkeypatch.setattr(peers, "find_spec", lambda name: name == "flash_attn.cute" or None)
+    monkeypatch.setattr(peers, "can_import", lambda name: name == "flash_attn.cute")
     monkeypatch.setitem(sys.modules, "flash_attn.cute", cute)
     found = peers.peers(GPU)
     assert list(found) == [*names, "FlexAttention FLASH", "flash-attn-4"]
