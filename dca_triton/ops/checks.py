@@ -288,7 +288,8 @@ def _has_unread_values(x: Tensor) -> bool:
 
 
 def _dims(shape: str) -> int:
-    return len([size for size in shape.strip("()").split(",") if size])
+    """The number of dimensions of a shape as messages write it: 1 for "(B,)", 2 for "(B, R)"."""
+    return shape.count(", ") + 1
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:

@@ -34,8 +34,7 @@ def pair_attention(a: Attention, dropout: float = 0.0, kernel: str | None = None
     if alone == rows:
         return attention_with_lse(q, k, v, scale, bias, dropout, kernel)
     # The gradient of a split is one copy; that of slices would be a sum of padded ones.
-    sizes = [alone, rows - alone] if alone else [rows]
-    qs, ks, vs = (x.split(sizes) for x in (q, k, v))
+    qs, ks, vs = (x.split([alone, rows - alone]) if alone else (x,) for x in (q, k, v))
     # A bias of batch size 1 is that of every image.
     own, theirs = (bias, bias) if bias is None or len(bias) == 1 else (bias[:alone], bias[alone:])
     if partners is None:
