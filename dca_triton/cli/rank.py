@@ -44,19 +44,20 @@ def rank(
         curve: Where to draw the Re-ID curve of cumulative matches (CMC) as a .png.
     """
     from ..arguments import choice, integer, optional, raise_faults, violations
+    from ..files import path_faults
     from ..visualization.gallery import too_many
+    from ..visualization.output import SUFFIXES
     from .experiment import check_expansion, reid_options
-    from .outputs import check_file
     from .trained import load_trained
 
     least = {"--rows": integer(1), "--photos": integer(2), "--queries": optional(choice("spread", "worst"))}
     faults = violations({"--rows": rows, "--photos": photos, "--queries": queries}, least)
     raise_faults(faults)
     check_expansion(expand, alpha)
-    check_file(file, (".png", ".html"))
+    raise_faults(path_faults("--file", file, SUFFIXES))
     raise_faults(too_many(file, {"--rows": rows, "--photos": photos}))
     if curve is not None:
-        check_file(curve, (".png",), "--curve")
+        raise_faults(path_faults("--curve", curve, (".png",)))
     trained = load_trained(selection)
     task = trained.description.task
     options = {"metric": metric, "rerank": rerank, "expand": expand, "alpha": alpha}

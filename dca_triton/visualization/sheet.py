@@ -15,11 +15,11 @@ from torchvision.transforms.v2.functional import normalize
 
 from ..arguments import raise_faults
 from ..data import fgvc_test, read_image, reid_test
-from ..files import atomic_write
+from ..files import atomic_write, path_faults
 from ..model import DualAttentionModel, distractor_share, explain
 from ..progress import progress as progress_bar
 from .curves import BRANCH_COLORS
-from .output import HEAD, base64_of, check_output, png_of
+from .output import HEAD, SUFFIXES, base64_of, png_of
 from .overlays import contact_sheet, draw_photo, heat_scale, patches_head, show_picture
 from .text import drawable, writable
 
@@ -128,7 +128,7 @@ def _check(
         faults.append(f"resize must be at least the side of a square image, {height} x {width}, got {resize}")
     if not photos:
         faults.append("photos must hold at least one image file, got none")
-    faults += check_output(output)
+    faults += path_faults("output", output, SUFFIXES)
     if output.suffix == ".png" and len(photos) > MOST_IN_PNG:
         faults.append(
             f"photos must hold at most {MOST_IN_PNG} for a .png (any number for .html), got {len(photos)}"
