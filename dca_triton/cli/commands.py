@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..arguments import raise_faults
+from ..branches import Metric
 from ..files import atomic_write, path_faults
 from .options import Experiment, Selection
 from .recipe import flat
@@ -46,7 +47,7 @@ def train(
 
 def evaluate(
     selection: Selection,
-    metric: Literal["euclidean", "cosine"] | None = None,
+    metric: Metric | None = None,
     rerank: bool | None = None,
     flip: bool = False,
     expand: int | None = None,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..branches import Metric
 from .options import Selection
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def rank(
     rows: int = 8,
     photos: int = 10,
     queries: Choice | None = None,
-    metric: Literal["euclidean", "cosine"] | None = None,
+    metric: Metric | None = None,
     rerank: bool | None = None,
     flip: bool = False,
     expand: int | None = None,
