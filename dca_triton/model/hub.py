@@ -112,7 +112,8 @@ class HubMixin(
                 newest sound checkpoint, with averaged weights where it has them), or a repository on the Hub.
                 In a folder that is both, the run's checkpoint is taken.
             map_location: The model's device.
-            force_download: As `token`, `cache_dir`, `local_files_only` and `revision` in `huggingface_hub`.
+            force_download: As in `huggingface_hub`; so are `token`, `cache_dir`, `local_files_only` and
+                `revision`.
             **options: Override the constructor's arguments. The weights must still fit entirely.
 
         Raises:
