@@ -21,7 +21,7 @@ def train(
     save_config: Callable[[], None] = lambda: None,
     reproduction: Reproduction | None = None,
 ) -> None:
-    """Train a model; writes config.yaml, metrics.jsonl and checkpoints to `output`.
+    """Train a model and write config.yaml, metrics.jsonl and checkpoints to `output`.
 
     Args:
         experiment: The options of the config.
@@ -52,7 +52,7 @@ def evaluate(
     alpha: float | None = None,
     file: Path | None = None,
 ) -> None:
-    """Score a trained model; prints a table and writes evaluation.json to the run's folder.
+    """Score a trained model, print a table and write evaluation.json to the run's folder.
 
     Args:
         selection: The model and the photos.
@@ -205,12 +205,12 @@ def visualize(
 def demo(
     output: Path = Path("runs/demo"), fgvc_epochs: int = 220, reid_epochs: int = 60, seed: int = 0
 ) -> None:
-    """Train a small DCAL model on the ORL faces, as categorization and as re-identification.
+    """Train two small DCAL models on the ORL faces, for categorization and for re-identification.
 
     Args:
-        output: Folder of the metrics, checkpoints and pictures.
-        fgvc_epochs: Epochs of the categorization run, >= 1.
-        reid_epochs: Epochs of the re-identification run, >= 1.
+        output: The folder for metrics, checkpoints and pictures.
+        fgvc_epochs: Epochs of the run for categorization, >= 1.
+        reid_epochs: Epochs of the run for re-identification, >= 1.
         seed: Seeds the initial weights, batches, pairs and augmentation.
     """
     from ..arguments import integer, raise_faults, violations

@@ -59,16 +59,16 @@ class DualAttentionTrainer:
             factor, in (0, 1]; everything on top of the backbone has the full rate. With None, all layers have
             the same rate.
         loss_weights_lr: Peak learning rate of the loss weights, > 0; None takes `lr`.
-        weight_decay: >= 0 and <= 1e18; not applied to the loss weights. In "adam" it is L2 regularization, in
-            "adamw" it is decoupled.
+        weight_decay: Weight decay, >= 0 and <= 1e18; not applied to the loss weights. In "adam" it is L2
+            regularization, in "adamw" it is decoupled.
         weight_decay_exclude_1d: No decay of norms and biases, nor of the backbone's position embedding and
             tokens (timm's `no_weight_decay`), nor of the embeddings of cameras and views.
         warmup_epochs: Epochs of linear warm-up before the cosine, >= 0; fewer than the epochs to train.
-        label_smoothing: In [0, 1).
-        metric_loss: On the embeddings of a "reid" model: "triplet" with margin 0.3, "soft_margin_triplet"
-            (TransReID), "circle", "arcface" or "cosface" (see `BranchLoss`).
-        freeze_epochs: The backbone does not learn in this many first epochs, >= 0. In layout="paper" it holds
-            all blocks but GLCA's. Such an epoch takes as long as any other.
+        label_smoothing: Label smoothing of the cross entropy, in [0, 1).
+        metric_loss: The loss on the embeddings of a "reid" model: "triplet" with margin 0.3,
+            "soft_margin_triplet" (TransReID), "circle", "arcface" or "cosface" (see `BranchLoss`).
+        freeze_epochs: The number of first epochs, >= 0, in which the backbone does not learn. In
+            layout="paper" the backbone holds all blocks except GLCA's. These epochs take as long as others.
         mixup: Mix pairs of images and their labels, with weights from Beta(mixup, mixup), >= 0 (Zhang et al.,
             2018); for "fgvc" only. 0 turns it off. With both `mixup` and `cutmix`, each step uses one of the
             two at random.
@@ -92,8 +92,8 @@ class DualAttentionTrainer:
             50 % more work.
         checkpoint_blocks: Keep no activations within blocks; the backward pass computes them again, which
             saves memory and costs about a third more time.
-        compile: Compile the model by torch.compile: "off", "default", or "reduce-overhead", which replays the
-            model as CUDA graphs. A model that is compiled beforehand needs "off".
+        compile: Compile the model with torch.compile: "off", "default", or "reduce-overhead", which also
+            replays the model as CUDA graphs. A model that you compiled yourself needs "off".
         keep_last: Checkpoints to keep in addition to the best, >= 1.
         save_every: Epochs between checkpoints, >= 1; the last epoch is always saved.
         best_by: The score that decides which checkpoint is best.pt; higher is better. None takes sum_top1 or
