@@ -37,8 +37,8 @@ def expand_queries(
 
     Args:
         query: (Q, C), any floating dtype, finite.
-        gallery: (G, C), like the queries; a photo that is not to be found, such as junk, must not be in it.
-        k: Neighbors of each query, at least 1; all photos of a smaller gallery.
+        gallery: (G, C), like the queries, without photos that must not be found, such as junk.
+        k: Neighbors of each query, at least 1. A smaller gallery is used as a whole.
         alpha: At least 0; larger values trust near neighbors more.
         metric: cosine divides each feature by its length first.
         chunk_size: Queries of a block.
