@@ -74,15 +74,12 @@ def pair_attention(
         ValueError: Wrong shapes, dtypes, devices, index values or scale, every reason at once.
         RuntimeError: backend="triton" cannot run here; the message gives every reason.
     """
-    if isinstance(partner_index, Partners):
-        *tensors, _ = partner_index._asdict().items()
-        checks.check_tensors({f"partner_index.{name}": value for name, value in tensors})
+    needed, index = {"q": q, "k": k, "v": v}, partner_index
+    if isinstance(index, Partners):
+        needed |= {"partner_index.partner": index.partner}
+        needed |= {"partner_index.readers": index.readers, "partner_index.starts": index.starts}
         index = None
-    else:
-        index = partner_index
-    checks.check_tensors(
-        {"q": q, "k": k, "v": v}, partner_k=partner_k, partner_v=partner_v, partner_index=index, bias=bias
-    )
+    checks.check_tensors(needed, partner_k=partner_k, partner_v=partner_v, partner_index=index, bias=bias)
     attention = _under_autocast(
         Attention(q, k, v, partner_k, partner_v, partner_index, scale=scale, bias=bias)
     )
@@ -218,8 +215,7 @@ def _choose(backend: str, faults: list[str], *tensors: Tensor, biased: bool = Fa
     """Return the backend that runs; raise every fault of the arguments and every reason against "triton"."""
     if backend not in BACKENDS:
         faults = [*faults, *violations({"backend": backend}, {"backend": choice(*BACKENDS)})]
-    on_gpu = all(x.device.type == "cuda" for x in tensors)
-    if backend != "triton" and not (backend == "auto" and on_gpu):
+    if backend == "torch" or (backend != "triton" and not all(x.device.type == "cuda" for x in tensors)):
         raise_faults(faults)
         return torch_backend
     reasons = reasons_against_triton(*tensors)
