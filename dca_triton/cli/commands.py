@@ -70,6 +70,7 @@ def evaluate(
     import json
 
     from ..evaluation import score_table
+    from ..run_folder import EVALUATION
     from .experiment import (
         check_expansion,
         reid_options,
@@ -87,7 +88,7 @@ def evaluate(
     trained = load_trained(selection)
     task = trained.description.task
     asked = reid_options(task, metric=metric, rerank=rerank, expand=expand, alpha=alpha)
-    output = file or (selection.run and selection.run / "evaluation.json")
+    output = file or (selection.run and selection.run / EVALUATION)
     if output is not None:
         raise_faults(path_faults("--file", output, (".json",)))
     splits = trained.splits()
