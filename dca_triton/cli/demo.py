@@ -17,9 +17,9 @@ from ..data import ImageDataset, Splits, load_dataset, whole_batch_affine
 from ..data.records import Item
 from ..description import Description
 from ..evaluation import evaluate_fgvc, evaluate_reid, topk_accuracy
-from ..model import DualAttentionModel
+from ..model import DualAttentionModel, explain
 from ..training import DualAttentionTrainer, training_loader
-from ..visualization import explain, rollout_overlays, training_curves
+from ..visualization import rollout_overlays, training_curves
 from .experiment import evaluation_transform
 
 SIZE = 48

@@ -199,6 +199,11 @@ class Backbone(nn.Module):
             faults.append(f"{name} must be {rule}, got shape {tuple(images.shape)}")
         return faults
 
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.model.patch_embed.img_size
+
 
 def _create(
     name: str,

@@ -100,7 +100,7 @@ def _copy(model: DualAttentionModel, dtype: torch.dtype) -> Predictor:
 
 def _images(predictor: Predictor, B: int) -> Tensor:
     backbone = predictor.model.backbone
-    shape = (B, backbone.in_chans, *backbone.model.patch_embed.img_size)
+    shape = (B, backbone.in_chans, *backbone.img_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(B))
 
 

@@ -30,7 +30,7 @@ def export_program(
         same dict as the model.
     """
     weight = next(model.parameters())
-    height, width = model.backbone.model.patch_embed.img_size
+    height, width = model.backbone.img_size
     images = torch.zeros(2, model.backbone.in_chans, height, width, device=weight.device, dtype=weight.dtype)
     backend, model.backend = model.backend, "torch"
     try:

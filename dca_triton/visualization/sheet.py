@@ -123,7 +123,7 @@ def _check(
     resize: int | None,
 ) -> None:
     faults = []
-    height, width = model.backbone.model.patch_embed.img_size
+    height, width = model.backbone.img_size
     if resize is not None and not height == width <= resize:
         faults.append(f"resize must be at least the side of a square image, {height} x {width}, got {resize}")
     if not photos:
@@ -149,7 +149,7 @@ def _explained(
     resize: int | None,
 ) -> Iterator[Explained]:
     device = next(model.parameters()).device
-    size = model.backbone.model.patch_embed.img_size
+    size = model.backbone.img_size
     plain = {"mean": (0, 0, 0), "std": (1, 1, 1)}  # pictures are shown without normalization, in 0..1
     read = reid_test(size, **plain) if resize is None else fgvc_test(size[0], **plain, resize=resize)
 

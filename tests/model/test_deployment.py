@@ -45,9 +45,7 @@ def built(case: str) -> DualAttentionModel:
 
 
 def images_of(model: DualAttentionModel, B: int) -> Tensor:
-    return torch.randn(
-        B, 3, *model.backbone.model.patch_embed.img_size, generator=torch.Generator().manual_seed(9)
-    )
+    return torch.randn(B, 3, *model.backbone.img_size, generator=torch.Generator().manual_seed(9))
 
 
 def scored(model: DualAttentionModel, images: Tensor) -> Tensor:
