@@ -37,8 +37,8 @@ def ways(backbone: str, heads: int, size: int, batch: int) -> dict[str, Callable
         "no cache": lambda: forward(None),
         "misses": lambda: forward(RolloutCache()),
         "hits": lambda: forward(cache),
-        "hash": lambda: cache._keys(traces, 0.125, "auto"),
-        "rollout": lambda: rollout_of(traces, 0.125, "auto"),
+        "hash": lambda: cache._keys(traces, "auto"),
+        "rollout": lambda: rollout_of(traces, "auto"),
     }
 
 

@@ -34,16 +34,14 @@ class GlobalLocalAttention(nn.Module):
             project(rows).unflatten(2, (self.num_heads, self.head_dim))
             for project, rows in ((self.q_proj, take_rows(x, selected)), (self.k_proj, x), (self.v_proj, x))
         )
-        scale, dropout = self.head_dim**-0.5, dropout_rate(self.attn_drop)
+        dropout = dropout_rate(self.attn_drop)
         if trace is None and not dropout:
-            out = local_attention(q, k, v, scale=scale, backend=self.backend)
+            out = local_attention(q, k, v, backend=self.backend)
         else:
             if dropout:
-                out, lse = dropped_attention(
-                    ops.Attention(q, k, v, scale=scale), dropout, backend=self.backend
-                )
+                out, lse = dropped_attention(ops.Attention(q, k, v), dropout, backend=self.backend)
             else:
-                out, lse = pair_attention(q, k, v, scale=scale, backend=self.backend)
+                out, lse = pair_attention(q, k, v, backend=self.backend)
             if trace is not None:
                 trace.record(q, k, lse)
         y = out.flatten(2)

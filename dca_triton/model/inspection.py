@@ -83,6 +83,6 @@ def distractor_share(model: DualAttentionModel, images: Tensor, distractors: Ten
     model.eval()
     shares = []
     for q, k, lse, bias in model.sa_and_pwca(images, distractors).pwca_traces:
-        _, own = pair_attention(q, k, k, scale=q.shape[-1] ** -0.5, bias=bias, backend=model.backend)
+        _, own = pair_attention(q, k, k, bias=bias, backend=model.backend)
         shares.append(-torch.expm1(own - lse).clamp(max=0).mean(1))
     return torch.stack(shares, 1)

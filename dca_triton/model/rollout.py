@@ -18,19 +18,16 @@ CHUNK = 4096  # words that share one sum of the multilinear hash
 WORD = 0xFFFFFFFF
 
 
-def rollout_of(
-    traces: Sequence[BlockTrace], scale: float, backend: Backend, start: Tensor | None = None
-) -> Tensor:
+def rollout_of(traces: Sequence[BlockTrace], backend: Backend, start: Tensor | None = None) -> Tensor:
     """The rollout row (B, N) from the traces of the SA blocks, first block to last: the class token's, or one
     that begins with the weights `start` (B, N).
     """
     biases = [trace.bias for trace in traces if trace.bias is not None]
     return rollout_row(
-        [trace.q.detach() for trace in traces],
-        [trace.k.detach() for trace in traces],
+        [trace.q for trace in traces],
+        [trace.k for trace in traces],
         [trace.lse for trace in traces],
-        scale,
-        start,
+        row=start,
         biases=biases or None,
         backend=backend,
     )
@@ -39,9 +36,9 @@ def rollout_of(
 class RolloutCache:
     """Cache of rollout rows of earlier images; the least recently used row is removed first.
 
-    A row is a function of the queries, keys, log-sum-exps and biases of its layers, of the scale and of the
-    row that it starts from, so these are the key of its entry: a 128-bit hash of their bytes, with the
-    shapes, dtypes, device, backend and PyTorch settings that decide the bits of a row. The key does not
+    A row is a function of the queries, keys, log-sum-exps and biases of its layers and of the row that it
+    starts from, so these are the key of its entry: a 128-bit hash of their bytes, with the shapes,
+    dtypes, device, backend and PyTorch settings that decide the bits of a row. The key does not
     depend on weights directly, so no change of a model can return an old row. The hash is seeded at random,
     once per cache, and two different keys collide with a probability of about 2^-120.
 
@@ -87,9 +84,7 @@ class RolloutCache:
                 "cache_size": len(self._rows),
             }
 
-    def lookup(
-        self, traces: Sequence[BlockTrace], scale: float, backend: Backend, start: Tensor | None = None
-    ) -> Tensor:
+    def lookup(self, traces: Sequence[BlockTrace], backend: Backend, start: Tensor | None = None) -> Tensor:
         """Return the rows (B, N) of `rollout_of`; compute only those of images that miss.
 
         Where bytes cannot be read (tracing, fake or meta tensors, tensor subclasses, `torch.func` transforms,
@@ -97,8 +92,8 @@ class RolloutCache:
         once.
         """
         if not _readable(traces):
-            return rollout_of(traces, scale, backend, start)
-        keys = self._keys(traces, scale, backend, start)
+            return rollout_of(traces, backend, start)
+        keys = self._keys(traces, backend, start)
         with self._lock:
             found = {key: self._rows[key] for key in keys if key in self._rows}
             for key in found:
@@ -112,7 +107,7 @@ class RolloutCache:
             index = torch.tensor(missing, device=traces[0].q.device)
             traces = [trace.of(index) for trace in traces]
             start = None if start is None else start[index]
-        rows = rollout_of(traces, scale, backend, start)
+        rows = rollout_of(traces, backend, start)
         # A view of a row would keep the whole batch.
         fresh = {keys[i]: row.clone() for i, row in zip(missing, rows, strict=True)}
         with self._lock:
@@ -124,17 +119,17 @@ class RolloutCache:
         return rows if len(missing) == len(keys) else torch.stack([found[key] for key in keys])
 
     def _keys(
-        self, traces: Sequence[BlockTrace], scale: float, backend: Backend, start: Tensor | None = None
+        self, traces: Sequence[BlockTrace], backend: Backend, start: Tensor | None = None
     ) -> list[bytes]:
         """The key of each image."""
         device = traces[0].q.device
-        biases = [trace.bias.detach() for trace in traces if trace.bias is not None]
+        biases = [trace.bias for trace in traces if trace.bias is not None]
         shared = [bias for bias in biases if bias.shape[0] == 1]  # by all images
-        parts = [part.detach() for trace in traces for part in trace[:3]]
+        parts = [part for trace in traces for part in trace[:3]]
         parts += [bias for bias in biases if bias.shape[0] != 1] + ([] if start is None else [start])
         layout = [[(tuple(part.shape[1:]), part.dtype) for part in group] for group in (parts, shared)]
         settings = (_float32_precision(device), torch.get_num_threads())
-        context = repr((len(traces), layout, device, scale, backend, settings)).encode()
+        context = repr((len(traces), layout, device, backend, settings)).encode()
         for part in self._host_parts(shared, device) if shared else []:
             for only in _bytes(part).numpy():
                 context += xxhash.xxh3_128(only, seed=self._seed).digest()

@@ -33,11 +33,6 @@ class Streams(NamedTuple):
     pair_blocks: slice
 
     @property
-    def scale(self) -> float:
-        """The factor of the SA blocks' scores, 1/√D."""
-        return self.traces[0].q.shape[-1] ** -0.5
-
-    @property
     def sa_traces(self) -> list[BlockTrace]:
         """Those of the SA rows, which rollout is made of."""
         B = self.sa.shape[0]  # len() would pin it in an exported graph
@@ -150,7 +145,7 @@ class BranchStreams(nn.Module):
         start = self.backbone.start_row(streams.sa)
         known = None if self.training or torch.compiler.is_compiling() or not cached else self.cache
         compute = rollout_of if known is None else known.lookup
-        return compute(streams.sa_traces, streams.scale, self.backend, start)
+        return compute(streams.sa_traces, self.backend, start)
 
     @property
     def _steps(self) -> list[Step]:

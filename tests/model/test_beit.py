@@ -111,12 +111,12 @@ def test_the_rollout_cache_knows_a_changed_bias() -> None:
     with torch.no_grad():
         traces = model.sa_and_pwca(x).sa_traces
         cache = RolloutCache()
-        first = cache.lookup(traces, 0.25, "torch")
-        again = cache.lookup([trace.of(torch.arange(3, -1, -1)) for trace in traces], 0.25, "torch")
+        first = cache.lookup(traces, "torch")
+        again = cache.lookup([trace.of(torch.arange(3, -1, -1)) for trace in traces], "torch")
         assert (cache.hits, cache.misses) == (4, 4) and torch.equal(again, first.flip(0))
         for bias in (traces[1].bias + 0.25, traces[1].bias.expand(4, -1, -1, -1) + 0.25):
             changed = [traces[0], traces[1]._replace(bias=bias)]  # the same queries, keys and log-sum-exps
-            assert not torch.allclose(cache.lookup(changed, 0.25, "torch"), first)
+            assert not torch.allclose(cache.lookup(changed, "torch"), first)
         assert (cache.hits, cache.misses) == (4, 12)
         model(x)
         model(x)

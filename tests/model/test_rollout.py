@@ -157,27 +157,27 @@ def taken(traces: list[BlockTrace], index: list[int]) -> list[BlockTrace]:
 def test_views_of_a_packed_projection_and_copies_are_one_image(dtype):
     cache = RolloutCache()
     layers = packed(dtype=dtype)
-    first = cache.lookup(traces_of(layers), SCALE, "auto")
-    assert torch.equal(first, rollout_of(traces_of(layers), SCALE, "auto"))
-    assert torch.equal(first, cache.lookup(traces_of(layers, copied=True), SCALE, "auto"))
+    first = cache.lookup(traces_of(layers), "auto")
+    assert torch.equal(first, rollout_of(traces_of(layers), "auto"))
+    assert torch.equal(first, cache.lookup(traces_of(layers, copied=True), "auto"))
     assert cache.stats()["cache_hits"] == 4
 
 
 def test_a_hit_has_the_bits_of_the_first_computation_whatever_else_is_in_the_batch():
     cache = RolloutCache()
     traces = traces_of(packed(images=6))
-    first = cache.lookup(taken(traces, [0, 1, 2, 3]), SCALE, "auto")
-    mixed = cache.lookup(taken(traces, [5, 2, 4, 0, 2]), SCALE, "auto")
+    first = cache.lookup(taken(traces, [0, 1, 2, 3]), "auto")
+    mixed = cache.lookup(taken(traces, [5, 2, 4, 0, 2]), "auto")
     assert torch.equal(mixed[[1, 3, 4]], first[[2, 0, 2]])
-    torch.testing.assert_close(mixed, rollout_of(taken(traces, [5, 2, 4, 0, 2]), SCALE, "auto"))
-    assert torch.equal(cache.lookup(taken(traces, [4]), SCALE, "auto"), mixed[[2]])
+    torch.testing.assert_close(mixed, rollout_of(taken(traces, [5, 2, 4, 0, 2]), "auto"))
+    assert torch.equal(cache.lookup(taken(traces, [4]), "auto"), mixed[[2]])
     assert (cache.hits, cache.misses) == (4, 6)
 
 
 def test_one_bit_of_any_layer_is_another_image():
     cache = RolloutCache()
     traces = traces_of(packed(images=1), copied=True)
-    cache.lookup(traces, SCALE, "auto")
+    cache.lookup(traces, "auto")
     for layer, trace in enumerate(traces):
         for place, part in enumerate(trace[:3]):
             for position in (0, part.numel() // 2, part.numel() - 1):
@@ -185,22 +185,21 @@ def test_one_bit_of_any_layer_is_another_image():
                 changed.view(torch.int32).view(-1)[position] ^= 1
                 others = [BlockTrace(*parts) for parts in traces]
                 others[layer] = BlockTrace(*trace[:place], changed, *trace[place + 1 :])
-                cache.lookup(others, SCALE, "auto")
+                cache.lookup(others, "auto")
     assert (cache.hits, cache.misses) == (0, 28)
 
 
 def test_what_else_decides_a_row_is_in_the_key():
     cache = RolloutCache()
     traces = traces_of(packed())
-    cache.lookup(traces, SCALE, "auto")
-    cache.lookup(traces, 0.5, "auto")
-    cache.lookup(traces, SCALE, "torch")
-    cache.lookup(traces[:2], SCALE, "auto")
+    cache.lookup(traces, "auto")
+    cache.lookup(traces, "torch")
+    cache.lookup(traces[:2], "auto")
     regrouped = [
         BlockTrace(q.reshape(4, 18, 1, 16), k.reshape(4, 18, 1, 16), lse.reshape(4, 1, 18))
         for q, k, lse, _ in traces_of(packed(), copied=True)
     ]
-    cache.lookup(regrouped, SCALE, "auto")
+    cache.lookup(regrouped, "auto")
     assert cache.hits == 0
 
 
@@ -211,15 +210,15 @@ def test_the_last_layer_may_hold_the_class_token_alone():
             *first, last = [BlockTrace(t.q[:, :, heads], t.k[:, :, heads], t.lse[:, heads]) for t in traces]
             short = [*first, BlockTrace(last.q[:, :1], last.k, last.lse[:, :, :1])]
             cache = RolloutCache()
-            row = cache.lookup(short, SCALE, "auto")
-            torch.testing.assert_close(row, rollout_of([*first, last], SCALE, "auto"))
-            assert torch.equal(cache.lookup(short, SCALE, "auto"), row)
+            row = cache.lookup(short, "auto")
+            torch.testing.assert_close(row, rollout_of([*first, last], "auto"))
+            assert torch.equal(cache.lookup(short, "auto"), row)
             assert cache.stats()["cache_hits"] == len(row)
 
 
 def test_no_entry_keeps_the_batch():
     cache = RolloutCache()
-    cache.lookup(traces_of(packed()), SCALE, "auto")
+    cache.lookup(traces_of(packed()), "auto")
     for key, row in cache._rows.items():
         assert len(key) == 16
         assert row.untyped_storage().nbytes() == row.numel() * 4 == 9 * 4
@@ -227,7 +226,7 @@ def test_no_entry_keeps_the_batch():
 
 def test_copies_and_pickles_are_empty_caches_with_another_seed():
     cache = RolloutCache(7)
-    cache.lookup(traces_of(packed()), SCALE, "auto")
+    cache.lookup(traces_of(packed()), "auto")
     for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
         assert (other.entries, other.stats()["cache_size"]) == (7, 0)
         assert other._seed != cache._seed
@@ -237,14 +236,14 @@ def test_rows_of_inference_mode_serve_training_code():
     cache = RolloutCache()
     traces = traces_of(packed())
     with torch.inference_mode():
-        cache.lookup(traces_of(packed()), SCALE, "auto")
-    rows = cache.lookup(traces, SCALE, "auto")
+        cache.lookup(traces_of(packed()), "auto")
+    rows = cache.lookup(traces, "auto")
     assert cache.hits == 4 and not rows.is_inference()
     weight = torch.ones(9, requires_grad=True)
     (rows @ weight).sum().backward()
     with torch.inference_mode():
         made = traces_of(packed())
-    assert torch.equal(cache.lookup(made, SCALE, "auto"), rows)
+    assert torch.equal(cache.lookup(made, "auto"), rows)
 
 
 def in_fake_mode(call: Callable) -> None:
@@ -295,7 +294,7 @@ def while_counting(call: Callable) -> None:
 
 
 def plain_row(layer: Tensor) -> Tensor:
-    return rollout_of(traces_of([layer, layer]), SCALE, "torch")
+    return rollout_of(traces_of([layer, layer]), "torch")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore::torch.jit.TracerWarning")
@@ -314,14 +313,14 @@ def plain_row(layer: Tensor) -> Tensor:
 )
 def test_where_bytes_cannot_be_read_the_cache_is_not_used(way):
     cache = RolloutCache()
-    cache.lookup(traces_of([packed()[0]] * 2), SCALE, "torch")
+    cache.lookup(traces_of([packed()[0]] * 2), "torch")
     inside = []
 
     def call(layer):
         inside.append(True)
         traces = traces_of([layer, layer])
         seen = cache.stats()
-        row = cache.lookup(traces, SCALE, "torch")
+        row = cache.lookup(traces, "torch")
         if len(inside) == 1:
             assert cache.stats() == seen
         return row
@@ -390,7 +389,7 @@ def test_the_way_of_a_gpu_gives_the_same_rows(monkeypatch):
     monkeypatch.setattr(RolloutCache, "_host_parts", condensed)
     cache = RolloutCache()
     traces = traces_of(packed(images=6))
-    first = cache.lookup(taken(traces, [0, 1, 2, 3]), SCALE, "torch")
-    mixed = cache.lookup(taken(traces, [5, 2, 4, 0]), SCALE, "torch")
+    first = cache.lookup(taken(traces, [0, 1, 2, 3]), "torch")
+    mixed = cache.lookup(taken(traces, [5, 2, 4, 0]), "torch")
     assert torch.equal(mixed[[1, 3]], first[[2, 0]])
     assert (cache.hits, cache.misses) == (2, 6)

@@ -65,13 +65,13 @@ def taken(traces: list[BlockTrace], index: Tensor) -> list[BlockTrace]:
 def test_statistics_lose_no_image():
     cache = RolloutCache()
     traces = some_traces(50)
-    truth = rollout_of(traces, 0.25, "torch")
+    truth = rollout_of(traces, "torch")
     together = threading.Barrier(4)
 
     def work(_: int) -> None:
         together.wait()
         for index in torch.arange(50).split(5):
-            torch.testing.assert_close(cache.lookup(taken(traces, index), 0.25, "torch"), truth[index])
+            torch.testing.assert_close(cache.lookup(taken(traces, index), "torch"), truth[index])
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
@@ -83,7 +83,7 @@ def test_statistics_lose_no_image():
 def test_clearing_while_others_look_up():
     cache = RolloutCache(20)
     traces = some_traces(40)
-    truth = rollout_of(traces, 0.25, "torch")
+    truth = rollout_of(traces, "torch")
     ended = threading.Event()
 
     def clear() -> None:
@@ -98,7 +98,7 @@ def test_clearing_while_others_look_up():
             order = torch.Generator().manual_seed(seed)
             for _ in range(100):
                 index = torch.randperm(40, generator=order)[:6]
-                torch.testing.assert_close(cache.lookup(taken(traces, index), 0.25, "torch"), truth[index])
+                torch.testing.assert_close(cache.lookup(taken(traces, index), "torch"), truth[index])
 
         try:
             list(pool.map(look, range(3)))
