@@ -104,8 +104,8 @@ def build_model(splits: Splits, data: DataOptions, options: dict[str, Any]) -> D
     `options` are `DualAttentionModel`'s other arguments, and whether it has embeddings of cameras and views.
     """
     own = dict(options)
-    for kind in KINDS:
-        if own.pop(f"{kind[:-1]}_embedding", False):
+    for kind, one in KINDS.items():
+        if own.pop(f"{one}_embedding", False):
             own[kind] = numbers_of(splits, kind)
     try:
         model = DualAttentionModel(
@@ -128,7 +128,7 @@ def numbers_of(splits: Splits, kind: str) -> list[int]:
     numbers = sorted({number for number in getattr(splits.train, kind).tolist() if number >= 0})
     if not numbers:
         raise ValueError(
-            f"--model.{kind[:-1]}_embedding must be false for {splits.dataset}, whose {kind} are unknown, "
+            f"--model.{KINDS[kind]}_embedding must be false for {splits.dataset}, whose {kind} are unknown, "
             "got true"
         )
     return numbers

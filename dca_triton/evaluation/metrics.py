@@ -21,7 +21,7 @@ JUNK_ID = -1
 UNKNOWN = -1  # a camera, or a photo's number
 RANKS: Rule = (lambda ks: min(ks, default=0) >= 1, "one or more integers >= 1")
 VALUE_RULES = {"metric": choice(*get_args(Metric)), "chunk_size": integer(1)}
-SIDES = {"query": "Q", "gallery": "G"}
+PARTS = {"query": "Q", "gallery": "G"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def comparisons(
         query["photos"], gallery["photos"] = query_photos, gallery_photos
     elif query_photos is not None or gallery_photos is not None:
         faults.append("query_photos and gallery_photos must be given together, got one of them")
-    raise_faults(faults + _side_violations({"query": query, "gallery": gallery}, metric))
+    raise_faults(faults + _part_violations({"query": query, "gallery": gallery}, metric))
 
     known = gallery_ids != JUNK_ID
     gallery = {name: tensor[known] for name, tensor in gallery.items()}
@@ -224,12 +224,12 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _side_violations(sides: dict[str, dict[str, Tensor]], metric: str) -> list[str]:
-    tensors = {f"{side}_{name}": x for side, named in sides.items() for name, x in named.items()}
+def _part_violations(parts: dict[str, dict[str, Tensor]], metric: str) -> list[str]:
+    tensors = {f"{part}_{name}": x for part, named in parts.items() for name, x in named.items()}
     rules = {
-        f"{side}_{name}": f"floating-point ({size}, C)" if name == "features" else f"integer ({size},)"
-        for side, size in SIDES.items()
-        for name in sides[side]
+        f"{part}_{name}": f"floating-point ({size}, C)" if name == "features" else f"integer ({size},)"
+        for part, size in PARTS.items()
+        for name in parts[part]
     }
     faults = tensor_violations(tensors, rules, same_device=True)
     for name in ("query_features", "gallery_features"):

@@ -188,10 +188,10 @@ def retrieval(
     }
 
 
-def _photo_numbers(*sides: Sequence[str]) -> list[Tensor]:
+def _photo_numbers(*parts: Sequence[str]) -> list[Tensor]:
     """Return equal numbers for equal paths, -1 for unknown ones."""
-    number = {path: place for place, path in enumerate(dict.fromkeys(chain(*sides)))} | {"": -1}
-    return [torch.tensor([number[path] for path in paths]) for paths in sides]
+    number = {path: place for place, path in enumerate(dict.fromkeys(chain(*parts)))} | {"": -1}
+    return [torch.tensor([number[path] for path in paths]) for paths in parts]
 
 
 def score_table(scores: Mapping[str, float], part: str = "") -> str:

@@ -12,7 +12,7 @@ from ..arguments import shown
 from ..ops.values import INTEGERS
 from .family import TimmModule
 
-KINDS = ("cameras", "views")
+KINDS = {"cameras": "camera", "views": "view"}  # of each, the word for one
 
 
 class Sides(NamedTuple):
@@ -73,7 +73,7 @@ class SideInformationEmbedding(nn.Module):
 
     def of_batch(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """A batch's "camera" (B,) and "view" (B,) as "cameras" and "views"; only those that are embedded."""
-        held = {kind: batch[kind[:-1]] for kind in KINDS if self.knows(kind) and kind[:-1] in batch}
+        held = {kind: batch[one] for kind, one in KINDS.items() if self.knows(kind) and one in batch}
         return {kind: torch.as_tensor(own).long().to(self.table.device) for kind, own in held.items()}
 
     def of_images(self, sides: Sides, B: int, paired: bool) -> Tensor:
