@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..arguments import raise_faults
 from ..branches import BRANCHES, Branch, Readout, Task
 from ..ops import Backend
-from ..ops.torch_backend import take_rows
+from ..ops.rows import take_rows
 from .attention_maps import attention_maps
 from .backbone import Backbone
 from .blocks import PairAttention, Trace, first_row

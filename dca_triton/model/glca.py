@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops import Backend, local_attention, pair_attention
-from ..ops.torch_backend import take_rows
+from ..ops.rows import take_rows
 from .attention_dropout import dropout_rate, dropped_attention
 from .blocks import Trace
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import pair_up
-from ..ops.torch_backend import take_rows
+from ..ops.rows import take_rows
 from .backbone import Backbone
 from .blocks import Trace, first_row, init_linears
 from .family import Step

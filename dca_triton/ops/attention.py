@@ -40,11 +40,14 @@ class Attention(NamedTuple):
         return self.pairs.partner if isinstance(self.pairs, Partners) else self.pairs
 
     @property
+    def partner_keys(self) -> Tensor:
+        """The keys that partners are chosen from (B', N', H, D)."""
+        return self.k if self.partner_k is None else self.partner_k
+
+    @property
     def num_images(self) -> int:
         """How many images there are to choose partners from, B'."""
-        return (self.k if self.partner_k is None else self.partner_k).shape[
-            0
-        ]  # len() would pin it in an exported graph
+        return self.partner_keys.shape[0]  # len() would pin it in an exported graph
 
     @property
     def factor(self) -> float:

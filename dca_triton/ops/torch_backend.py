@@ -11,6 +11,7 @@ from torch import Tensor
 from .attention import Attention
 from .fused import CHUNK, adjacent, attention_with_lse, in_rows, row_chunks
 from .pairing import Partners
+from .rows import take_rows
 
 LOG2E = math.log2(math.e)
 
@@ -59,15 +60,6 @@ def local_attention(a: Attention, kernel: str | None = None) -> Tensor:
         return attention_with_lse(rows, a.k, a.v, a.factor, kernel=kernel)[0]
     q, k, v = (x.transpose(1, 2) for x in (in_rows(rows), adjacent(a.k), adjacent(a.v)))
     return F.scaled_dot_product_attention(q, k, v, scale=a.factor).transpose(1, 2).contiguous()
-
-
-def take_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (B, R) of x (B, N, ...) -> (B, R, ...).
-
-    `torch.take_along_dim` does the same, but pins the batch size in an exported graph.
-    """
-    wide = index.long().view(*index.shape, *[1] * (x.dim() - 2))
-    return x.gather(1, wide.expand(-1, -1, *x.shape[2:]))
 
 
 def rollout_row(

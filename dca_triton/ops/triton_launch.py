@@ -11,6 +11,7 @@ from ..kernels.attention_forward import attention_forward
 from . import launch_table
 from .attention import Attention
 from .pairing import Partners
+from .rows import take_rows
 
 # Multiplications and additions are fused, whatever Triton's version and TRITON_DEFAULT_FP_FUSION say.
 FUSED = {"enable_fp_fusion": True}
@@ -30,7 +31,7 @@ def forward(op: str, a: Attention) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(out):
         attention_forward[(triton.cdiv(M, config.block_m) * B * H,)](
             *a[:5], a.partner_index, a.rows, out, lse, a.factor,
-            *_strides(*a[:5]), M, a.k.shape[1], _partner_tokens(a), H,
+            *_strides(*a[:5]), M, a.k.shape[1], a.partner_keys.shape[1], H,
             ONES=least_width(launch_table.gpu_of(out.device).arch), **meta,
         )  # fmt: skip
     return out, lse
@@ -43,7 +44,7 @@ def backward(op: str, a: Attention, dout: Tensor, out: Tensor, lse: Tensor) -> l
     """
     whole_q = a.q
     if a.rows is not None:
-        a = a._replace(q=torch.take_along_dim(a.q, a.rows.long()[:, :, None, None], 1))
+        a = a._replace(q=take_rows(a.q, a.rows))
     a = _readable(a)
     out, dout, lse = out.contiguous(), dout.contiguous(), lse.contiguous()
     B, M, H, _ = a.q.shape
@@ -53,7 +54,7 @@ def backward(op: str, a: Attention, dout: Tensor, out: Tensor, lse: Tensor) -> l
     with torch.cuda.device_of(dq):
         attention_dq[(triton.cdiv(M, config.block_m) * B * H,)](
             *a[:5], a.partner_index, out, dout, lse, dq, lse2, minus_delta, a.factor,
-            *_strides(*a[:5]), M, a.k.shape[1], _partner_tokens(a), H, **meta,
+            *_strides(*a[:5]), M, a.k.shape[1], a.partner_keys.shape[1], H, **meta,
         )  # fmt: skip
     queries = a.q, dout, lse2, minus_delta, a.factor
     pairs = a.pairs if isinstance(a.pairs, Partners) else None
@@ -118,11 +119,6 @@ def _readable(a: Attention) -> Attention:
         pairs = pairs.contiguous()
     index = None if a.rows is None else a.rows.contiguous()
     return a.converted(rows)._replace(pairs=pairs, rows=index)
-
-
-def _partner_tokens(a: Attention) -> int:
-    """N', the number of keys of a partner."""
-    return (a.k if a.partner_k is None else a.partner_k).shape[1]
 
 
 def rows(x: Tensor) -> Tensor:
