@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import register_model
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,8 +19,8 @@ from ..model import DualAttentionModel, explain
 from ..training import DualAttentionTrainer, training_loader
 from ..visualization import rollout_overlays, training_curves
 from .experiment import evaluation_transform
+from .face_vit import SIZE
 
-SIZE = 48
 MEAN, STD = 0.5, 0.25
 
 
@@ -44,19 +42,6 @@ class InMemory(Dataset[Item]):
 def face_transform(task: Task) -> Callable[[Any], Tensor]:
     """Resize to 48 x 48 and normalize, as `dca-triton evaluate` does it."""
     return evaluation_transform(task, (SIZE, SIZE), (MEAN,) * 3, (STD,) * 3)
-
-
-@register_model
-def face_vit(
-    pretrained: bool = False,
-    pretrained_cfg: object = None,
-    pretrained_cfg_overlay: object = None,
-    cache_dir: object = None,
-    **kwargs: Any,
-) -> VisionTransformer:
-    """A ViT of 4 blocks, 128 channels and 4 heads on 48 x 48 photos in 8 x 8 patches, never pretrained."""
-    shape = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
-    return VisionTransformer(**(shape | kwargs))
 
 
 def face_model(num_classes: int, task_type: Task, top_k_ratio: float) -> DualAttentionModel:

@@ -15,7 +15,7 @@ from ..model import DualAttentionModel
 from ..model.hub_files import evaluation_weights, read_config
 from ..process import this_process
 from ..run_folder import RunFolder
-from . import demo  # noqa: F401  registers the demo's backbone with timm
+from . import face_vit  # noqa: F401  registers the demo's backbone with timm
 from .experiment import (
     build_model,
     center_of,
