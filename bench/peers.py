@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
+from dca_triton.ops.fused import FLASH_ATTN_4
 from dca_triton.ops.rivals import can_import
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, H, M, D), k and v (B, H, N, D) -> (B, H, M, D)
@@ -28,9 +29,9 @@ def peers(device: torch.device) -> dict[str, Attend]:
         "FlashAttention 2 SDPA": partial(_sdpa, SDPBackend.FLASH_ATTENTION),
         "FlexAttention": _flex(),
     }
-    if can_import("flash_attn.cute"):
+    if can_import(FLASH_ATTN_4):
         found["FlexAttention FLASH"] = _flex(kernel_options={"BACKEND": "FLASH"})
-        found["flash-attn-4"] = partial(_flash_attn, "flash_attn.cute")
+        found["flash-attn-4"] = partial(_flash_attn, FLASH_ATTN_4)
     if can_import("flash_attn.flash_attn_interface"):
         found["flash-attn"] = partial(_flash_attn, "flash_attn")
     return found

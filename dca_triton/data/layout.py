@@ -169,3 +169,8 @@ def contiguous(records: Iterable[ImageRecord]) -> tuple[tuple[str, ...], list[Im
         tuple(str(identity) for identity in identities),
         [replace(record, label=label[record.label]) for record in records],
     )
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number of at most nine digits."""
+    return text.isascii() and text.isdigit() and len(text) < 10

@@ -5,14 +5,13 @@ labels become 0..K-1; query and gallery keep the identities' own numbers.
 """
 
 import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import torch
 
-from .layout import Layout, Listing, contiguous
+from . import veri
+from .layout import Layout, Listing, contiguous, is_number
 from .records import ImageRecord
 
 # 0002_c1s1_000451_03.jpg (Market-1501), 0001_c2_f0046182.jpg (Duke), 0001_c001_00016450_0.jpg (VeRi-776)
@@ -93,7 +92,7 @@ def msmt17(root: Path, training: bool = True) -> Listing:
         records = []
         for name, identity in layout.rows(file, 2):
             fields = name.rpartition("/")[2].split("_")
-            if len(fields) < 3 or not _is_number(fields[2]) or not _is_number(identity):
+            if len(fields) < 3 or not is_number(fields[2]) or not is_number(identity):
                 raise layout.damaged(file, f"{name!r} {identity!r} must be a photo's name and identity")
             records.append(
                 ImageRecord(layout.inside(file, f"{folder}/{name}"), int(identity), int(fields[2]))
@@ -132,12 +131,12 @@ def veri776(root: Path, training: bool = True) -> Listing:
         for file, folder in folders.items()
     )
     if training:
-        _compare_with_veri_labels(layout, trains[0])
-    seen = _veri_views(layout, "keypoint_test.txt")
-    query, gallery = _with_views(query, seen), _with_views(gallery, seen)
+        veri.compare_with_labels(layout, trains[0])
+    seen = veri.views(layout, "keypoint_test.txt")
+    query, gallery = veri.with_views(query, seen), veri.with_views(gallery, seen)
     if not training:
         return _reid(layout, None, query, gallery)
-    return _reid(layout, _with_views(trains[0], _veri_views(layout, "keypoint_train.txt")), query, gallery)
+    return _reid(layout, veri.with_views(trains[0], veri.views(layout, "keypoint_train.txt")), query, gallery)
 
 
 def vehicleid(root: Path, training: bool = True, gallery_seed: int = 0, *, size: int) -> Listing:
@@ -158,7 +157,7 @@ def vehicleid(root: Path, training: bool = True, gallery_seed: int = 0, *, size:
     def listed(file: str) -> list[ImageRecord]:
         records = []
         for photo, vehicle in layout.rows(file, 2):
-            if not _is_number(vehicle):
+            if not is_number(vehicle):
                 raise layout.damaged(file, f"{photo!r} {vehicle!r} must be a photo and its vehicle's number")
             records.append(ImageRecord(layout.inside(file, f"image/{photo}.jpg"), int(vehicle)))
         return records
@@ -180,56 +179,6 @@ def _one_of_each(records: list[ImageRecord], seed: int) -> list[int]:
         places[identity][int(torch.randint(len(places[identity]), (), generator=generator))]
         for identity in sorted(places)
     ]
-
-
-def _compare_with_veri_labels(layout: Layout, photos: list[ImageRecord]) -> None:
-    annotated = _veri_labels(layout)
-    for record in photos:
-        if annotated.get(record.path.name, (record.label, record.camera)) != (record.label, record.camera):
-            raise layout.damaged("train_label.xml", f"it contradicts the name of {record.path}")
-    absent = sum(record.path.name not in annotated for record in photos)
-    if absent:
-        warnings.warn(
-            f"{absent} of {len(photos)} training photos are absent from {layout.root / 'train_label.xml'}; "
-            "their identities are those of their names",
-            stacklevel=3,
-        )
-
-
-def _veri_labels(layout: Layout) -> dict[str, tuple[int, int]]:
-    """Identity and camera of each photo in train_label.xml.
-
-    The file declares gb2312, which the parser refuses, and there are copies in other encodings. The needed
-    text is ASCII in each of them, so all other bytes are replaced.
-    """
-    file = "train_label.xml"
-    text = layout.content(file).decode("ascii", errors="replace")
-    try:
-        items = [item.attrib for item in ElementTree.fromstring(text).iter("Item")]
-        labels = {
-            item["imageName"]: (item["vehicleID"], item["cameraID"].removeprefix("c")) for item in items
-        }
-    except (ElementTree.ParseError, KeyError) as error:
-        raise layout.damaged(file, f"{type(error).__name__}: {error}") from error
-    for name, numbers in labels.items():
-        if not all(map(_is_number, numbers)):
-            raise layout.damaged(file, f"vehicle and camera of {name} must be numbers, got {numbers}")
-    return {name: (int(vehicle), int(camera)) for name, (vehicle, camera) in labels.items()}
-
-
-def _veri_views(layout: Layout, file: str) -> dict[str, int]:
-    """The view of each photo: a line is a path, the places of 20 key points, and the view."""
-    if not (layout.root / file).exists():
-        return {}
-    views = {path.rpartition("/")[2]: rest.split()[-1] for path, rest in layout.rows(file, 2)}
-    for name, view in views.items():
-        if not _is_number(view):
-            raise layout.damaged(file, f"the view of {name} must be a number, got {view!r}")
-    return {name: int(view) for name, view in views.items()}
-
-
-def _with_views(records: list[ImageRecord], views: dict[str, int]) -> list[ImageRecord]:
-    return [replace(record, view=views.get(record.path.name, record.view)) for record in records]
 
 
 def _folders(example: str) -> str:
@@ -259,7 +208,3 @@ def _reid(
     layout.finish(parts)
     classes, labeled = contiguous(parts.get("train", []))
     return Listing(classes, parts if train is None else parts | {"train": labeled})
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 10
