@@ -151,7 +151,9 @@ def _log_sum_exp(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Ten
     keys = k.permute(0, 2, 3, 1)
     for rows in row_chunks(M, B * H * k.shape[1], CHUNK if q.device.type == "cpu" else GPU_CHUNK):
         scores = (q[:, rows].transpose(1, 2) @ keys).to(lse.dtype) * scale
-        lse[:, :, rows] = (scores if mask is None else scores + mask).logsumexp(-1)
+        if mask is not None:
+            scores += mask if mask.shape[-2] == 1 else mask[..., rows, :]
+        lse[:, :, rows] = scores.logsumexp(-1)
     return lse
 
 

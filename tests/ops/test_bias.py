@@ -8,7 +8,7 @@ from ops_cases import B, D, H, normal, packed
 from torch import Tensor
 
 from dca_triton import ops, reference
-from dca_triton.ops import Attention, torch_backend, triton_backend
+from dca_triton.ops import Attention, fused, torch_backend, triton_backend
 
 M, N = 5, 7
 SHAPES = {"of all images": (1, H, M, N), "of each image": (B, H, M, N), "of keys": (1, 1, 1, N)}
@@ -54,6 +54,15 @@ def test_it_is_added_to_own_and_partners_scores(
             torch.testing.assert_close(
                 ops.pair_attention(q, k, v, *others, index, bias=bias), found, rtol=1e-9, atol=1e-9
             )
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_learned_bias_in_many_chunks(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Swin at 224 pixels has more scores than one chunk holds."""
+    monkeypatch.setattr(fused, "CHUNK", 2 * B * H * N)  # 2 rows, and 1 at the end
+    q, k, v, *_, bias = inputs(shape)
+    expected = reference.pair_attention(q, k, v, bias=bias)
+    torch.testing.assert_close(ops.pair_attention(q, k, v, bias=bias), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_dropout_drops_probabilities_with_a_bias(path: str) -> None:
