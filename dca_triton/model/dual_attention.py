@@ -10,7 +10,6 @@ from ..arguments import raise_faults
 from ..branches import BRANCHES, Branch, Readout
 from ..ops import Backend
 from ..ops.torch_backend import take_rows
-from ..reference import select_local
 from .attention_maps import attention_maps
 from .backbone import Backbone
 from .blocks import PairAttention, Trace, first_row
@@ -22,26 +21,19 @@ from .checks import (
     check_pwca_blocks,
     check_rollout,
 )
-from .family import Step
 from .glca import GlobalLocalAttention
 from .heads import Head, branch_head, width_of
 from .hub import HubMixin
 from .layouts import (
-    ClassRows,
-    Streams,
     paper_blocks,
-    paper_inputs,
-    paper_local,
     reference_blocks,
-    reference_inputs,
-    reference_local,
-    sa_and_pwca_rows,
 )
-from .rollout import RolloutCache, rollout_of
-from .side_information import NO_SIDES, SideInformationEmbedding, Sides, argument_faults
+from .rollout import RolloutCache
+from .side_information import SideInformationEmbedding, Sides, argument_faults
+from .streams import BranchStreams
 
 
-class DualAttentionModel(nn.Module, HubMixin):
+class DualAttentionModel(BranchStreams, HubMixin):
     """Dual cross-attention learning (Zhu et al., CVPR 2022) on a timm vision transformer.
 
     Args:
@@ -241,13 +233,13 @@ class DualAttentionModel(nn.Module, HubMixin):
         )
         if not self.training:
             x_pair = partner_index = None
-        selects = self._selects(class_tokens_only)
+        selects = self.selects(class_tokens_only)
         class_token = self.backbone.num_class_tokens
         streams = self.sa_and_pwca(x, x_pair, partner_index, class_tokens_only, selects, sides)
         features = {"sa": streams.sa}
         embeddings = {"sa": self.read_out_sa(streams.sa)}
         if "glca" in self.branches:
-            selected = self.select(self._rollout(streams)) if selects else first_row(x)
+            selected = self.select(self.rollout(streams, cached=True)) if selects else first_row(x)
             glca = features["glca"] = self.local_branch(streams, selected, class_tokens_only)
             rows = glca if class_tokens_only or self.layout == "paper" else take_rows(glca, selected)
             embeddings["glca"] = self.read_out_glca(rows)
@@ -267,96 +259,6 @@ class DualAttentionModel(nn.Module, HubMixin):
         if (self.sa_readout, self.glca_readout) != ("class", "class") or not class_token:
             outputs |= {f"{b}_embedding": e for b, e in embeddings.items()}
         return outputs
-
-    def sa_and_pwca(
-        self,
-        x: Tensor,
-        x_pair: Tensor | None = None,
-        partner_index: Tensor | None = None,
-        class_tokens_only: bool = False,
-        traced: bool = True,
-        sides: Sides = NO_SIDES,
-    ) -> Streams:
-        """SA's and PWCA's tokens, GLCA's input, and with `traced` each block's trace for rollout.
-
-        Other arguments are those of `forward`, which checks them; pairs count in evaluation too.
-        """
-        paper, B, trace = self.layout == "paper", x.shape[0], Trace() if traced else None
-        inputs = paper_inputs if paper else reference_inputs
-        side = None if self.sie is None else self.sie.of_images(sides, B, paired=x_pair is not None)
-        tokens, positions, pairing = inputs(self.backbone, x, x_pair, partner_index, self.pwca_blocks, side)
-        class_row = class_tokens_only and self.sa_readout == self.backbone.pooling == "class"
-        glca_reads_sa = paper and "glca" in self.branches
-        class_rows = ClassRows(sa=class_row and not glca_reads_sa, pwca=class_row)
-        sa, pwca = sa_and_pwca_rows(self._steps, tokens, B, pairing, class_rows, trace, positions)
-        local = sa if paper else tokens
-        if paper:
-            sa, pwca = (
-                self.backbone.features(sa[:, :1] if class_row else sa),
-                None if pwca is None else self.backbone.features(pwca),
-            )
-        first, last = self.pwca_blocks
-        traces = [] if trace is None else trace.take()
-        own = None if positions is None else positions[-1]  # GLCA's blocks are copies of the last one
-        return Streams(sa, pwca, local, own, traces, slice(first - 1, last))
-
-    def local_branch(
-        self, streams: Streams, selected: Tensor, only_selected: bool = False, trace: Trace | None = None
-    ) -> Tensor:
-        """GLCA on SA's streams for the selected rows (B, R): their tokens (B, R, C), in layout="reference"
-        without `only_selected` all tokens (B, N, C).
-        """
-        tokens = streams.local
-        if self.layout == "paper":
-            return paper_local(self.backbone, self.glca_blocks, tokens, streams.positions, selected, trace)
-        return reference_local(self.glca_blocks, tokens, selected, only_selected, trace)
-
-    def _selects(self, class_tokens_only: bool) -> bool:
-        """Whether a selected patch reaches what is computed of GLCA."""
-        if "glca" not in self.branches:
-            return False
-        # In the paper's layout every block reads SA's tokens, so no row of GLCA ever reaches another.
-        rows_meet = self.layout == "reference" and len(self.glca_blocks) > 1
-        reads_class = self.glca_readout == self.backbone.pooling == "class"
-        return not class_tokens_only or not reads_class or rows_meet
-
-    def select(self, rollout: Tensor) -> Tensor:
-        """The rows (B, 1 + R) that GLCA computes, class token first; (B, R) without a class token."""
-        selected = select_local(rollout, self.backbone.num_prefix_tokens, self.top_k_ratio)
-        return selected if self.backbone.num_class_tokens else selected[:, 1:]
-
-    def read_out_sa(self, tokens: Tensor) -> Tensor:
-        """The embedding of SA's or PWCA's tokens (B, N, C): (B, C), or (B, 2C) with a readout of "both"."""
-        return self.backbone.read_out(tokens, self.sa_readout)
-
-    def read_out_glca(self, rows: Tensor) -> Tensor:
-        """The embedding of GLCA's selected rows: (B, C), or (B, 2C) with a readout of "both"."""
-        return self.backbone.read_out(rows, self.glca_readout, self.backbone.num_class_tokens)
-
-    def rollout(self, streams: Streams) -> Tensor:
-        """The rollout rows (B, N) of SA, from the class token or from the weights of the pooling.
-
-        Raises ValueError for a backbone that has none.
-        """
-        check_rollout(self.backbone)
-        start = self.backbone.start_row(streams.sa)
-        return rollout_of(streams.sa_traces, streams.scale, self.backend, start)
-
-    def _rollout(self, streams: Streams) -> Tensor:
-        """The same, from the cache where they are known."""
-        if self.cache is None or self.training or torch.compiler.is_compiling():
-            return self.rollout(streams)
-        start = self.backbone.start_row(streams.sa)
-        return self.cache.lookup(streams.sa_traces, streams.scale, self.backend, start)
-
-    @property
-    def _steps(self) -> list[Step]:
-        """What SA's tokens pass: blocks, and what lies between them."""
-        return self.backbone.steps if self.layout == "paper" else [Step(block) for block in self.sa_blocks]
-
-    @property
-    def _sa_blocks(self) -> list[nn.Module]:
-        return [step.module for step in self._steps if step.is_block]
 
     def get_cache_stats(self) -> dict[str, float]:
         """Per image: cache_hits, cache_misses, hit_rate in [0, 1] and cache_size in entries."""

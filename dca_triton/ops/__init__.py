@@ -11,6 +11,7 @@ from ..arguments import choice, raise_faults, violations
 from . import checks, torch_backend
 from .attention import Attention
 from .pairing import Partners, invert_pairs
+from .values import Range, assert_start_row
 
 __all__ = [
     "Attention",
@@ -109,9 +110,9 @@ def pair_up(index: Tensor, images: int, unpaired: int = 0) -> Partners:
     """
     checks.check_tensors({"index": index})
     raise_faults(checks.pair_up(index, images, unpaired))
-    checks.Range("index", index, -1, images).assert_values()
+    Range("index", index, -1, images).assert_values()
     if unpaired:
-        checks.Range("index[:unpaired]", index[:unpaired], -1, 0).assert_values()
+        Range("index[:unpaired]", index[:unpaired], -1, 0).assert_values()
     # A copy, so that a later change of index cannot make the two disagree.
     return invert_pairs(index.clone(), images, unpaired)
 
@@ -195,7 +196,7 @@ def rollout_row(
     faults = checks.rollout_row(qs, ks, lses, scale, row, biases)
     chosen = _choose(backend, faults, *qs[:1], *ks[:1], biased=biases is not None)
     if row is not None:
-        checks.assert_start_row(row)
+        assert_start_row(row)
     factor = qs[0].shape[-1] ** -0.5 if scale is None else float(scale)
     if biases is not None:
         return torch_backend.rollout_row(list(qs), list(ks), list(lses), factor, row, list(biases))

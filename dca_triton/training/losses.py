@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..arguments import Rule, choice, integer, number, optional, raise_faults, violations
 from ..branches import BRANCHES
-from ..ops.checks import check_range
+from ..ops.values import check_range
 from ..tensor_arguments import tensor_violations
 from .metric_losses import CLASS_WEIGHTS, METRIC_LOSSES, MetricLoss, make_metric_loss
 

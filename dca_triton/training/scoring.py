@@ -39,7 +39,12 @@ class Scoring:
         progress = self.run.progress
         progress.next_epoch()
         last = progress.epoch == num_epochs
-        scores, faults = self._scores(line) if self._evaluates(num_epochs) else ({}, [])
+        try:
+            scores, faults = self._scores(line) if self._evaluates(num_epochs) else ({}, [])
+        except Exception:
+            if self.run.accelerator.num_processes == 1:  # saving needs all processes; others may not raise
+                self._record(folder, line, {}, saves=True)  # a resumed run evaluates the epoch first
+            raise
         saves = last or bool(faults) or progress.epoch % self.save_every == 0
         self._record(folder, line, scores, saves)
         raise_faults(faults)

@@ -387,6 +387,19 @@ def test_scores_that_are_none(scores, sentence, tmp_path):
     assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1
 
 
+def test_an_evaluation_that_raises_loses_no_epoch(tmp_path):
+    def photo_is_gone():
+        raise OSError("a photo is gone")
+
+    def trainer(evaluate=lambda: {"top1": 0.5}):
+        return small_trainer(evaluate=evaluate, evaluate_every=1)
+
+    with pytest.raises(OSError, match="a photo is gone"):
+        trainer(photo_is_gone).train(2, tmp_path / "stopped")
+    resumed = trainer().train(2, tmp_path / "stopped", resume="auto")
+    assert resumed == trainer().train(2, tmp_path / "whole")
+
+
 def test_scores_of_numpy_and_pytorch_are_numbers(tmp_path):
     trainer = small_trainer(evaluate=lambda: {"a": numpy.float32(0.5), "b": torch.tensor(0.25), "c": 1})
     line = trainer.train(1, tmp_path)[0]
