@@ -17,7 +17,7 @@ from timm_streams import narrow_model, randomized, slow_streams, twin
 from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel
-from dca_triton.model import dual_attention, eva, explain, layouts
+from dca_triton.model import eva, explain, layouts
 
 KINDS = {
     "vit_small_patch16_dinov3": {},  # no biases of queries and keys, rotation by halves, registers
@@ -94,8 +94,7 @@ def test_a_wrong_part_would_be_seen(monkeypatch: pytest.MonkeyPatch, part: str) 
     elif part == "positions of rows":
         local = layouts.paper_local
         monkeypatch.setattr(
-            dual_attention,
-            "paper_local",
+            "dca_triton.model.streams.paper_local",
             lambda b, g, x, table, *rest: local(b, g, x, table.roll(1, 0), *rest),
         )
     elif part == "keys of a group":
