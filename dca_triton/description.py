@@ -37,16 +37,16 @@ class Description:
         task: "fgvc" or "reid".
         classes: Names of the labels 0..K-1.
         size: Height and width in pixels.
-        mean: Mean of each channel, for normalization, of values in [0, 1].
-        std: Standard deviation of each channel, likewise.
+        mean: Mean of each channel in [0, 1], for normalization.
+        std: Standard deviation of each channel, for normalization.
         dataset: Name of the training dataset.
         resize: Side in pixels before the random crop (fgvc).
         batch_size: Photos in a batch of each process.
         photos: Photos of one identity in a batch (reid).
         holdout: Photos of each class kept for validation (fgvc).
         seed: Seeds the order of the batches and the choice of validation photos.
-        test_crop: How evaluation brings a photo to `size` (fgvc): "resize" does only that; "center" resizes
-            to `resize` first and crops the center.
+        test_crop: How evaluation makes a photo as large as `size` (fgvc): "resize" resizes it; "center"
+            resizes it to `resize` and crops the center.
 
     Raises:
         ValueError: Values of other types or ranges, all of them at once.

@@ -21,11 +21,12 @@ def train(
     save_config: Callable[[], None] = lambda: None,
     reproduction: Reproduction | None = None,
 ) -> None:
-    """Train a model; writes config.yaml, metrics.jsonl and checkpoints to `output`.
+    """Train a model and write config.yaml, metrics.jsonl and checkpoints to `output`.
 
     Args:
         experiment: The options of the config.
-        resume: "auto" goes on from the newest sound checkpoint in `output` if there is any; or that file.
+        resume: "auto" continues from the newest undamaged checkpoint in `output`, if there is one; a path
+            continues from this file.
         save_config: Writes config.yaml; called when the run is known to be sound.
         reproduction: The recipe whose expected scores are printed beside the run's.
     """
@@ -51,16 +52,17 @@ def evaluate(
     alpha: float | None = None,
     file: Path | None = None,
 ) -> None:
-    """Score a trained model; prints a table and writes evaluation.json to the run's folder.
+    """Score a trained model, print a table and write evaluation.json to the run's folder.
 
     Args:
         selection: The model and the photos.
         metric: Distance of Re-ID features; cosine by default.
-        rerank: Rank Re-ID by k-reciprocal neighbors, which takes long on a large gallery; false by default.
+        rerank: Rank Re-ID by k-reciprocal neighbors, which is slow on a large gallery; false by default.
         flip: Average over each photo and its mirror image.
-        expand: Average each Re-ID query with that many nearest gallery photos first (query expansion).
-        alpha: Exponent of the weights of those photos, >= 0; 3 by default, 0 weighs all the same.
-        file: Where to write the scores as JSON instead.
+        expand: Before ranking, average each Re-ID query with this many nearest gallery photos (query
+            expansion).
+        alpha: Exponent of the weights of these photos, >= 0; 3 by default. With 0, all weights are equal.
+        file: The JSON file for the scores; by default evaluation.json in the run's folder.
     """
     import json
 
@@ -118,15 +120,15 @@ def embed(
     photos: Path | None = None,
     flip: bool = False,
 ) -> None:
-    """Write the features of photos to a .npz or .safetensors file, or of a stream of photos to a stream.
+    """Write the features of photos to a .npz or .safetensors file, or those of a stream as lines of JSON.
 
     Args:
         selection: The model and the dataset.
-        file: What to write, .npz or .safetensors: features, labels, cameras and paths. With --photos -, it is
-            -, the standard output: a line of JSON for each photo, as soon as it is known.
-        part: Which photos of the dataset.
-        photos: Instead of a part, any folder of photos, with all folders in it; or -, names of photos on
-            standard input, a line for each. A photo that cannot be read does not end the stream.
+        file: The .npz or .safetensors file for features, labels, cameras and paths. With --photos -, give -
+            for standard output, which gets a line of JSON for each photo as soon as it is computed.
+        part: The part of the dataset to embed.
+        photos: Instead of a part, any folder of photos, with all its subfolders; or -, which reads names of
+            photos from standard input, one per line. A photo that cannot be read does not end the stream.
         flip: Average the features of each photo and its mirror image.
     """
     from ..data import photos_in
@@ -176,13 +178,14 @@ def visualize(
 ) -> None:
     """Draw photos with rollout, selected patches and predictions into one .png or .html file.
 
-    A model with embeddings of cameras takes the photos as ones without a camera.
+    A model with embeddings of cameras treats the photos as photos without a camera.
 
     Args:
         selection: The model.
-        photos: What to draw: a file, or '[a.jpg, b.jpg]'.
-        file: The picture, .png, or contact sheet, .html.
-        distractors: One for each photo; shows how much of PWCA's attention leaks to it, block by block.
+        photos: The photos to draw: a file, or '[a.jpg, b.jpg]'.
+        file: The .png or .html file to write.
+        distractors: One photo for each of `photos`; also draws how much of PWCA's attention falls on it in
+            each block.
     """
     from ..visualization import visualize as draw
     from .experiment import center_of
@@ -202,12 +205,12 @@ def visualize(
 def demo(
     output: Path = Path("runs/demo"), fgvc_epochs: int = 220, reid_epochs: int = 60, seed: int = 0
 ) -> None:
-    """Train a small DCAL model on the ORL faces, as categorization and as re-identification.
+    """Train two small DCAL models on the ORL faces, for categorization and for re-identification.
 
     Args:
-        output: Folder of the metrics, checkpoints and pictures.
-        fgvc_epochs: Epochs of the categorization run, >= 1.
-        reid_epochs: Epochs of the re-identification run, >= 1.
+        output: The folder for metrics, checkpoints and pictures.
+        fgvc_epochs: Epochs of the run for categorization, >= 1.
+        reid_epochs: Epochs of the run for re-identification, >= 1.
         seed: Seeds the initial weights, batches, pairs and augmentation.
     """
     from ..arguments import integer, raise_faults, violations
@@ -230,8 +233,8 @@ def info(backbone_name: str | None = None, img_size: int | tuple[int, int] = 224
     """Print versions, device, backend, the chosen kernel configurations and every reason for a fallback.
 
     Args:
-        backbone_name: A timm model: also print its heads and tokens in layout="paper", and what they run on.
-        img_size: Its pixels, a side or (height, width).
+        backbone_name: A timm model; also print its heads and tokens in layout="paper", and what they run on.
+        img_size: Its image size in pixels, a side or (height, width).
     """
     from .info import info as describe
 
@@ -244,13 +247,13 @@ def tune(
     dtypes: tuple[str, ...] = ("fp16", "bf16"),
     output: Path | None = None,
 ) -> None:
-    """Measure the kernels' configurations on this GPU and write its table.
+    """Measure kernel configurations on this GPU and write the fastest ones to its table.
 
     Args:
-        target: Instead of measuring, print the static model's ranking for a chip, e.g. sm_90; needs no GPU.
-        head_dims: The heads' widths, from 16, 32, 48, 64, 72, 76, 80, 88, 96, 104, 112 and 128.
+        target: Instead of measuring, print the cost model's ranking for a chip, e.g. sm_90; needs no GPU.
+        head_dims: Widths of heads, any of 16, 32, 48, 64, 72, 76, 80, 88, 96, 104, 112 and 128.
         dtypes: Any of fp16, bf16 and fp32.
-        output: The table to write; by default the one that this device looks up.
+        output: The table to write; by default the one that launches on this GPU read.
     """
     import torch
 

@@ -27,21 +27,22 @@ def rank(
     alpha: float | None = None,
     curve: Path | None = None,
 ) -> None:
-    """Draw queries with their nearest gallery photos (Re-ID), or the classes that are confused.
+    """Draw queries with their nearest gallery photos (Re-ID), or the most confused classes (categories).
 
     Args:
         selection: The model and the photos.
-        file: The picture, .png, or page, .html.
+        file: The .png or .html file to write.
         rows: Queries to draw, or pairs of confused classes; at most 32 in a .png.
         photos: Gallery photos of each query, or photos of each pair; at most 32 in a .png.
-        queries: Which Re-ID queries: "spread" evenly over all, the default, or the "worst" by their average
-            precision.
+        queries: Which Re-ID queries to draw: "spread" takes them evenly from all of them, "worst" takes those
+            with the lowest average precision; "spread" by default.
         metric: Distance of Re-ID features; cosine by default.
         rerank: Rank Re-ID by k-reciprocal neighbors; false by default.
         flip: Average over each photo and its mirror image.
-        expand: Average each Re-ID query with that many nearest gallery photos first (query expansion).
-        alpha: Exponent of the weights of those photos, >= 0; 3 by default, 0 weighs all the same.
-        curve: Where to draw the Re-ID curve of cumulative matches (CMC) as a .png.
+        expand: Before ranking, average each Re-ID query with this many nearest gallery photos (query
+            expansion).
+        alpha: Exponent of the weights of these photos, >= 0; 3 by default. With 0, all weights are equal.
+        curve: A .png file for the Re-ID curve of cumulative matches (CMC).
     """
     from ..arguments import choice, integer, optional, raise_faults, violations
     from ..visualization.gallery import too_many

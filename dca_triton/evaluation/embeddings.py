@@ -41,7 +41,7 @@ def embed(
     output: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Embeddings:
-    """Embed every photo: what SA and GLCA read out side by side (S, 2C) for reid, SA's only (S, C) for fgvc.
+    """Embed every photo: the embeddings of SA and GLCA, (S, 2C), for reid; that of SA, (S, C), for fgvc.
 
     Args:
         model: Left in evaluation mode; runs on its device.

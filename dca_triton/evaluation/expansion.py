@@ -31,14 +31,14 @@ def expand_queries(
     """Average each query with its nearest gallery photos: (alpha) query expansion.
 
     A query q becomes (q + sum_i w_i g_i) / (1 + sum_i w_i), where g_1..g_k are its nearest gallery photos
-    and w_i = max(0, cos(q, g_i)) ** alpha (Radenovic et al., TPAMI 2019). With alpha = 0 all weigh the same,
-    which is average query expansion (Chum et al., ICCV 2007). No label and no camera is used. Photos at one
-    distance come in the order of torch.topk.
+    and w_i = max(0, cos(q, g_i)) ** alpha (Radenovic et al., TPAMI 2019). With alpha = 0 all weights are
+    equal, which is average query expansion (Chum et al., ICCV 2007). Labels and cameras are not used. Photos
+    at the same distance come in the order of torch.topk.
 
     Args:
         query: (Q, C), any floating dtype, finite.
-        gallery: (G, C), like the queries; a photo that is not to be found, such as junk, must not be in it.
-        k: Neighbors of each query, at least 1; all photos of a smaller gallery.
+        gallery: (G, C), like the queries, without photos that must not be found, such as junk.
+        k: Neighbors of each query, at least 1. A smaller gallery is used as a whole.
         alpha: At least 0; larger values trust near neighbors more.
         metric: cosine divides each feature by its length first.
         chunk_size: Queries of a block.

@@ -90,7 +90,8 @@ def reid_metrics(
     Gallery photos of the query's id are right answers, except those of its own camera: these are left out,
     and so is all junk (id -1). The others are wrong; so an id that no query has, such as Market-1501's
     distractors 0000, is never right. AP is the mean of the precisions at the right photos, not interpolated.
-    Camera -1 is unknown: it is no query's own camera. A number below -1 leaves out its own like a camera's.
+    Camera -1 is unknown and leaves nothing out. A number below -1 leaves out photos of the same number, as a
+    camera does.
 
     Ties never favor the model: of two photos at one distance the wrong one is ranked first. Without ties it
     is the usual protocol. Two photos with the same features always tie (see `squared_distances`), and neither

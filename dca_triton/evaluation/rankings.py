@@ -49,10 +49,10 @@ def rank_embeddings(
         gallery: Like the queries.
         k: Photos kept of each ranking, at least 1.
         metric: As in `score_embeddings`, like the arguments below.
-        rerank: Whether distances are re-ranked.
-        progress: Whether a progress bar is shown.
-        expand: How many neighbors expand a query.
-        alpha: The power of their weights.
+        rerank: Rank by k-reciprocal neighbors.
+        progress: Show a progress bar.
+        expand: The number of neighbors that expand a query.
+        alpha: The exponent of their weights.
 
     Raises:
         ValueError: As `score_embeddings`, but queries need no match.

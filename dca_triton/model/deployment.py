@@ -21,13 +21,15 @@ MOST_BYTES = 2**31 - 1  # of a protobuf message, which an ONNX file is
 
 
 class Predictor(nn.Module):
-    """What a trained model is asked for: images (B, 3, h, w) -> embeddings (B, E) or probabilities (B, K).
+    """A trained model with the output of its task: images (B, 3, h, w) -> embeddings or probabilities.
 
-    - For reid: the embedding of `DualAttentionModel.extract_features`, float32. It has no heads.
-    - For fgvc: the probabilities of SA and GLCA summed, float32, as `evaluate_fgvc` ranks them. A row sums to
-      2, or to 1 without GLCA.
+    Both are float32.
 
-    PWCA takes no part. `torch.export.export` traces it for any B.
+    - For reid: the embedding (B, E) of `DualAttentionModel.extract_features`. It uses no heads.
+    - For fgvc: the sum (B, K) of SA's and GLCA's probabilities, which `evaluate_fgvc` ranks. A row sums to 2,
+      or to 1 without GLCA.
+
+    PWCA is not used. `torch.export.export` traces the module for any B.
 
     Args:
         model: Left in evaluation mode.
@@ -58,9 +60,9 @@ def export_predictor(model: DualAttentionModel, path: str | os.PathLike[str], fp
     Args:
         model: Left in evaluation mode. A copy of it on the CPU is exported.
         path: The .onnx file; it is written whole or not at all, after the check.
-        fp16: Weights and what passes between operations in half precision. Norms take their statistics in
-            float32 (ONNX's stash_type), and the rollout is float32. On a CPU, ONNX Runtime computes softmax
-            and products in float32, too.
+        fp16: Store weights and the values between operations in half precision. Norms compute their
+            statistics in float32 (ONNX's stash_type), and the rollout is float32. On a CPU, ONNX Runtime also
+            computes softmax and products in float32.
 
     Returns:
         The largest distance of a row from PyTorch's in float32, over the length of that row, on batches of 1

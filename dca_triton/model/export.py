@@ -15,7 +15,8 @@ def export_program(
     Args:
         model: Left in evaluation mode. The graph holds PyTorch operations only: no Triton kernel and no
             rollout cache.
-        class_tokens_only: As in `DualAttentionModel.forward`; the graph then has no rollout.
+        class_tokens_only: As in `DualAttentionModel.forward`; the graph then has a rollout only if selected
+            patches reach GLCA's readout.
 
     Returns:
         A program whose `.module()(images, class_tokens_only=...)`, called with the same value, returns the

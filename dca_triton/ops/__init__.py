@@ -102,8 +102,8 @@ def pair_up(index: Tensor, images: int, unpaired: int = 0) -> Partners:
         index: The partner of each row (B,), int32 or int64 in [-1, images); repeats are allowed, -1 means no
             partner.
         images: The number of images to choose from.
-        unpaired: So many leading rows have no partner, in [0, B]. Where reading the index would cost a host
-            sync, PyTorch's code computes no partners for these rows; the kernels never do.
+        unpaired: The number of leading rows that have no partner, in [0, B]. Where reading the index would
+            cost a host sync, PyTorch's code computes no partners for these rows; the kernels never do.
 
     Raises:
         ValueError: Wrong shape, dtype or values, every reason at once.

@@ -44,7 +44,7 @@ class UncertaintyWeightedLoss(nn.Module):
     """1/2 sum_i (exp(-w_i) L_i + w_i) over the branches i (Kendall et al., CVPR 2018, as in DCAL).
 
     `log_vars` (num_tasks,) float32 holds w of SA, GLCA and PWCA, in this order. It is a parameter: pass it to
-    the optimizer.
+    the optimizer, without weight decay.
 
     Args:
         num_tasks: The number of losses to weight, in the order SA, GLCA, PWCA; 1, 2 or 3.

@@ -90,7 +90,7 @@ def visualize(
         std: Standard deviation of each channel, likewise.
         progress: Show a progress bar.
         resize: Resize photos to a square of this side and crop the image size from the center, as `fgvc_test`
-            does, for a model that was evaluated so.
+            does. Use it if the model's evaluation did.
 
     Raises:
         ValueError: Arguments that do not fit, every reason at once, or a photo that cannot be read.
