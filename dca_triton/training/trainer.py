@@ -25,7 +25,7 @@ from .optimizer import cosine_schedule, group_lr, images_of_step, make_optimizer
 from .pairs import PairSampler
 from .parts import make_branch_loss, prepared
 from .resume import ADDED_SETTINGS, RESUME_SETTINGS
-from .run import Run
+from .run import Progress, Run
 from .run_settings import describe, model_arguments, plain
 from .scoring import Scoring
 from .sharding import is_sharded, shard_parameters
@@ -256,14 +256,15 @@ class DualAttentionTrainer:
             save_dir: The folder of the run, made if it does not exist. A new run removes the checkpoints,
                 evaluation.json and TensorBoard's files of an earlier one in it after its first step.
             resume: "auto" goes on from the newest sound checkpoint in `save_dir` if there is any, a path from
-                that file; the run then ends with the bits of an uninterrupted one (on a CPU). None begins a
-                new run.
+                that file; the run then ends with the bits of an uninterrupted one (on a CPU), also in the
+                same trainer after Ctrl-C or an error. None begins a new run, which needs a new trainer.
             began: Called once in the main process, after the first step and before files of an earlier run
                 are removed; e.g. to write more about the run. If it raises, the earlier run is left whole.
 
         Raises:
             ValueError: num_epochs below 1, below the epochs done or within the warm-up, no batches, a
-                checkpoint that is damaged or of other settings, or scores without `best_by`.
+                checkpoint that is damaged or of other settings, none for a trainer that has trained, or
+                scores without `best_by`.
             RuntimeError: A loss that is not finite, with the epoch, the step and the files of the batch;
                 earlier checkpoints are kept.
             OSError: A checkpoint cannot be written, e.g. because the disk is full; older ones are whole.
@@ -288,9 +289,19 @@ class DualAttentionTrainer:
 
     def _prepare(self, folder: RunFolder, num_epochs: int, resume: str | os.PathLike[str] | None) -> None:
         """Restore the run if it goes on, and find out whether the folder can be written."""
+        trained = self.run.has_trained()
+        if resume is None and trained:
+            raise ValueError("resume must be 'auto' or a path for a trainer that has trained, got None")
         path, state = folder.find(resume) or (None, None)
         if path is not None and state is not None:
             self.run.restore(path, state)
+        elif trained:
+            raise ValueError(
+                f"save_dir must hold a checkpoint for a trainer that has trained, got {str(folder.path)!r}"
+            )
+        else:
+            self.run.progress = Progress()
+        self.run.optimizer.zero_grad()  # a step that failed leaves its gradients
         progress = self.run.progress
         begun = progress.epoch + (progress.step > 0)
         if num_epochs < begun:
