@@ -120,9 +120,22 @@ def set_epoch(batches: Iterable[Batch], epoch: int) -> None:
             part.set_epoch(epoch)
 
 
-def is_unsharded(batches: Iterable[Batch]) -> bool:
-    """True if the loader is not sharded, so every process would see the whole dataset."""
-    return isinstance(parts_of(batches).get("sampler"), RandomSampler | SequentialSampler)
+def sharding_faults(batches: Iterable[Batch], processes: int) -> list[str]:
+    """Return the fault of a loader that does not divide its photos among the processes of the launch."""
+    parts = parts_of(batches)
+    sampler = parts.get("sampler")
+    if isinstance(sampler, RandomSampler | SequentialSampler):
+        shares = 1
+    elif isinstance(sampler, DistributedSampler):
+        shares = sampler.num_replicas
+    else:  # what others do is not known
+        shares = getattr(parts.get("batch_sampler"), "world_size", processes)
+    if shares == processes:
+        return []
+    return [
+        f"batches must be a loader of training_loader or one with a sampler for {processes} processes, as the "
+        f"launch has, got one for {shares}"
+    ]
 
 
 def random_state(batches: Iterable[Batch]) -> list[Tensor]:
