@@ -292,6 +292,15 @@ def test_hard_negatives(strategy, tmp_path):
     assert math.isfinite(small_trainer(pairs=PairSampler(strategy)).train(1, tmp_path)[0]["pwca_loss"])
 
 
+def test_hard_negatives_leave_the_rollout_cache_alone(tmp_path):
+    """Training changes the weights in each step, so no row could be met again."""
+    model = small_model(glca_readout="local", task_type="reid")
+    small_trainer(model=model, pairs=PairSampler("hard_negative")).train(1, tmp_path)
+    assert model.get_cache_stats()["cache_misses"] == 0
+    model.eval().extract_features(photos(4)["image"])
+    assert model.get_cache_stats()["cache_misses"] == 4
+
+
 def test_steps_leave_the_generators_of_others_alone(tmp_path):
     trainer = small_trainer(model=small_model(drop_rate=0.1, drop_path_rate=0.5))
     trainer.model.train()
