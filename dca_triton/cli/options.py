@@ -174,6 +174,6 @@ class Selection:
     def changed(self) -> dict[str, Any]:
         """What the scores depend on and the run does not have: changed arguments and another dataset."""
         speed = ("batch_size", "workers")
-        data = {name: value for name, value in self.data.items() if name not in speed and value is not None}
+        data = {name: value for name, value in self.data.items() if name not in speed}
         sections = {"model": dict(self.model), "data": data}
         return {name: values for name, values in sections.items() if values}
