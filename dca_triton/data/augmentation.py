@@ -37,7 +37,8 @@ class RandAugment:
         self.policy = policy
         fill = tuple(min(255, round(255 * channel)) for channel in mean)
         fault = f"rand_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', got {shown(policy)}"
-        if not isinstance(policy, str) or not POLICY.fullmatch(policy):  # timm passes over what it does not know
+        # timm passes over parts that it does not know.
+        if not isinstance(policy, str) or not POLICY.fullmatch(policy):
             raise_faults([fault])
         try:
             self.transform = rand_augment_transform(

@@ -127,7 +127,8 @@ class Objective:
         """Features of an evaluation pass for hard negatives; None if the strategy does not need them."""
         if self.pairs.strategy == "random":
             return None
-        cache, self.model.cache = self.model.cache, None  # the weights change in each step: it would never hit
+        # The weights change in each step, so a cached row would never be met again.
+        cache, self.model.cache = self.model.cache, None
         self.model.eval()
         try:
             return self.model.extract_features(images, **sides)

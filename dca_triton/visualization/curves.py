@@ -42,9 +42,7 @@ def training_curves(metrics: Sequence[Mapping[str, object]], path: str | Path) -
     names = {name: None for record in metrics for name, value in record.items() if _is_number(value)}
     weights = [name for name in names if name.endswith("_loss_weight")]
     scores = [
-        name
-        for name in names
-        if name not in (*weights, *NOT_SCORES) and not name.endswith("_loss_log_var")
+        name for name in names if name not in (*weights, *NOT_SCORES) and not name.endswith("_loss_log_var")
     ]
     panels = {
         "Loss": [name for name in LOSSES if name in names],

@@ -148,7 +148,7 @@ def save(figures: Sequence[Figure], path: Path) -> None:
 
 
 def html_rows(rows: Sequence[Sequence[Framed]], neither: str) -> str:
-    """Rows of photos as elements of a page; `neither` is a word for those that are neither right nor wrong."""
+    """Rows of photos as elements of a page; `neither` names those that are neither right nor wrong."""
     lines = ("".join(_html(one, neither) for one in row) for row in rows)
     return "\n".join(f'<div class="row">{line}</div>' for line in lines)
 

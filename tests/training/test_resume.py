@@ -492,9 +492,13 @@ def test_a_trainer_that_has_trained_goes_on_only_by_a_checkpoint(ending, tmp_pat
         again.train(3, run)
     stops = False
     before = {path: path.read_bytes() for path in run.iterdir()}
-    with pytest.raises(ValueError, match="resume must be 'auto' or a path for a trainer that has trained, got None"):
+    with pytest.raises(
+        ValueError, match="resume must be 'auto' or a path for a trainer that has trained, got None"
+    ):
         again.train(3, run)
-    with pytest.raises(ValueError, match="save_dir must hold a checkpoint for a trainer that has trained, got"):
+    with pytest.raises(
+        ValueError, match="save_dir must hold a checkpoint for a trainer that has trained, got"
+    ):
         again.train(3, tmp_path / "new", resume="auto")
     assert {path: path.read_bytes() for path in run.iterdir()} == before and not (tmp_path / "new").exists()
     again.train(3, run, resume="auto")
