@@ -63,7 +63,7 @@ class DualAttentionTrainer:
         weight_decay_exclude_1d: No decay of norms and biases, nor of the backbone's position embedding and
             tokens (timm's `no_weight_decay`), nor of the embeddings of cameras and views.
         warmup_epochs: Epochs of linear warm-up before the cosine, >= 0; fewer than the epochs to train.
-        label_smoothing: In [0, 1).
+        label_smoothing: In [0, 1].
         metric_loss: On the embeddings of a "reid" model: "triplet" with margin 0.3, "soft_margin_triplet"
             (TransReID), "circle", "arcface" or "cosface" (see `BranchLoss`).
         freeze_epochs: The backbone does not learn in this many first epochs, >= 0. In layout="paper" it holds
@@ -151,7 +151,7 @@ class DualAttentionTrainer:
         self.accelerator = make_accelerator(precision, batches)
         self.processes, self.device = self.accelerator.num_processes, self.accelerator.device
         self.images = images_of_step(batches, accumulate, self.processes)
-        raise_faults(combination_faults(arguments, model.task_type, self.images))
+        raise_faults(combination_faults(arguments, self.images))
         share = 1.0 if lr_per is None or self.images is None else self.images / lr_per
 
         self.lr, self.min_lr = lr * share, min_lr * share
