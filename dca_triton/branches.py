@@ -1,4 +1,4 @@
-"""The names of DCAL's branches and of what is read from their tokens."""
+"""The names of DCAL's branches, of what is read from their tokens, and of what training measures of them."""
 
 from typing import Literal, get_args
 
@@ -6,3 +6,7 @@ Branch = Literal["sa", "glca", "pwca"]
 Readout = Literal["class", "local", "both"]
 BRANCHES: tuple[Branch, ...] = get_args(Branch)
 READOUTS: tuple[Readout, ...] = get_args(Readout)
+LOSSES = (*(f"{branch}_loss" for branch in BRANCHES), "total_loss")
+LOSS_WEIGHTS = tuple(f"{branch}_loss_{part}" for branch in BRANCHES for part in ("weight", "log_var"))
+# What training itself writes about an epoch; all else is of an evaluation.
+TRAINING_METRICS = frozenset(("epoch", "lr", "loss_weights_lr", "skipped_steps", *LOSSES, *LOSS_WEIGHTS))

@@ -106,7 +106,7 @@ def config_text(
 
 def write_config(output: Path, text: str) -> None:
     """Write a run's config.yaml, and remove the scores of the checkpoint before."""
-    if (scores := output / EVALUATION).is_file():
-        scores.unlink()
     with atomic_write(output / CONFIG, "w") as stream:
         stream.write(text)
+    if (scores := output / EVALUATION).is_file():
+        scores.unlink()
