@@ -5,6 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from .arguments import Rule, choice, integer, number, raise_faults, shown, violations
+from .branches import Task
 
 
 def _list_of(fits: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
@@ -52,7 +53,7 @@ class Description:
         ValueError: Values of other types or ranges, all of them at once.
     """
 
-    task: Literal["fgvc", "reid"]
+    task: Task
     classes: tuple[str, ...]
     size: tuple[int, int]
     mean: tuple[float, ...]

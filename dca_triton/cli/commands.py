@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..arguments import raise_faults
+from ..branches import Metric
+from ..files import atomic_write, path_faults
 from .options import Experiment, Selection
 from .recipe import flat
 from .reproduction import Reproduction, reproduction_in
@@ -45,7 +48,7 @@ def train(
 
 def evaluate(
     selection: Selection,
-    metric: Literal["euclidean", "cosine"] | None = None,
+    metric: Metric | None = None,
     rerank: bool | None = None,
     flip: bool = False,
     expand: int | None = None,
@@ -67,7 +70,7 @@ def evaluate(
     import json
 
     from ..evaluation import score_table
-    from ..files import atomic_write
+    from ..run_folder import EVALUATION
     from .experiment import (
         check_expansion,
         reid_options,
@@ -76,18 +79,18 @@ def evaluate(
         scores,
         warn_of_unknown,
     )
-    from .outputs import check_file, counted, named
+    from .outputs import counted, named
     from .trained import load_trained
 
     if file is not None:
-        check_file(file, (".json",))
+        raise_faults(path_faults("--file", file, (".json",)))
     check_expansion(expand, alpha)
     trained = load_trained(selection)
     task = trained.description.task
     asked = reid_options(task, metric=metric, rerank=rerank, expand=expand, alpha=alpha)
-    output = file or (selection.run and selection.run / "evaluation.json")
+    output = file or (selection.run and selection.run / EVALUATION)
     if output is not None:
-        check_file(output, (".json",))
+        raise_faults(path_faults("--file", output, (".json",)))
     splits = trained.splits()
     warn_of_unknown(trained.model, splits.query, splits.gallery)
     defaults: dict[str, Any] = {"metric": "cosine", "rerank": False} if splits.task == "reid" else {}
@@ -134,7 +137,7 @@ def embed(
     from ..data import photos_in
     from ..evaluation import embeddings, flip_averaged
     from .experiment import evaluation_batches, warn_of_unknown
-    from .outputs import check_file, counted
+    from .outputs import counted
     from .trained import load_trained
 
     if (part is None) == (photos is None):
@@ -146,7 +149,7 @@ def embed(
         return
     if photos is not None and not photos.is_dir():
         raise ValueError(f"--photos must be a folder, got {str(photos)!r}")
-    check_file(file, embeddings.SUFFIXES)
+    raise_faults(path_faults("--file", file, embeddings.SUFFIXES))
     trained = load_trained(selection)
     dataset = trained.part(part) if part else photos_in(photos or "", trained.transform())
     if photos is not None:
@@ -188,13 +191,14 @@ def visualize(
             each block.
     """
     from ..visualization import visualize as draw
+    from ..visualization.output import SUFFIXES
     from .experiment import center_of
-    from .outputs import check_file, counted
+    from .outputs import counted
     from .trained import load_trained
 
     drawn = [photos] if isinstance(photos, Path) else photos
     others = [distractors] if isinstance(distractors, Path) else distractors
-    check_file(file, (".png", ".html"))
+    raise_faults(path_faults("--file", file, SUFFIXES))
     trained = load_trained(selection)
     known = trained.description
     resize = center_of(trained.data)
@@ -213,7 +217,7 @@ def demo(
         reid_epochs: Epochs of the run for re-identification, >= 1.
         seed: Seeds the initial weights, batches, pairs and augmentation.
     """
-    from ..arguments import integer, raise_faults, violations
+    from ..arguments import integer, violations
     from . import demo as faces
     from .options import VALUE_RULES
     from .outputs import check_folder

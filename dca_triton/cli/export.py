@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ..arguments import raise_faults
+from ..files import path_faults
 from .options import Selection
 
 
@@ -16,12 +18,12 @@ def export(selection: Selection, run: Path, target: Path, fp16: bool = False) ->
             (identities) or probabilities (categories).
         fp16: Store an .onnx file in half precision.
     """
-    from .outputs import check_file, check_new, new_folder
+    from .outputs import check_new, new_folder
     from .trained import load_trained
 
     onnx = target.suffix == ".onnx"
     if onnx:
-        check_file(target, (".onnx",), "target")
+        raise_faults(path_faults("target", target, (".onnx",)))
     else:
         check_new(target)
     if fp16 and not onnx:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..branches import Metric
 from .options import Selection
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def rank(
     rows: int = 8,
     photos: int = 10,
     queries: Choice | None = None,
-    metric: Literal["euclidean", "cosine"] | None = None,
+    metric: Metric | None = None,
     rerank: bool | None = None,
     flip: bool = False,
     expand: int | None = None,
@@ -45,19 +46,20 @@ def rank(
         curve: A .png file for the Re-ID curve of cumulative matches (CMC).
     """
     from ..arguments import choice, integer, optional, raise_faults, violations
+    from ..files import path_faults
     from ..visualization.gallery import too_many
+    from ..visualization.output import SUFFIXES
     from .experiment import check_expansion, reid_options
-    from .outputs import check_file
     from .trained import load_trained
 
     least = {"--rows": integer(1), "--photos": integer(2), "--queries": optional(choice("spread", "worst"))}
     faults = violations({"--rows": rows, "--photos": photos, "--queries": queries}, least)
     raise_faults(faults)
     check_expansion(expand, alpha)
-    check_file(file, (".png", ".html"))
+    raise_faults(path_faults("--file", file, SUFFIXES))
     raise_faults(too_many(file, {"--rows": rows, "--photos": photos}))
     if curve is not None:
-        check_file(curve, (".png",), "--curve")
+        raise_faults(path_faults("--curve", curve, (".png",)))
     trained = load_trained(selection)
     task = trained.description.task
     options = {"metric": metric, "rerank": rerank, "expand": expand, "alpha": alpha}

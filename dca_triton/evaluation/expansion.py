@@ -1,11 +1,12 @@
 """Query expansion: each query is averaged with its nearest gallery photos before the gallery is ranked."""
 
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from ..arguments import choice, integer, number, raise_faults, violations
+from ..branches import Metric
 from ..tensor_arguments import tensor_violations
 from .distances import squared_distances
 from .metrics import unit_rows
@@ -13,7 +14,7 @@ from .metrics import unit_rows
 VALUE_RULES = {
     "k": integer(1),
     "alpha": number(lambda v: v >= 0, "a number >= 0"),
-    "metric": choice("euclidean", "cosine"),
+    "metric": choice(*get_args(Metric)),
     "chunk_size": integer(1),
 }
 TENSOR_RULES = {"query": "floating-point (Q, C)", "gallery": "floating-point (G, C)"}
@@ -24,7 +25,7 @@ def expand_queries(
     gallery: Tensor,
     k: int = 10,
     alpha: float = 3.0,
-    metric: Literal["euclidean", "cosine"] = "cosine",
+    metric: Metric = "cosine",
     chunk_size: int = 64,
     progress: bool = False,
 ) -> Tensor:

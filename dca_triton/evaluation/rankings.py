@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ..arguments import integer, raise_faults, violations
+from ..branches import Metric
 from .embeddings import Embeddings
 from .metrics import JUNK_ID, average_precision, comparisons, ranks_of_right
-from .scores import Metric, retrieval
+from .scores import retrieval
 
 
 class Rankings(NamedTuple):

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..arguments import raise_faults
+from ..branches import Metric, Task
 from ..data.records import Batch
 from ..model import DualAttentionModel
 from ..progress import progress as progress_bar
@@ -18,8 +19,6 @@ from .expansion import expand_queries
 from .flip import flip_averaged
 from .metrics import JUNK_ID, reid_metrics, topk_accuracy
 
-Metric = Literal["euclidean", "cosine"]
-Task = Literal["fgvc", "reid"]
 PREDICTIONS = {"sa": "SA", "glca": "GLCA", "sum": "SA + GLCA"}
 RETRIEVAL = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
 SCORES: Mapping[Task, tuple[str, ...]] = {

@@ -197,6 +197,11 @@ class Backbone(nn.Module):
             faults.append(f"{name} must be {rule}, got shape {tuple(images.shape)}")
         return faults
 
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.model.patch_embed.img_size
+
 
 def _channels(model: TimmModule) -> int:
     """The number of image channels that the patch embedding's first convolution takes."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import raise_faults
-from ..branches import BRANCHES, Branch, Readout
+from ..branches import BRANCHES, Branch, Readout, Task
 from ..ops import Backend
 from ..ops.torch_backend import take_rows
 from .attention_maps import attention_maps
@@ -96,7 +96,7 @@ class DualAttentionModel(BranchStreams, HubMixin):
         self,
         backbone_name: str,
         num_classes: int,
-        task_type: Literal["fgvc", "reid"] = "fgvc",
+        task_type: Task = "fgvc",
         num_sa_blocks: int = 12,
         num_glca_blocks: int = 1,
         num_pwca_blocks: int = 12,
