@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 
 .venv/ready: pyproject.toml constraints.txt
-	python3 -m venv .venv && $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]' && touch $@
+	python3 -m venv .venv && $(PY) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]' && touch $@
 
 .oldest/ready: pyproject.toml constraints-oldest.txt
 	python3 -m venv .oldest && .oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable . pytest pytest-benchmark pytest-xdist hypothesis peft torchao && touch $@

@@ -93,7 +93,7 @@ class SelectedMaps(Maps):
         """As in `Maps`."""
         with torch.no_grad():
             streams = self.model.sa_and_pwca(images, None, partner_index, class_tokens_only=True)
-            self.selected = self.model.select(self.model._rollout(streams))
+            self.selected = self.model.select(self.model.rollout(streams, cached=True))
         return super().forward(images, partner_index)
 
     def select(self, maps: list[Tensor]) -> Tensor:

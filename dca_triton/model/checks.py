@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ..arguments import Rule, choice, flag, integer, number, optional, raise_faults, size, violations
 from ..branches import BRANCHES, READOUTS, Branch
-from ..ops import checks
+from ..ops.checks import check_tensors
+from ..ops.values import INTEGERS, check_range, check_rows
 from .backbone import Backbone
 from .heads import HEADS
 from .side_information import NO_SIDES, SideInformationEmbedding, Sides, side_faults
@@ -102,7 +103,7 @@ def check_inputs(
     needs_sides: bool = False,
 ) -> None:
     """Raise ValueError for every input of `DualAttentionModel.forward` that does not fit."""
-    checks.check_tensors({"x": x}, x_pair=x_pair, partner_index=partner_index, **sides.named())
+    check_tensors({"x": x}, x_pair=x_pair, partner_index=partner_index, **sides.named())
     faults = []
     for name, images in (("x", x), ("x_pair", x_pair)):
         if images is None:
@@ -123,7 +124,7 @@ def check_inputs(
     if x_pair is not None and partner_index is not None:
         faults.append("x_pair must be None where partner_index is given, got both")
     if partner_index is not None and (
-        partner_index.shape != x.shape[:1] or partner_index.dtype not in checks.INTEGERS
+        partner_index.shape != x.shape[:1] or partner_index.dtype not in INTEGERS
     ):
         faults.append(
             f"partner_index must be (B,) = {tuple(x.shape[:1])} in int32 or int64, "
@@ -133,6 +134,6 @@ def check_inputs(
     for name, numbers in sides.named().items():
         if needs_sides and sie is not None and numbers is not None:
             kind = name.removeprefix("pair_")
-            checks.check_rows(name, f"of the model's {kind}, or negative", sie.strange(kind, numbers))
+            check_rows(name, f"of the model's {kind}, or negative", sie.strange(kind, numbers))
     if partner_index is not None:
-        checks.check_range("partner_index", partner_index, -1, len(x))
+        check_range("partner_index", partner_index, -1, len(x))

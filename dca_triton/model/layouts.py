@@ -15,45 +15,12 @@ from torch import Tensor, nn
 from ..ops import pair_up
 from ..ops.torch_backend import take_rows
 from .backbone import Backbone
-from .blocks import BlockTrace, Trace, first_row, init_linears
+from .blocks import Trace, first_row, init_linears
 from .family import Step
 from .glca import GLCABlock
 from .vit import Attention, Block
 
 Positions = Sequence[Tensor | None]  # a table for each block, see `PairBlock`
-
-
-class Streams(NamedTuple):
-    """What the SA blocks leave.
-
-    Tokens of SA and PWCA (B, N, C), or (B, 1, C) where only the class token's row is computed; GLCA's input
-    (B, N, C), and the positions of its rows, if the last block has a table; a trace of each block, SA rows
-    first, if it was asked for; which blocks are PWCA's.
-    """
-
-    sa: Tensor
-    pwca: Tensor | None
-    local: Tensor
-    positions: Tensor | None
-    traces: list[BlockTrace]
-    pair_blocks: slice
-
-    @property
-    def scale(self) -> float:
-        """The factor of the SA blocks' scores, 1/√D."""
-        return self.traces[0].q.shape[-1] ** -0.5
-
-    @property
-    def sa_traces(self) -> list[BlockTrace]:
-        """Those of the SA rows, which rollout is made of."""
-        B = self.sa.shape[0]  # len() would pin it in an exported graph
-        return [trace.of(slice(B)) for trace in self.traces]
-
-    @property
-    def pwca_traces(self) -> list[BlockTrace]:
-        """Those of PWCA's blocks and rows, whose log-sum-exp is over own and partner's keys."""
-        B = self.sa.shape[0]
-        return [trace.of(slice(B, 2 * B)) for trace in self.traces[self.pair_blocks]]
 
 
 class Pairing:

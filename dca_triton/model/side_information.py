@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..arguments import shown
-from ..ops.checks import INTEGERS
+from ..ops.values import INTEGERS
 from .family import TimmModule
 
 KINDS = ("cameras", "views")

@@ -1,65 +1,30 @@
 """Checks of the arguments of the public operations. Faults read "`name` must be <rule>, got <value>".
 
-Structure and values are checked in two phases. The functions that return faults check the structure (types,
-shapes, dtypes, devices), and the values that can be read, which are those on a CPU. The functions called
-`assert_...` check the values on a GPU once the structure is sound: they queue an assertion, which costs no
-host sync.
+They check the structure (types, shapes, dtypes, devices), and the values that can be read, which are those on
+a CPU. Once the structure is sound, the values on a GPU are asserted (`values`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..arguments import integer, number, optional, raise_faults, violations
-from ..tensor_arguments import row_violations
 from .attention import Attention
+from .values import INTEGERS, Range, start_row_faults
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WIDE_FLOATS = (torch.float32, torch.float64)
-INTEGERS = (torch.int32, torch.int64)
 SCALE = optional(number(lambda v: v >= 0, "a finite number >= 0"))
-
-
-class Range(NamedTuple):
-    """A rule for values: they must be in [low, high)."""
-
-    name: str
-    values: Tensor
-    low: int
-    high: int
-
-    def faults(self) -> list[str]:
-        """The fault of values that can be read; an index of another dtype has other faults."""
-        if not _readable(self.values) or self.values.dtype not in INTEGERS or self.values.numel() == 0:
-            return []
-        smallest, largest = (int(x) for x in self.values.aminmax())
-        if self.low <= smallest and largest < self.high:
-            return []
-        rule = f"in [{self.low}, {self.high})"
-        return [f"{self.name} must hold values {rule}, got values from {smallest} to {largest}"]
-
-    def assert_values(self) -> None:
-        """Queue an assertion about values that cannot be read here."""
-        if _has_unread_values(self.values):
-            # `high` in the message would pin the batch size of a compiled graph.
-            holds = ((self.values >= self.low) & (self.values < self.high)).all()
-            torch._assert_async(holds, f"{self.name} must hold values >= {self.low} and below its limit")
 
 
 def check_tensors(needed: Mapping[str, object], **optional: object) -> None:
     """Raise ValueError for every argument that is not a dense tensor; those of `optional` may be None."""
-    arguments = {**needed, **{name: value for name, value in optional.items() if value is not None}}
-    faults = []
-    for name, value in arguments.items():
-        rule = f"a dense tensor{' or None' * (name in optional)}"
-        if not isinstance(value, Tensor):
-            faults.append(f"{name} must be {rule}, got {type(value).__name__}")
-        elif value.is_nested or value.layout != torch.strided:
-            kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
-            faults.append(f"{name} must be {rule}, got {kind}")
-    raise_faults(faults)
+    raise_faults(
+        f"{name} must be a dense tensor{' or None' * (name in optional)}, got {_kind(value)}"
+        for name, value in (*needed.items(), *optional.items())
+        if not _is_dense(value) and (value is not None or name in needed)
+    )
 
 
 def check_sequences(layers: Mapping[str, object]) -> None:
@@ -69,21 +34,6 @@ def check_sequences(layers: Mapping[str, object]) -> None:
         for name, value in layers.items()
         if not isinstance(value, list | tuple)
     )
-
-
-def check_range(name: str, index: Tensor, low: int, high: int) -> None:
-    """Raise ValueError unless all values are in [low, high); on a GPU, assert it without a host sync."""
-    values = Range(name, index, low, high)
-    raise_faults(values.faults())
-    values.assert_values()
-
-
-def check_rows(name: str, rule: str, bad: Tensor) -> None:
-    """Raise ValueError if a row is `bad` (B,) bool; on a GPU, assert it without a host sync."""
-    if _readable(bad):
-        raise_faults(row_violations(name, rule, bad))
-    if _has_unread_values(bad):
-        torch._assert_async(~bad.any(), f"{name} must be {rule}")
 
 
 def pair_attention(a: Attention) -> list[str]:
@@ -189,8 +139,7 @@ def rollout_row(
         faults += _device_faults("row", row, q0, "qs[0]")
         if row.shape != q0.shape[:2]:
             faults.append(f"row must have shape (B, N) = {tuple(q0.shape[:2])}, got {_shape(row)}")
-        if row.is_floating_point() and _readable(row) and not _is_start_row(row):
-            faults.append(f"{START_ROW}, got others")
+        faults += start_row_faults(row)
     return faults + _scale_faults(scale)
 
 
@@ -209,19 +158,6 @@ def _is_class_row(q: Tensor, k: Tensor, lse: Tensor) -> bool:
         return False
     B, _, H, D = k.shape
     return tuple(q.shape) == (B, 1, H, D) and tuple(lse.shape) == (B, H, 1)
-
-
-START_ROW = "row must hold finite values >= 0"
-
-
-def assert_start_row(row: Tensor) -> None:
-    """Assert the values of a sound start row where they cannot be read."""
-    if _has_unread_values(row):
-        torch._assert_async(_is_start_row(row), START_ROW)
-
-
-def _is_start_row(row: Tensor) -> Tensor:
-    return ((row >= 0) & (row < float("inf"))).all()
 
 
 def _attention_faults(a: Attention) -> list[str]:
@@ -277,14 +213,14 @@ def _scale_faults(scale: float | None) -> list[str]:
     return violations({"scale": scale}, {"scale": SCALE})
 
 
-def _readable(x: Tensor) -> bool:
-    """Whether reading a value costs no host sync and breaks no compiled graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+def _is_dense(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
 
 
-def _has_unread_values(x: Tensor) -> bool:
-    """Whether x has values that nobody has read; a tensor on the meta device has none."""
-    return not _readable(x) and x.device.type != "meta"
+def _kind(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return "a nested tensor" if value.is_nested else f"layout {value.layout}"
 
 
 def _dims(shape: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from ..arguments import raise_faults
-from ..branches import BRANCHES
+from ..branches import TRAINING_METRICS
 from ..run_folder import RunFolder
 from .run import Run
 from .run_settings import stable_repr
@@ -39,7 +39,12 @@ class Scoring:
         progress = self.run.progress
         progress.next_epoch()
         last = progress.epoch == num_epochs
-        scores, faults = self._scores(line) if self._evaluates(num_epochs) else ({}, [])
+        try:
+            scores, faults = self._scores(line) if self._evaluates(num_epochs) else ({}, [])
+        except Exception:
+            if self.run.accelerator.num_processes == 1:  # saving needs all processes; others may not raise
+                self._record(folder, line, {}, saves=True)  # a resumed run evaluates the epoch first
+            raise
         saves = last or bool(faults) or progress.epoch % self.save_every == 0
         self._record(folder, line, scores, saves)
         raise_faults(faults)
@@ -123,5 +128,4 @@ def check_scores(
 
 def has_scores(line: Mapping[str, float]) -> bool:
     """True if an epoch's metrics hold more than training itself writes."""
-    losses = [f"{branch}_loss{part}" for branch in BRANCHES for part in ("", "_weight", "_log_var")]
-    return not set(line) <= {"epoch", "lr", "loss_weights_lr", "total_loss", "skipped_steps", *losses}
+    return not TRAINING_METRICS.issuperset(line)

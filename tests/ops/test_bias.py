@@ -57,12 +57,19 @@ def test_it_is_added_to_own_and_partners_scores(
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_a_learned_bias_in_many_chunks(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Swin at 224 pixels has more scores than one chunk holds."""
-    monkeypatch.setattr(fused, "CHUNK", 2 * B * H * N)  # 2 rows, and 1 at the end
-    q, k, v, *_, bias = inputs(shape)
-    expected = reference.pair_attention(q, k, v, bias=bias)
-    torch.testing.assert_close(ops.pair_attention(q, k, v, bias=bias), expected, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("partner", PARTNERS, ids=str)
+def test_the_log_sum_exp_in_many_chunks(
+    shape: tuple[int, ...], partner: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two query rows, and one at the end."""
+    monkeypatch.setattr(fused, "row_chunks", lambda *_: [slice(0, 2), slice(2, 4), slice(4, 5)])
+    index = None if partner is None else torch.tensor(partner)
+    *tensors, bias = inputs(shape)
+    found = ops.pair_attention(*(tensors if partner else tensors[:3]), partner_index=index, bias=bias)
+    expected = reference.pair_attention(
+        *(tensors if partner else tensors[:3]), partner_index=index, bias=bias
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_dropout_drops_probabilities_with_a_bias(path: str) -> None:
