@@ -264,12 +264,13 @@ def tune(
     try:
         from ..tuning import tuner
     except ModuleNotFoundError as error:
-        raise RuntimeError(f"tuning needs Triton, which is not installed here ({error})") from error
+        raise RuntimeError(f"tune must run where Triton is installed, got no Triton ({error})") from error
     if target is not None:
         print(tuner.ranking_table(tuner.rank(target, head_dims=head_dims, dtypes=dtypes)))
         return
     if not torch.cuda.is_available():
         raise RuntimeError(
-            "this machine has no GPU to tune on; --target sm_90 prints the static model's ranking"
+            "tune must run on a machine with a GPU, got none (--target sm_90 prints the static model's "
+            "ranking)"
         )
     print(tuner.table(tuner.tune(head_dims=head_dims, dtypes=dtypes, output=output)))

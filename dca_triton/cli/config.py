@@ -107,7 +107,7 @@ def write_config(output: Path, text: str) -> None:
     """Write a run's config.yaml, and remove the scores of the checkpoint before."""
     from ..run_folder import EVALUATION
 
-    if (scores := output / EVALUATION).is_file():
-        scores.unlink()
     with atomic_write(output / CONFIG, "w") as stream:
         stream.write(text)
+    if (scores := output / EVALUATION).is_file():
+        scores.unlink()

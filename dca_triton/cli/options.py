@@ -176,6 +176,6 @@ class Selection:
     def changed(self) -> dict[str, Any]:
         """The overridden options that scores depend on: arguments of the model and the data."""
         speed = ("batch_size", "workers")
-        data = {name: value for name, value in self.data.items() if name not in speed and value is not None}
+        data = {name: value for name, value in self.data.items() if name not in speed}
         sections = {"model": dict(self.model), "data": data}
         return {name: values for name, values in sections.items() if values}

@@ -118,12 +118,17 @@ class HubMixin(
 
         Raises:
             FileNotFoundError: The folder holds neither.
-            ValueError: Files that are damaged or do not fit each other.
+            ValueError: A file, or files that are damaged or do not fit each other.
         """
         name = str(pretrained_model_name_or_path)
         if not name:
             raise ValueError("pretrained_model_name_or_path must be a folder or a repository, got ''")
         folder = Path(name)
+        if folder.is_file():
+            raise ValueError(
+                f"pretrained_model_name_or_path must be a folder or a repository, got {name!r}, a file; "
+                "load_weights takes a checkpoint"
+            )
         run = RunFolder(folder).find("auto")
         if run is not None:
             model = cls.from_checkpoint(*run, **options)

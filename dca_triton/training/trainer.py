@@ -25,7 +25,7 @@ from .optimizer import cosine_schedule, group_lr, images_of_step, make_optimizer
 from .pairs import PairSampler
 from .parts import make_branch_loss, prepared
 from .resume import ADDED_SETTINGS, RESUME_SETTINGS
-from .run import Run
+from .run import Progress, Run
 from .run_settings import describe, model_arguments, plain
 from .scoring import Scoring
 from .sharding import is_sharded, shard_parameters
@@ -64,7 +64,7 @@ class DualAttentionTrainer:
         weight_decay_exclude_1d: No decay of norms and biases, nor of the backbone's position embedding and
             tokens (timm's `no_weight_decay`), nor of the embeddings of cameras and views.
         warmup_epochs: Epochs of linear warm-up before the cosine, >= 0; fewer than the epochs to train.
-        label_smoothing: Label smoothing of the cross entropy, in [0, 1).
+        label_smoothing: Label smoothing of the cross entropy, in [0, 1].
         metric_loss: The loss on the embeddings of a "reid" model: "triplet" with margin 0.3,
             "soft_margin_triplet" (TransReID), "circle", "arcface" or "cosface" (see `BranchLoss`).
         freeze_epochs: The number of first epochs, >= 0, in which the backbone does not learn. In
@@ -153,7 +153,7 @@ class DualAttentionTrainer:
         self.accelerator = make_accelerator(precision, batches)
         self.processes, self.device = self.accelerator.num_processes, self.accelerator.device
         self.images = images_of_step(batches, accumulate, self.processes)
-        raise_faults(combination_faults(arguments, model.task_type, self.images))
+        raise_faults(combination_faults(arguments, self.images))
         share = 1.0 if lr_per is None or self.images is None else self.images / lr_per
 
         self.lr, self.min_lr = lr * share, min_lr * share
@@ -259,13 +259,15 @@ class DualAttentionTrainer:
                 evaluation.json and TensorBoard's files of an earlier one in it after its first step.
             resume: "auto" continues from the newest undamaged checkpoint in `save_dir`, if there is one; a
                 path continues from this file. On a CPU, the result is bit-identical to that of an
-                uninterrupted run. None begins a new run.
+                uninterrupted run, also in the same trainer after Ctrl-C or an error. None begins a new run,
+                which needs a new trainer.
             began: Called once in the main process, after the first step and before files of an earlier run
                 are removed; e.g. to write more about the run. If it raises, the earlier run is unchanged.
 
         Raises:
             ValueError: num_epochs below 1, below the epochs done or within the warm-up, no batches, a
-                checkpoint that is damaged or of other settings, or scores without `best_by`.
+                checkpoint that is damaged or of other settings, none for a trainer that has trained, or
+                scores without `best_by`.
             RuntimeError: A loss that is not finite, with the epoch, the step and the files of the batch;
                 earlier checkpoints are kept.
             OSError: A checkpoint cannot be written, e.g. because the disk is full; older ones are whole.
@@ -290,9 +292,19 @@ class DualAttentionTrainer:
 
     def _prepare(self, folder: RunFolder, num_epochs: int, resume: str | os.PathLike[str] | None) -> None:
         """Restore the run if it goes on, and find out whether the folder can be written."""
+        trained = self.run.has_trained()
+        if resume is None and trained:
+            raise ValueError("resume must be 'auto' or a path for a trainer that has trained, got None")
         path, state = folder.find(resume) or (None, None)
         if path is not None and state is not None:
             self.run.restore(path, state)
+        elif trained:
+            raise ValueError(
+                f"save_dir must hold a checkpoint for a trainer that has trained, got {str(folder.path)!r}"
+            )
+        else:
+            self.run.progress = Progress()
+        self.run.optimizer.zero_grad()  # a step that failed leaves its gradients
         progress = self.run.progress
         begun = progress.epoch + (progress.step > 0)
         if num_epochs < begun:

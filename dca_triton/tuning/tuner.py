@@ -133,7 +133,10 @@ def tune(
     arguments = {"ops": ops, "head_dims": head_dims, "dtypes": dtypes, "lengths": lengths}
     _check(arguments if device is None else {"device": device, **arguments})
     if not torch.cuda.is_available():
-        raise RuntimeError("tuning needs a GPU; `rank` (--target) shows the cost model's choice without one")
+        raise RuntimeError(
+            "device must be a CUDA or ROCm device, got a machine without one (`rank`, or --target sm_90, "
+            "shows the cost model's choice)"
+        )
     device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
     gpu = launch_table.gpu_of(device)
     source = f"measured on {gpu.name}"

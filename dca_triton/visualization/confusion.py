@@ -116,7 +116,7 @@ def draw_confusions(
     if output.suffix == ".html":
         told = f"{int(matrix.trace())} of {len(labels)} photos are recognized."
         picture = ("Matrix of confusions", png_of(_draw_matrix(matrix, classes)))
-        write_page(output, TITLE, [summary, told, ABOUT], [picture], html_rows(rows))
+        write_page(output, TITLE, [summary, told, ABOUT], [picture], html_rows(rows, "unrecognized"))
     else:
         save([_draw_matrix(matrix, classes), *([draw_rows(rows, NOTE)] if rows else [])], output)
 

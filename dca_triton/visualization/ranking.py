@@ -64,7 +64,7 @@ def draw_rankings(
         save([draw_rows(rows, NOTE, heads)], output)
         return
     pictures = [] if not curve else [("CMC curve", png_of(_curves({"": curve})))]
-    write_page(output, TITLE, [ABOUT, summary], pictures, html_rows(rows))
+    write_page(output, TITLE, [ABOUT, summary], pictures, html_rows(rows, "query"))
 
 
 def cmc_curves(curves: Mapping[str, Sequence[float]], path: str | Path) -> None:

@@ -65,7 +65,7 @@ class Explained(NamedTuple):
 def visualize(
     model: DualAttentionModel,
     photos: Sequence[Path],
-    output: Path,
+    output: str | Path,
     distractors: Sequence[Path] | None = None,
     classes: Sequence[str] = (),
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
