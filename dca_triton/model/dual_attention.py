@@ -1,7 +1,7 @@
 """The dual cross-attention model: a timm ViT with SA, GLCA and (in training) PWCA branches and heads."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -167,8 +167,8 @@ class DualAttentionModel(BranchStreams, HubMixin):
         if cameras or views:
             self.sie = SideInformationEmbedding(cameras, views, self.embed_dim, sie_weight)
         self.backend = backend
-        blocks, heads = len(self._sa_blocks), self._sa_blocks[-1].attn.num_heads
-        present = {"num_sa_blocks": blocks, "num_pwca_blocks": blocks, "num_heads": heads}
+        blocks, attention = len(self._sa_blocks), cast(PairAttention, self._sa_blocks[-1].attn)
+        present = {"num_sa_blocks": blocks, "num_pwca_blocks": blocks, "num_heads": attention.num_heads}
         warn_of_ignored(arguments, present | {"embed_dim": self.embed_dim})
 
     @property
