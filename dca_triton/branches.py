@@ -1,9 +1,11 @@
-"""The names of DCAL's branches, of what is read from their tokens, and of what training measures of them."""
+"""The names that arguments take: tasks, branches, readouts and distances; and what training measures."""
 
 from typing import Literal, get_args
 
+Task = Literal["fgvc", "reid"]
 Branch = Literal["sa", "glca", "pwca"]
 Readout = Literal["class", "local", "both"]
+Metric = Literal["euclidean", "cosine"]
 BRANCHES: tuple[Branch, ...] = get_args(Branch)
 READOUTS: tuple[Readout, ...] = get_args(Readout)
 LOSSES = (*(f"{branch}_loss" for branch in BRANCHES), "total_loss")

@@ -112,11 +112,12 @@ class HubMixin(
         """Load a model in evaluation mode; nothing in its files is executed.
 
         Args:
-            pretrained_model_name_or_path: A folder of `save_pretrained`, the folder of a training run (its
-                newest sound checkpoint, with averaged weights where it has them), or a repository on the Hub.
-                In a folder that is both, the run's checkpoint is taken.
+            pretrained_model_name_or_path: A folder of `save_pretrained`, the folder of a training run, or a
+                repository on the Hub. Of a run, the newest undamaged checkpoint is read, with averaged
+                weights if it has them. If a folder is both, the run's checkpoint is read.
             map_location: The model's device.
-            force_download: As `token`, `cache_dir`, `local_files_only` and `revision` in `huggingface_hub`.
+            force_download: As in `huggingface_hub`; so are `token`, `cache_dir`, `local_files_only` and
+                `revision`.
             **options: Override the constructor's arguments. The weights must still fit entirely.
 
         Raises:

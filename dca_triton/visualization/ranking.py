@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..arguments import raise_faults
+from ..files import path_faults
 from .curves import CURVES_INCHES, OTHER_COLORS
 from .gallery import Framed, draw_rows, html_rows, save, too_many, write_page
-from .output import check_output, png_of
+from .output import SUFFIXES, png_of
 from .overlays import DPI
 from .text import drawable
 
@@ -52,7 +53,7 @@ def draw_rankings(
     """
     output = Path(output)
     longest = max((len(query.found) for query in queries), default=0)
-    faults = check_output(output)
+    faults = path_faults("output", output, SUFFIXES)
     faults += too_many(output, {"the queries": len(queries), "the photos of a query": longest})
     if not queries:
         faults.append("queries must hold at least one, got none")
