@@ -15,7 +15,9 @@ POSITIONS = "backbone.model.pos_embed"
 
 def model_of(classes: int = 4, seed: int = 0, **options) -> DualAttentionModel:
     torch.manual_seed(seed)
-    arguments = {"img_size": 16, "patch_size": 8, "depth": 2, "num_sa_blocks": 1, "num_heads": 4}
+    arguments = {"img_size": 16, "patch_size": 8, "depth": 2}
+    if options.get("layout") == "reference":
+        arguments |= {"num_sa_blocks": 1, "num_heads": 4}
     return DualAttentionModel(
         "test_vit", classes, **({"layout": "paper", "pretrained": False} | arguments | options)
     )

@@ -19,6 +19,7 @@ WORDS = {
 }
 BAD_VALUE = re.compile(r'Parser key "([^"]+)"')
 VALUE = re.compile(r"(?:Got|Given) value: (.*)\Z", re.DOTALL)
+NO_MAPPING = re.compile(r"Unable to load config '(.*)'")
 ABSENT = re.compile(r"the following arguments are required: (.+)")
 UNKNOWN = re.compile(
     r"unrecognized arguments: (.+)|does not accept option '([^']+)'|Key '([^']+)' is not expected"
@@ -49,7 +50,9 @@ def sentence(message: str, typehints: dict[str, Any], command: str) -> str:
         words = words_of(typehints.get(name, dict))
         return f"{option(name, command)} must be {words}, got {' '.join(value[1].split())}"
     if found:
-        return f"{option(found[1], command)} must be options of that section, got another value"
+        name, value = option(found[1], command), NO_MAPPING.search(message)
+        got = "another value" if value is None else value[1]
+        return f"{name} must be a mapping or a YAML file of its options ({name}.OPTION=VALUE), got {got}"
     return message
 
 

@@ -12,6 +12,7 @@ from ..data import ImageDataset, Splits, load_dataset
 from ..data.splits import READERS
 from ..description import Description
 from ..model import DualAttentionModel
+from ..model.checks import silence_ignored
 from ..model.hub_files import evaluation_weights, read_config
 from ..process import this_process
 from ..run_folder import RunFolder
@@ -241,7 +242,8 @@ def _by_dataset(
     name = options.get("backbone_name") or state["model_arguments"]["backbone_name"]
     splits = load_splits(data, name)
     if model is None:
-        model = build_model(splits, data, options)
+        with silence_ignored():
+            model = build_model(splits, data, options)
         load_weights(model, evaluation_weights(file, state))
     return Trained(model, describe(splits, data, name), file, data)
 

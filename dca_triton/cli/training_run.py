@@ -1,11 +1,13 @@
 """From an experiment to its trainer: everything that a training run checks before it writes."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from ..model.checks import silence_ignored
 from ..run_folder import RunFolder
 from ..training import DualAttentionTrainer, PairSampler
 from .experiment import (
@@ -53,9 +55,11 @@ def prepare(experiment: Experiment, resume: Resume = None) -> TrainingRun:
     splits = load_splits(data, name)
     best_by, branches = experiment.trainer.get("best_by"), experiment.model.get("branches")
     check_score("--trainer.best_by", best_by, splits.task, branches)
-    model = build_model(splits, data, experiment.model)
+    resumed = resumed_folder(experiment.output, resume) is not None
+    with silence_ignored() if resumed else contextlib.nullcontext():
+        model = build_model(splits, data, experiment.model)
     warn_of_unknown(model, splits.query, splits.gallery)
-    source = experiment.transfer if resumed_folder(experiment.output, resume) is None else None
+    source = None if resumed else experiment.transfer
     transferred = start_from(model, source) if source else None
     trainer = DualAttentionTrainer(
         model,

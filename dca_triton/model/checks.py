@@ -1,5 +1,8 @@
 """Checks of a model's arguments and inputs."""
 
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +25,8 @@ VALUE_RULES = {
     "task_type": choice("fgvc", "reid"),
     "num_sa_blocks": integer(1),
     "num_glca_blocks": integer(0),
+    "num_pwca_blocks": integer(0),
+    "embed_dim": optional(integer(1)),
     "num_heads": integer(1),
     "top_k_ratio": number(lambda v: 0 < v <= 1, "in (0, 1]"),
     "drop_rate": number(lambda v: 0 <= v < 1, "in [0, 1)"),
@@ -53,6 +58,17 @@ VALUE_RULES = {
 }
 
 
+# What a layout takes for the sake of the reference's signature and does not use, with the defaults.
+IGNORED: dict[str, dict[str, int | None]] = {
+    "reference": {"num_pwca_blocks": 12, "embed_dim": None},
+    "paper": {"num_sa_blocks": 12, "num_pwca_blocks": 12, "embed_dim": None, "num_heads": 12},
+}
+
+
+class IgnoredArgument(UserWarning):
+    """A model's argument has no effect."""
+
+
 def _is_sequence(value: object) -> bool:
     return isinstance(value, list | tuple)
 
@@ -60,6 +76,33 @@ def _is_sequence(value: object) -> bool:
 def check_arguments(arguments: dict[str, Any]) -> None:
     """Raise ValueError for every argument of a model that is outside its range."""
     raise_faults(violations(arguments, VALUE_RULES))
+
+
+def warn_of_ignored(arguments: Mapping[str, Any], present: Mapping[str, int]) -> None:
+    """Warn of values that have no effect: neither the default nor what the model has anyway.
+
+    Args:
+        arguments: The model's.
+        present: What the model has, by the name of the argument.
+    """
+    layout = arguments["layout"]
+    ignored = [
+        f"{name}={arguments[name]}"
+        for name, default in IGNORED[layout].items()
+        if arguments[name] not in (default, present[name])
+    ]
+    if ignored:
+        text = f"{', '.join(ignored)} has no effect in layout={layout!r}: the model has "
+        text += ", ".join(f"{present[name.partition('=')[0]]}" for name in ignored)
+        warnings.warn(text, IgnoredArgument, stacklevel=3)
+
+
+@contextlib.contextmanager
+def silence_ignored() -> Iterator[None]:
+    """Context manager: no warning of arguments that were written down by an earlier call."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IgnoredArgument)
+        yield
 
 
 def check_pwca_blocks(pwca_blocks: tuple[int, int] | None, num_blocks: int) -> None:

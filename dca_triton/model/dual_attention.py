@@ -1,7 +1,7 @@
 """The dual cross-attention model: a timm ViT with SA, GLCA and (in training) PWCA branches and heads."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from .checks import (
     check_inputs,
     check_pwca_blocks,
     check_rollout,
+    warn_of_ignored,
 )
 from .glca import GlobalLocalAttention
 from .heads import Head, branch_head, width_of
@@ -86,6 +87,10 @@ class DualAttentionModel(BranchStreams, HubMixin):
         ValueError: Arguments that do not fit, or a backbone that the layout cannot use, with every
             reason.
         RuntimeError: The pretrained weights could not be loaded.
+
+    Warns:
+        UserWarning: A value of `num_sa_blocks`, `num_pwca_blocks`, `embed_dim` or `num_heads` that has no
+            effect, unless it is the default or what the model has anyway.
     """
 
     sa_head: nn.Module
@@ -123,7 +128,8 @@ class DualAttentionModel(BranchStreams, HubMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        check_arguments(locals())
+        arguments = locals()
+        check_arguments(arguments)
         self.task_type = task_type
         self.num_classes = num_classes
         self.top_k_ratio = top_k_ratio
@@ -162,6 +168,9 @@ class DualAttentionModel(BranchStreams, HubMixin):
         if cameras or views:
             self.sie = SideInformationEmbedding(cameras, views, self.embed_dim, sie_weight)
         self.backend = backend
+        blocks, attention = len(self._sa_blocks), cast(PairAttention, self._sa_blocks[-1].attn)
+        present = {"num_sa_blocks": blocks, "num_pwca_blocks": blocks, "num_heads": attention.num_heads}
+        warn_of_ignored(arguments, present | {"embed_dim": self.embed_dim})
 
     @property
     def backend(self) -> Backend:

@@ -1,5 +1,6 @@
 """Hugging Face's way to keep a model: config.json, model.safetensors and a card, on disk or on the Hub."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -79,7 +80,10 @@ class HubMixin(
         Raises:
             ValueError: Arguments that JSON cannot hold.
         """
-        return super().save_pretrained(save_directory, config=config or self._config(), **options)
+        pushed = super().save_pretrained(save_directory, config=config or self._config(), **options)
+        folder = Path(save_directory)
+        shutil.copymode(folder / CONFIG_NAME, folder / SAFETENSORS_SINGLE_FILE)  # others may read it, too
+        return pushed
 
     def _config(self) -> dict[str, Any]:
         if self._not_json:

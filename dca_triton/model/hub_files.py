@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import raise_faults, shown, violations
-from .checks import VALUE_RULES
+from .checks import VALUE_RULES, silence_ignored
 
 MAX_CONFIG_BYTES = 2**20
 
@@ -74,12 +74,13 @@ def build(cls: Any, arguments: Mapping[str, Any], options: Mapping[str, Any], so
     if isinstance(given.get("img_size"), list):  # JSON knows no tuples
         given["img_size"] = tuple(given["img_size"])
     try:
-        try:
-            return cls(**given, pretrained=False)
-        except TypeError as error:
-            if "'pretrained'" not in str(error):
-                raise
-            return cls(**given)  # a subclass that takes none, or gives it itself
+        with silence_ignored():
+            try:
+                return cls(**given, pretrained=False)
+            except TypeError as error:
+                if "'pretrained'" not in str(error):
+                    raise
+                return cls(**given)  # a subclass that takes none, or gives it itself
     except Exception as error:  # untrusted values of any type reach timm's constructors
         source += f" with {', '.join(options)} of the call" if options else ""
         raise ValueError(f"{source} does not fit: {str(error) or type(error).__name__}") from error

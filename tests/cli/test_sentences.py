@@ -36,6 +36,10 @@ def test_types_in_words(typehint: Any, words: str) -> None:
         ),
         ([*TRAIN, "--trainer.clip_grad=a"], "--trainer.clip_grad must be a number, got a"),
         ([*TRAIN, "--data.size=3"], "--data.size must be a list [an integer, an integer], got 3"),
+        (
+            [*TRAIN, "--data=3"],
+            "--data must be a mapping or a YAML file of its options (--data.OPTION=VALUE), got 3",
+        ),
         ([*TRAIN, "--epochs=0"], "--epochs must be an integer >= 1, got 0"),
         ([*TRAIN, "--trainer.lr=-1"], "--trainer.lr must be a number > 0 and <= 1e18, got -1.0"),
         ([*TRAIN, "--data.workers=-1"], "--data.workers must be an integer in [0, 1024], got -1"),

@@ -12,6 +12,7 @@ from small_training import small_model
 
 from dca_triton.model import DualAttentionModel
 from dca_triton.model.checks import VALUE_RULES as OF_MODELS
+from dca_triton.model.checks import silence_ignored
 from dca_triton.training import DualAttentionTrainer
 from dca_triton.training.checks import ARGUMENT_RULES as OF_TRAINERS
 from dca_triton.training.checks import check_arguments
@@ -54,6 +55,8 @@ DEFAULTS = {
     "task_type": "fgvc",
     "num_sa_blocks": 1,
     "num_glca_blocks": 1,
+    "num_pwca_blocks": 12,
+    "embed_dim": None,
     "num_heads": 4,
     "top_k_ratio": 0.5,
     "drop_rate": 0.0,
@@ -110,7 +113,8 @@ def works(model: DualAttentionModel) -> None:
 def test_models(changes):
     assert set(DEFAULTS) == set(OF_MODELS)
     if affordable(changes):
-        model = outcome(lambda: DualAttentionModel(**DEFAULTS | changes, patch_size=8, depth=1))
+        with silence_ignored():
+            model = outcome(lambda: DualAttentionModel(**DEFAULTS | changes, patch_size=8, depth=1))
         broken = [name for name, value in changes.items() if not OF_MODELS[name][0](value)]
         assert model is None or not broken
         if model is not None:

@@ -31,14 +31,9 @@ class Photos(Dataset):
 
 def small_model(seed: int = 0, **options) -> DualAttentionModel:
     torch.manual_seed(seed)
-    sizes = {
-        "img_size": 16,
-        "patch_size": 8,
-        "depth": 2,
-        "num_heads": 4,
-        "num_sa_blocks": 2,
-        "top_k_ratio": 0.5,
-    }
+    sizes = {"img_size": 16, "patch_size": 8, "depth": 2, "top_k_ratio": 0.5}
+    if options.get("layout") == "reference":
+        sizes |= {"num_heads": 4, "num_sa_blocks": 2}
     return DualAttentionModel(
         "test_vit", CLASSES, **({"layout": "paper", "pretrained": False, **sizes} | options)
     )

@@ -97,10 +97,7 @@ def test_the_paper_layouts_class_token_is_timms(name: str) -> None:
     """SA alone is the whole ViT, with the norm that timm gives its class token."""
     torch.manual_seed(0)
     side = 28 if "14" in name else 64
-    sizes = {} if name in ("test_vit", "vit_tiny_r_s16_p8_224") else {"embed_dim": 32}
-    model = DualAttentionModel(
-        name, 3, layout="paper", pretrained=False, img_size=side, num_heads=2, depth=2, **sizes
-    )
+    model = DualAttentionModel(name, 3, layout="paper", pretrained=False, img_size=side, depth=2)
     randomized(model).double().eval()
     images = torch.randn(2, 3, side, side, dtype=torch.float64)
     vit = model.backbone.model
@@ -113,7 +110,9 @@ def test_the_paper_layouts_class_token_is_timms(name: str) -> None:
 @pytest.mark.parametrize("layout", ["paper", "reference"])
 def test_images_of_another_size(layout: str, train: bool) -> None:
     """A fixed size is required; a dynamic size must be multiples of the patch, and changes the grid."""
-    options = {"layout": layout, "pretrained": False, "num_heads": 4, "num_sa_blocks": 1, "in_chans": 1}
+    options = {"layout": layout, "pretrained": False, "in_chans": 1}
+    if layout == "reference":
+        options |= {"num_heads": 4, "num_sa_blocks": 1}
     fixed = DualAttentionModel("test_vit", 3, img_size=64, dynamic_img_size=False, **options).train(train)
     with pytest.raises(ValueError, match=r"x must be \(B, 1, 64, 64\), .* got shape \(2, 1, 64, 48\)"):
         fixed(torch.randn(2, 1, 64, 48))

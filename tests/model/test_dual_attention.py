@@ -181,6 +181,27 @@ def test_bad_arguments(kwargs, words):
     assert all(word in str(caught.value) for word in words)
 
 
+def test_arguments_without_an_effect_are_said_unless_they_were_written_down(tmp_path):
+    options = {"pretrained": False, "img_size": 32, "depth": 1}
+    own = {"num_sa_blocks": 3, "num_pwca_blocks": 5, "embed_dim": 192, "num_heads": 4}
+    with pytest.warns(UserWarning) as caught:
+        model = DualAttentionModel("test_vit", 3, layout="paper", **own, **options)
+    assert [str(w.message) for w in caught] == [
+        "num_sa_blocks=3, num_pwca_blocks=5, embed_dim=192, num_heads=4 has no effect in layout='paper': the "
+        "model has 1, 1, 64, 2"
+    ]
+    with pytest.warns(UserWarning, match=r"^num_pwca_blocks=5, embed_dim=192 has no effect in layout='refer"):
+        DualAttentionModel("test_vit", 3, **own, **options)
+    model.save_pretrained(tmp_path)
+    DualAttentionModel.from_pretrained(tmp_path)  # a warning would be an error
+    same = {"num_sa_blocks": 1, "num_pwca_blocks": 1, "embed_dim": 64, "num_heads": 2}
+    DualAttentionModel("test_vit", 3, layout="paper", **same, **options)
+    with pytest.raises(
+        ValueError, match=r"num_pwca_blocks must be an integer .*; embed_dim must be an integer"
+    ):
+        DualAttentionModel("test_vit", 3, num_pwca_blocks="x", embed_dim=0, **options)
+
+
 def test_bad_inputs(model):
     cases = [
         (dict(x=IMAGES[0]), r"x must be images \(B, 3, h, w\) .* got shape \(3, 64, 64\)"),
