@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from dca_triton.ops.fused import FLASH_ATTN_4
-from dca_triton.ops.rivals import can_import
+from dca_triton.ops.implementations import can_import
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, H, M, D), k and v (B, H, N, D) -> (B, H, M, D)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..ops import launch_table, reasons_against_triton, rivals
+from ..ops import implementations, launch_table, reasons_against_triton
 
 
 class Heads(NamedTuple):
@@ -103,8 +103,8 @@ def _choices(
             lines.append(f"  {op} {direction}: {config}, {origin}")
     times = launch_table.times(gpu)
     kinds = itertools.product(("pair_attention", "local_attention"), (False, True))
-    nearest = [rivals.nearest(times, *kind, head_dim, name, n) for kind in kinds]
-    told = [f"  {rivals.sentence(key, times[key])}" for key in nearest if key is not None]
+    nearest = [implementations.nearest(times, *kind, head_dim, name, n) for kind in kinds]
+    told = [f"  {implementations.sentence(key, times[key])}" for key in nearest if key is not None]
     return [
         *lines,
         "implementation that backend='auto' takes:",

@@ -237,7 +237,7 @@ def _faster(op: str, attention: Attention, backend: Backend, chosen: ModuleType)
     """Another implementation that "auto" takes where the Triton kernels could run."""
     if backend != "auto" or chosen is torch_backend:
         return None
-    from .rivals import faster
+    from .implementations import faster
 
     return faster(op, attention)
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from ..ops import launch_table, rivals
+from ..ops import implementations, launch_table
 from ..ops.launch_table import AttentionKey, Config, Key
 
 
@@ -62,7 +62,7 @@ class Measurements:
 
     def sentences(self) -> list[str]:
         """For each attention measured now, which implementation `auto` takes, and why."""
-        return [rivals.sentence(key, ms) for key, ms in self.new_times.items()]
+        return [implementations.sentence(key, ms) for key, ms in self.new_times.items()]
 
     def _keep(self) -> None:
         launch_table.write(self.unfinished, self.source, self.new_table, self.new_times)

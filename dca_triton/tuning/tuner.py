@@ -16,7 +16,7 @@ from triton.runtime.errors import OutOfResources
 from ..arguments import Rule, choice, integer, raise_faults, violations
 from ..ops import launch_table
 from ..progress import progress as progress_bar
-from . import rivals
+from . import implementations
 from .measurements import Measurements
 from .meter.chips import CHIPS
 from .meter.launches import problem
@@ -158,7 +158,9 @@ def tune(
             )
         choices.append(best)
         measured.add_launch(key, n, best.config)
-    attentions = [key for key in rivals.keys(ops, head_dims, dtypes, lengths) if not measured.has_times(key)]
+    attentions = [
+        key for key in implementations.keys(ops, head_dims, dtypes, lengths) if not measured.has_times(key)
+    ]
     left = len(launches) - len(choices) + len(attentions)
     if len(choices) == len(launches):
         measured.publish()  # the kernels are compared with the attentions of others as they will be launched
@@ -166,7 +168,7 @@ def tune(
             if time.monotonic() > deadline:
                 break
             with torch.cuda.device(device):
-                measured.add_times(attention, rivals.times_of(attention, device))
+                measured.add_times(attention, implementations.times_of(attention, device))
             left -= 1
     measured.publish()
     if left:

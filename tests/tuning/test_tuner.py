@@ -187,7 +187,7 @@ def test_attentions_are_compared_once_the_launches_are_chosen(
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(tuner, "order", lambda target, tried, *_: {launch: [] for launch in tried})
     monkeypatch.setattr(tuner, "_fastest", lambda key, n, *_: tuner.Choice(key, n, A, 1.0, 1.0))
-    monkeypatch.setattr(tuner.rivals, "times_of", times_of)
+    monkeypatch.setattr(tuner.implementations, "times_of", times_of)
     run = dict(device=device, ops=[pair.op], dtypes=["fp16"], lengths=[197])
     with pytest.raises(KeyboardInterrupt):
         tuner.tune(**run)  # type: ignore[arg-type]

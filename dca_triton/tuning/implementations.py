@@ -7,7 +7,7 @@ import torch
 import triton.testing
 from torch import Tensor
 
-from ..ops import launch_table, rivals, torch_backend, triton_backend
+from ..ops import implementations, launch_table, torch_backend, triton_backend
 from ..ops.attention import Attention
 from ..ops.launch_table import AttentionKey
 from ..ops.pairing import invert_pairs
@@ -36,7 +36,7 @@ def times_of(key: AttentionKey, device: torch.device) -> dict[str, float]:
     """
     own = run_of(key, device, None)
     expected, times = own(), {"triton": _milliseconds(own)}
-    for name in rivals.candidates(device):
+    for name in implementations.candidates(device):
         run = run_of(key, device, name)
         try:
             if _agree(run(), expected, TOLERANCE[key.dtype]):

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tuning_cases import KEY, A, configs, on  # noqa: F401
 
 from dca_triton import ops
-from dca_triton.ops import fused, launch_table, rivals, torch_backend
+from dca_triton.ops import fused, implementations, launch_table, torch_backend
 from dca_triton.ops.attention import Attention
 from dca_triton.ops.launch_table import AttentionKey
 
@@ -21,7 +21,7 @@ LOCAL = AttentionKey("local_attention", False, 64, "fp16", 197)
 
 @pytest.fixture(autouse=True)
 def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rivals, "is_installed", lambda name: name != "flash_attn_4")
+    monkeypatch.setattr(implementations, "is_installed", lambda name: name != "flash_attn_4")
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,9 @@ def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_winner_beats_the_kernels_by_three_percent(ms: dict, taken: str | None, words: str) -> None:
-    assert rivals.winner(ms) == taken
-    assert words in rivals.sentence(PAIR, ms)
-    assert rivals.sentence(PAIR, ms).startswith("pair_attention forward, N=197: ")
+    assert implementations.winner(ms) == taken
+    assert words in implementations.sentence(PAIR, ms)
+    assert implementations.sentence(PAIR, ms).startswith("pair_attention forward, N=197: ")
 
 
 def test_a_package_that_is_broken_or_absent_cannot_be_imported(
@@ -49,18 +49,23 @@ def test_a_package_that_is_broken_or_absent_cannot_be_imported(
         (tmp_path / name / "__init__.py").write_text(text)
         (tmp_path / name / "cute.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    found = {name: rivals.can_import(f"{name}.cute") for name in ("sound_one", "broken_one", "absent_one")}
+    found = {
+        name: implementations.can_import(f"{name}.cute") for name in ("sound_one", "broken_one", "absent_one")
+    }
     assert found == {"sound_one": True, "broken_one": False, "absent_one": False}
 
 
 def test_the_nearest_length_decides_and_nothing_unmeasured_is_taken() -> None:
     times = {PAIR: {"triton": 1.0}, PAIR._replace(n=785): {"triton": 1.0, "flash": 0.5}}
-    found = [rivals.nearest(times, "pair_attention", False, 64, "fp16", n) for n in (1, 197, 390, 400, 9999)]
+    found = [
+        implementations.nearest(times, "pair_attention", False, 64, "fp16", n)
+        for n in (1, 197, 390, 400, 9999)
+    ]
     assert [key and key.n for key in found] == [197, 197, 197, 785, 785]
     for other in (("local_attention", False, 64, "fp16"), ("pair_attention", True, 64, "fp16")):
-        assert rivals.nearest(times, *other, 197) is None
+        assert implementations.nearest(times, *other, 197) is None
     for other in (("pair_attention", False, 32, "fp16"), ("pair_attention", False, 64, "bf16")):
-        assert rivals.nearest(times, *other, 197) is None
+        assert implementations.nearest(times, *other, 197) is None
 
 
 def test_auto_takes_what_the_table_says(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

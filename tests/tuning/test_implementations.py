@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dca_triton.ops import fused, launch_table, rivals, torch_backend, triton_backend
+from dca_triton.ops import fused, implementations, launch_table, torch_backend, triton_backend
 from dca_triton.ops.attention import Attention
 from dca_triton.ops.launch_table import AttentionKey
-from dca_triton.tuning import rivals as comparison
+from dca_triton.tuning import implementations as comparison
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def test_what_differs_or_does_not_run_is_left_out(
     monkeypatch.setattr(triton_backend, op, own)
     kernels = {"flash": right, "cudnn": wrong, "flash_attn_4": absent}
     monkeypatch.setattr(fused, "GPU_KERNELS", kernels)
-    monkeypatch.setattr(rivals, "candidates", lambda _: list(kernels))
+    monkeypatch.setattr(implementations, "candidates", lambda _: list(kernels))
     ran: list[tuple[Tensor, ...]] = []
 
     def do_bench(run: comparison.Run, return_mode: str) -> float:
@@ -60,9 +60,9 @@ def test_what_differs_or_does_not_run_is_left_out(
 
 
 def test_candidates_are_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rivals, "is_installed", lambda _: False)
+    monkeypatch.setattr(implementations, "is_installed", lambda _: False)
     for capability, names in (((8, 0), ["flash"]), ((9, 0), ["flash", "cudnn"])):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        assert rivals.candidates(torch.device("cuda")) == names
-    monkeypatch.setattr(rivals, "is_installed", lambda _: True)
-    assert rivals.candidates(torch.device("cuda"))[-1] == "flash_attn_4"
+        assert implementations.candidates(torch.device("cuda")) == names
+    monkeypatch.setattr(implementations, "is_installed", lambda _: True)
+    assert implementations.candidates(torch.device("cuda"))[-1] == "flash_attn_4"
