@@ -100,8 +100,8 @@ def load_weights(
         checkpoint: A file or what `load_checkpoint` returns: a state dict, or a dict that holds one as
             "model_state_dict", "state_dict", "model" or "ema_state_dict" (the first of these that it has).
             The prefixes "module." and "_orig_mod." that wrappers add to names are ignored.
-        transfer: Load the weights whose name and shape fit, resample position embeddings to the model's grid
-            of patches, and keep the model's own values of all others, such as heads for other classes.
+        transfer: Load the weights whose name and shape fit, resample positions to the model's grid of patches
+            or windows, and keep the model's own values of all others, such as heads for other classes.
 
     Returns:
         What the checkpoint holds in addition: epoch, history, optimizer_state_dict, ...; {} for a bare state

@@ -5,6 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from .arguments import Rule, choice, integer, number, raise_faults, shown, violations
+from .branches import Task
 
 
 def _list_of(fits: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
@@ -37,22 +38,22 @@ class Description:
         task: "fgvc" or "reid".
         classes: Names of the labels 0..K-1.
         size: Height and width in pixels.
-        mean: Mean of each channel, for normalization, of values in [0, 1].
-        std: Standard deviation of each channel, likewise.
+        mean: Mean of each channel in [0, 1], for normalization.
+        std: Standard deviation of each channel, for normalization.
         dataset: Name of the training dataset.
         resize: Side in pixels before the random crop (fgvc).
         batch_size: Photos in a batch of each process.
         photos: Photos of one identity in a batch (reid).
         holdout: Photos of each class kept for validation (fgvc).
         seed: Seeds the order of the batches and the choice of validation photos.
-        test_crop: How evaluation brings a photo to `size` (fgvc): "resize" does only that; "center" resizes
-            to `resize` first and crops the center.
+        test_crop: How evaluation makes a photo as large as `size` (fgvc): "resize" resizes it; "center"
+            resizes it to `resize` and crops the center.
 
     Raises:
         ValueError: Values of other types or ranges, all of them at once.
     """
 
-    task: Literal["fgvc", "reid"]
+    task: Task
     classes: tuple[str, ...]
     size: tuple[int, int]
     mean: tuple[float, ...]

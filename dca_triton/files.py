@@ -1,10 +1,22 @@
-"""Files that are written whole or not at all."""
+"""Files that are checked before the work, and written whole or not at all."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
+
+
+def path_faults(name: str, path: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Every reason why `path`, the argument `name`, is no file to be written with one of the suffixes."""
+    faults = []
+    if path.suffix not in suffixes:
+        faults.append(f"{name} must end in {' or '.join(suffixes)}, got {str(path)!r}")
+    if not path.parent.is_dir():
+        faults.append(f"{name} must be in a folder that exists, got {str(path)!r}")
+    if path.exists() and not path.is_file():
+        faults.append(f"{name} must be a file, got {str(path)!r}, a folder, a device or a pipe")
+    return faults
 
 
 @contextmanager

@@ -29,9 +29,9 @@ class RunFolder:
 
     Args:
         folder: Made by `prepare` if it does not exist.
-        keep_last: How many checkpoints are kept in addition to the best, >= 1; with 2 a damaged newest one
-            has a replacement.
-        tensorboard: Write the metrics to `folder`/tensorboard, too.
+        keep_last: The number of checkpoints to keep in addition to the best, >= 1. With 2, there is another
+            one if the newest is damaged.
+        tensorboard: Also write the metrics to `folder`/tensorboard.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep_last: int = 2, tensorboard: bool = False) -> None:
@@ -42,7 +42,7 @@ class RunFolder:
         self._from: Path | None = None
 
     def find(self, resume: str | os.PathLike[str] | None) -> tuple[Path, State] | None:
-        """Return the checkpoint to resume from: a file, the newest sound one for "auto", or none.
+        """Return the checkpoint to resume from: a file, the newest undamaged one for "auto", or none.
 
         Warns about a damaged checkpoint that "auto" skips, and about a run that None is about to replace.
 

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-Grid = tuple[int, int]  # patches in height and width
+from .positions import Grid, grid_of, resampled_embedding, resampled_table
 
 
 def transferable(
@@ -18,7 +17,7 @@ def transferable(
     arguments: Any,
     name: str,
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """Return the weights that fit, with resampled position embeddings, and the names of all others.
+    """Return the weights that fit, with resampled positions, and the names of all others.
 
     Args:
         model: The model that takes them.
@@ -76,21 +75,24 @@ def shape_of(value: Any) -> tuple[int, ...] | str:
 def _resampled(
     modules: Mapping[str, nn.Module], key: str, own: Tensor, weights: Mapping[str, Any], arguments: Any
 ) -> Tensor | None:
-    """A position embedding (1, N, C) resampled to the model's grid; None if there is nothing to resample."""
+    """Positions resampled to the model's grid or window; None if there is nothing to resample."""
     value, owner = weights[key], _owner(modules, key)
-    grid = getattr(getattr(owner, "patch_embed", None), "grid_size", None)
     shape = shape_of(value)
-    if not key.endswith("pos_embed") or grid is None or own.dim() != 3 or not isinstance(shape, tuple):
+    if not isinstance(shape, tuple) or len(shape) != own.dim() or shape[-1] != own.shape[-1]:
         return None
-    if len(shape) != 3 or shape[0] != 1 or shape[2] != own.shape[2]:
-        return None
-    new = (int(grid[0]), int(grid[1]))
-    prefix = own.shape[1] - math.prod(new)  # the class token's position, if it has one
-    patch = weights.get(key.removesuffix("pos_embed") + "patch_embed.proj.weight")
-    old = _grid(shape[1] - prefix, new, patch, arguments)
-    if old is None or old == new:
-        return None
-    return resample_abs_pos_embed(value, list(new), list(old), num_prefix_tokens=prefix)
+    grid = getattr(getattr(owner, "patch_embed", None), "grid_size", None)
+    if key.endswith("pos_embed") and grid is not None and own.dim() == 3 and shape[0] == 1:
+        new = grid[0], grid[1]
+        prefix = own.shape[1] - math.prod(new)  # the class token's position, if it has one
+        patches = shape[1] - prefix
+        height = math.isqrt(max(0, patches) * new[0] // new[1])
+        alike = height, height * new[1] // new[0]  # of the model's shape
+        old = grid_of(patches, _known_grid(weights, arguments), new) or grid_of(patches, alike)
+        return resampled_embedding(value, prefix, old, new)
+    window = getattr(owner, "window_size", None)
+    if key.endswith("relative_position_bias_table") and window is not None and own.dim() == 2:
+        return resampled_table(value, len(own), _known_grid(weights, arguments), (window[0], window[1]))
+    return None
 
 
 def _owner(modules: Mapping[str, nn.Module], key: str) -> nn.Module | None:
@@ -99,23 +101,18 @@ def _owner(modules: Mapping[str, nn.Module], key: str) -> nn.Module | None:
     return modules.get(path, modules.get(f"module.{path}"))
 
 
-def _grid(patches: int, new: Grid, patch: Any, arguments: Any) -> Grid | None:
-    """The checkpoint's grid: from its arguments if known, else a square, else shaped like the new one."""
+def _known_grid(weights: Mapping[str, Any], arguments: Any) -> Grid | None:
+    """The checkpoint's grid of patches, from the arguments of its model and the kernel of its patches.
+
+    It is the window of a BEiT, too.
+    """
     known_arguments = arguments if isinstance(arguments, Mapping) else {}
     size, stride = known_arguments.get("img_size"), known_arguments.get("patch_stride")
     size = [size, size] if isinstance(size, int) else size
     sides = size if isinstance(size, list | tuple) and all(isinstance(side, int) for side in size) else ()
+    patch = next((value for key, value in weights.items() if key.endswith("patch_embed.proj.weight")), None)
     shape = shape_of(patch)
-    if len(sides) == 2 and isinstance(shape, tuple) and len(shape) == 4 and 0 not in shape:
-        steps = (stride, stride) if isinstance(stride, int) and stride > 0 else shape[2:]
-        known = (sides[0] - shape[2]) // steps[0] + 1, (sides[1] - shape[3]) // steps[1] + 1
-        if math.prod(known) == patches:
-            return known
-    if patches == math.prod(new):
-        return new
-    square = math.isqrt(max(0, patches))
-    height = math.isqrt(max(0, patches) * new[0] // new[1])
-    for grid in ((square, square), (height, height * new[1] // new[0])):
-        if math.prod(grid) == patches > 0:
-            return grid
-    return None
+    if len(sides) != 2 or not isinstance(shape, tuple) or len(shape) != 4 or 0 in shape:
+        return None
+    steps = (stride, stride) if isinstance(stride, int) and stride > 0 else shape[2:]
+    return (sides[0] - shape[2]) // steps[0] + 1, (sides[1] - shape[3]) // steps[1] + 1

@@ -19,7 +19,7 @@ def main() -> None:
     layers = [torch.randn(B, N, 3, H, D, device=device).unbind(2) for _ in range(3)]
     q, k, v = layers[-1]
 
-    # PWCA: image 0 reads image 1 and so on; the last image has no distractor.
+    # PWCA: image 0 also attends to image 1, and so on; the last image has no distractor.
     partner = torch.tensor([1, 0, 3, -1], device=device)
     out, lse = pair_attention(q, k, v, partner_index=partner)
     print("pair_attention ", tuple(out.shape), "log-sum-exp", tuple(lse.shape))

@@ -1,5 +1,6 @@
 """Markers and fixtures common to all tests."""
 
+import signal
 from typing import Any
 
 import pytest
@@ -11,6 +12,10 @@ from tuning_cases import configs
 # A slow machine is no fault, and a failure must be repeatable.
 settings.register_profile("dca_triton", deadline=None, derandomize=True)
 settings.load_profile("dca_triton")
+
+# A shell starts background jobs with Ctrl-C ignored, and the processes of the tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 __all__ = ["configs"]  # fixtures that live beside their cases
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dca_triton.files import atomic_write
+from dca_triton.files import atomic_write, path_faults
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -64,3 +64,18 @@ def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
             pytest.fail("opened")
     with pytest.raises(FileNotFoundError, match="cannot be written"), atomic_write(tmp_path / "no/e.json"):
         pytest.fail("opened")
+
+
+def test_every_reason_against_a_path_is_found(tmp_path: Path) -> None:
+    assert path_faults("--file", tmp_path / "new.json", (".html", ".json")) == []
+    (tmp_path / "old.json").touch()
+    assert path_faults("--file", tmp_path / "old.json", (".json",)) == []
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "folder.png", tmp_path / "pipe.png"):
+        told = f"must be a file, got {str(path)!r}, a folder, a device or a pipe"
+        assert path_faults("output", path, (".png",)) == [f"output {told}"]
+    assert path_faults("output", Path("no/e.txt"), (".png", ".html")) == [
+        "output must end in .png or .html, got 'no/e.txt'",
+        "output must be in a folder that exists, got 'no/e.txt'",
+    ]

@@ -8,16 +8,16 @@ TURNS = 20  # steps of each variant that are timed
 
 
 def ablate(plan: Plan, seeds: int = 3, variants: Path | None = None, score: str | None = None) -> None:
-    """Train variants of an experiment over several seeds and compare them: a table, JSON and a picture.
+    """Train variants of an experiment over several seeds and compare them in a table, JSON and a picture.
 
-    The same command goes on where it was stopped.
+    To continue after a stop, run the same command again.
 
     Args:
         plan: The options of the config.
         seeds: Runs of each variant, >= 1, with the seeds `seed`, `seed` + 1, ...
-        variants: A YAML file of names and what each changes in the config; by default sa, sa+glca, sa+pwca,
-            all, and all with both readouts. The others are compared with the first.
-        score: The score to compare; by default sum_top1, which is SA's without GLCA, or mAP.
+        variants: A YAML file of names and the options that each of them changes; by default sa, sa+glca,
+            sa+pwca, all, and all with both readouts. The others are compared with the first.
+        score: The score to compare; by default sum_top1 for categories and mAP for identities.
     """
     from ..arguments import integer, raise_faults, violations
 

@@ -70,9 +70,12 @@ def check(runs: Runs, score: str | None) -> Checked:
             raise ValueError(f"variant {run.variant!r}: {error}") from error
         if ready.transferred:
             print(f"{run.variant}: {ready.transferred}")
-    deciding = score or PREDICTION[model.task_type]
+        part, task = ready.part, model.task_type
+        del ready, model
+        gc.collect()  # a trainer holds itself, and so the memory of its model
+    deciding = score or PREDICTION[task]
     done = {(run.variant, run.seed): scores for run in runs if (scores := finished(run)) is not None}
-    return Checked(ready.part, deciding, done)
+    return Checked(part, deciding, done)
 
 
 def firsts(runs: Runs) -> list[PlannedRun]:
@@ -137,18 +140,18 @@ class Timing:
 
 def timing(runs: Runs, turns: int) -> Timing:
     """Time the training step of all variants by turns, on their own device, batch size and precision."""
-    trainers = {run.variant: prepare(run.experiment).trainer for run in firsts(runs)}
-    device = next(iter(trainers.values())).device
     threads = torch.get_num_threads()
     where = f"the CPU with {threads} thread{'s' * (threads > 1)}"
-    if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
     sizes = dict.fromkeys(run.experiment.data.batch_size for run in firsts(runs))
-    text = (
-        f"median of {turns} training steps by turns (augmentation, forward, backward, optimizer; no decoding "
-        f"of photos), batch size {' or '.join(map(str, sizes))}, on {where}"
-    )
     try:
+        trainers = {run.variant: prepare(run.experiment).trainer for run in firsts(runs)}
+        device = next(iter(trainers.values())).device
+        if device.type == "cuda":
+            where = torch.cuda.get_device_name(device)
+        text = (
+            f"median of {turns} training steps by turns (augmentation, forward, backward, optimizer; no "
+            f"decoding of photos), batch size {' or '.join(map(str, sizes))}, on {where}"
+        )
         return Timing(text, step_times(trainers, turns))
     except RuntimeError as error:  # all models at once need more memory than one; the scores still count
         warnings.warn(f"the training steps could not be timed: {error}", stacklevel=1)

@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..arguments import raise_faults
+from ..branches import Metric
+from ..files import atomic_write, path_faults
 from .options import Experiment, Selection
 from .recipe import flat
 from .reproduction import Reproduction, reproduction_in
@@ -21,11 +24,12 @@ def train(
     save_config: Callable[[], None] = lambda: None,
     reproduction: Reproduction | None = None,
 ) -> None:
-    """Train a model; writes config.yaml, metrics.jsonl and checkpoints to `output`.
+    """Train a model and write config.yaml, metrics.jsonl and checkpoints to `output`.
 
     Args:
         experiment: The options of the config.
-        resume: "auto" goes on from the newest sound checkpoint in `output` if there is any; or that file.
+        resume: "auto" continues from the newest undamaged checkpoint in `output`, if there is one; a path
+            continues from this file.
         save_config: Writes config.yaml; called when the run is known to be sound.
         reproduction: The recipe whose expected scores are printed beside the run's.
     """
@@ -44,28 +48,29 @@ def train(
 
 def evaluate(
     selection: Selection,
-    metric: Literal["euclidean", "cosine"] | None = None,
+    metric: Metric | None = None,
     rerank: bool | None = None,
     flip: bool = False,
     expand: int | None = None,
     alpha: float | None = None,
     file: Path | None = None,
 ) -> None:
-    """Score a trained model; prints a table and writes evaluation.json to the run's folder.
+    """Score a trained model, print a table and write evaluation.json to the run's folder.
 
     Args:
         selection: The model and the photos.
         metric: Distance of Re-ID features; cosine by default.
-        rerank: Rank Re-ID by k-reciprocal neighbors, which takes long on a large gallery; false by default.
+        rerank: Rank Re-ID by k-reciprocal neighbors, which is slow on a large gallery; false by default.
         flip: Average over each photo and its mirror image.
-        expand: Average each Re-ID query with that many nearest gallery photos first (query expansion).
-        alpha: Exponent of the weights of those photos, >= 0; 3 by default, 0 weighs all the same.
-        file: Where to write the scores as JSON instead.
+        expand: Before ranking, average each Re-ID query with this many nearest gallery photos (query
+            expansion).
+        alpha: Exponent of the weights of these photos, >= 0; 3 by default. With 0, all weights are equal.
+        file: The JSON file for the scores; by default evaluation.json in the run's folder.
     """
     import json
 
     from ..evaluation import score_table
-    from ..files import atomic_write
+    from ..run_folder import EVALUATION
     from .experiment import (
         check_expansion,
         reid_options,
@@ -74,18 +79,18 @@ def evaluate(
         scores,
         warn_of_unknown,
     )
-    from .outputs import check_file, counted, named
+    from .outputs import counted, named
     from .trained import load_trained
 
     if file is not None:
-        check_file(file, (".json",))
+        raise_faults(path_faults("--file", file, (".json",)))
     check_expansion(expand, alpha)
     trained = load_trained(selection)
     task = trained.description.task
     asked = reid_options(task, metric=metric, rerank=rerank, expand=expand, alpha=alpha)
-    output = file or (selection.run and selection.run / "evaluation.json")
+    output = file or (selection.run and selection.run / EVALUATION)
     if output is not None:
-        check_file(output, (".json",))
+        raise_faults(path_faults("--file", output, (".json",)))
     splits = trained.splits()
     warn_of_unknown(trained.model, splits.query, splits.gallery)
     defaults: dict[str, Any] = {"metric": "cosine", "rerank": False} if splits.task == "reid" else {}
@@ -118,21 +123,21 @@ def embed(
     photos: Path | None = None,
     flip: bool = False,
 ) -> None:
-    """Write the features of photos to a .npz or .safetensors file, or of a stream of photos to a stream.
+    """Write the features of photos to a .npz or .safetensors file, or those of a stream as lines of JSON.
 
     Args:
         selection: The model and the dataset.
-        file: What to write, .npz or .safetensors: features, labels, cameras and paths. With --photos -, it is
-            -, the standard output: a line of JSON for each photo, as soon as it is known.
-        part: Which photos of the dataset.
-        photos: Instead of a part, any folder of photos, with all folders in it; or -, names of photos on
-            standard input, a line for each. A photo that cannot be read does not end the stream.
+        file: The .npz or .safetensors file for features, labels, cameras and paths. With --photos -, give -
+            for standard output, which gets a line of JSON for each photo as soon as it is computed.
+        part: The part of the dataset to embed.
+        photos: Instead of a part, any folder of photos, with all its subfolders; or -, which reads names of
+            photos from standard input, one per line. A photo that cannot be read does not end the stream.
         flip: Average the features of each photo and its mirror image.
     """
     from ..data import photos_in
     from ..evaluation import embeddings, flip_averaged
     from .experiment import evaluation_batches, warn_of_unknown
-    from .outputs import check_file, counted
+    from .outputs import counted
     from .trained import load_trained
 
     if (part is None) == (photos is None):
@@ -144,7 +149,7 @@ def embed(
         return
     if photos is not None and not photos.is_dir():
         raise ValueError(f"--photos must be a folder, got {str(photos)!r}")
-    check_file(file, embeddings.SUFFIXES)
+    raise_faults(path_faults("--file", file, embeddings.SUFFIXES))
     trained = load_trained(selection)
     dataset = trained.part(part) if part else photos_in(photos or "", trained.transform())
     if photos is not None:
@@ -176,22 +181,24 @@ def visualize(
 ) -> None:
     """Draw photos with rollout, selected patches and predictions into one .png or .html file.
 
-    A model with embeddings of cameras takes the photos as ones without a camera.
+    A model with embeddings of cameras treats the photos as photos without a camera.
 
     Args:
         selection: The model.
-        photos: What to draw: a file, or '[a.jpg, b.jpg]'.
-        file: The picture, .png, or contact sheet, .html.
-        distractors: One for each photo; shows how much of PWCA's attention leaks to it, block by block.
+        photos: The photos to draw: a file, or '[a.jpg, b.jpg]'.
+        file: The .png or .html file to write.
+        distractors: One photo for each of `photos`; also draws how much of PWCA's attention falls on it in
+            each block.
     """
     from ..visualization import visualize as draw
+    from ..visualization.output import SUFFIXES
     from .experiment import center_of
-    from .outputs import check_file, counted
+    from .outputs import counted
     from .trained import load_trained
 
     drawn = [photos] if isinstance(photos, Path) else photos
     others = [distractors] if isinstance(distractors, Path) else distractors
-    check_file(file, (".png", ".html"))
+    raise_faults(path_faults("--file", file, SUFFIXES))
     trained = load_trained(selection)
     known = trained.description
     resize = center_of(trained.data)
@@ -202,15 +209,15 @@ def visualize(
 def demo(
     output: Path = Path("runs/demo"), fgvc_epochs: int = 220, reid_epochs: int = 60, seed: int = 0
 ) -> None:
-    """Train a small DCAL model on the ORL faces, as categorization and as re-identification.
+    """Train two small DCAL models on the ORL faces, for categorization and for re-identification.
 
     Args:
-        output: Folder of the metrics, checkpoints and pictures.
-        fgvc_epochs: Epochs of the categorization run, >= 1.
-        reid_epochs: Epochs of the re-identification run, >= 1.
+        output: The folder for metrics, checkpoints and pictures.
+        fgvc_epochs: Epochs of the run for categorization, >= 1.
+        reid_epochs: Epochs of the run for re-identification, >= 1.
         seed: Seeds the initial weights, batches, pairs and augmentation.
     """
-    from ..arguments import integer, raise_faults, violations
+    from ..arguments import integer, violations
     from . import demo as faces
     from .options import VALUE_RULES
     from .outputs import check_folder
@@ -230,8 +237,8 @@ def info(backbone_name: str | None = None, img_size: int | tuple[int, int] = 224
     """Print versions, device, backend, the chosen kernel configurations and every reason for a fallback.
 
     Args:
-        backbone_name: A timm model: also print its heads and tokens in layout="paper", and what they run on.
-        img_size: Its pixels, a side or (height, width).
+        backbone_name: A timm model; also print its heads and tokens in layout="paper", and what they run on.
+        img_size: Its image size in pixels, a side or (height, width).
     """
     from .info import info as describe
 
@@ -244,25 +251,26 @@ def tune(
     dtypes: tuple[str, ...] = ("fp16", "bf16"),
     output: Path | None = None,
 ) -> None:
-    """Measure the kernels' configurations on this GPU and write its table.
+    """Measure kernel configurations on this GPU and write the fastest ones to its table.
 
     Args:
-        target: Instead of measuring, print the static model's ranking for a chip, e.g. sm_90; needs no GPU.
-        head_dims: The heads' widths, from 16, 32, 48, 64, 72, 76, 80, 88, 96, 104, 112 and 128.
+        target: Instead of measuring, print the cost model's ranking for a chip, e.g. sm_90; needs no GPU.
+        head_dims: Widths of heads, any of 16, 32, 48, 64, 72, 76, 80, 88, 96, 104, 112 and 128.
         dtypes: Any of fp16, bf16 and fp32.
-        output: The table to write; by default the one that this device looks up.
+        output: The table to write; by default the one that launches on this GPU read.
     """
     import torch
 
     try:
         from ..tuning import tuner
     except ModuleNotFoundError as error:
-        raise RuntimeError(f"tuning needs Triton, which is not installed here ({error})") from error
+        raise RuntimeError(f"tune must run where Triton is installed, got no Triton ({error})") from error
     if target is not None:
         print(tuner.ranking_table(tuner.rank(target, head_dims=head_dims, dtypes=dtypes)))
         return
     if not torch.cuda.is_available():
         raise RuntimeError(
-            "this machine has no GPU to tune on; --target sm_90 prints the static model's ranking"
+            "tune must run on a machine with a GPU, got none (--target sm_90 prints the static model's "
+            "ranking)"
         )
     print(tuner.table(tuner.tune(head_dims=head_dims, dtypes=dtypes, output=output)))

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_loader
-from jsonargparse._loaders_dumpers import yaml_load
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, get_loader, set_loader
 
 from ..files import atomic_write
 from .options import Experiment
 from .recipe import config_file, read_config, read_recipe
 
 MODE = "dca-triton"  # of parsing values
-CONFIG, EVALUATION = "config.yaml", "evaluation.json"
+CONFIG = "config.yaml"
 OF_TRAINING = ("on_corrupt", "photos", "rand_augment", "erase")  # data options that no other command has
 # Options that change no result.
 FREE = {
@@ -34,7 +33,7 @@ def load_value(text: str) -> Any:
     """A YAML value. Bytes of a path that are not UTF-8 are letters that libyaml refuses, plain or escaped."""
     if any("\udc80" <= letter <= "\udcff" for letter in text):
         return text
-    return yaml.safe_load(text) if "\\uDC" in text else yaml_load(text)
+    return yaml.safe_load(text) if "\\uDC" in text else get_loader("yaml")(text)
 
 
 set_loader(MODE, load_value, (yaml.YAMLError,))
@@ -106,7 +105,9 @@ def config_text(
 
 def write_config(output: Path, text: str) -> None:
     """Write a run's config.yaml, and remove the scores of the checkpoint before."""
-    if (scores := output / EVALUATION).is_file():
-        scores.unlink()
+    from ..run_folder import EVALUATION
+
     with atomic_write(output / CONFIG, "w") as stream:
         stream.write(text)
+    if (scores := output / EVALUATION).is_file():
+        scores.unlink()

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.models import register_model
@@ -12,13 +12,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..branches import Task
 from ..data import ImageDataset, Splits, load_dataset, whole_batch_affine
 from ..data.records import Item
 from ..description import Description
 from ..evaluation import evaluate_fgvc, evaluate_reid, topk_accuracy
-from ..model import DualAttentionModel
+from ..model import DualAttentionModel, explain
 from ..training import DualAttentionTrainer, training_loader
-from ..visualization import explain, rollout_overlays, training_curves
+from ..visualization import rollout_overlays, training_curves
 from .experiment import evaluation_transform
 
 SIZE = 48
@@ -40,7 +41,7 @@ class InMemory(Dataset[Item]):
         return self.items[index]
 
 
-def face_transform(task: Literal["fgvc", "reid"]) -> Callable[[Any], Tensor]:
+def face_transform(task: Task) -> Callable[[Any], Tensor]:
     """Resize to 48 x 48 and normalize, as `dca-triton evaluate` does it."""
     return evaluation_transform(task, (SIZE, SIZE), (MEAN,) * 3, (STD,) * 3)
 
@@ -58,9 +59,7 @@ def face_vit(
     return VisionTransformer(**(shape | kwargs))
 
 
-def face_model(
-    num_classes: int, task_type: Literal["fgvc", "reid"], top_k_ratio: float
-) -> DualAttentionModel:
+def face_model(num_classes: int, task_type: Task, top_k_ratio: float) -> DualAttentionModel:
     """DCAL in the paper's layout on `face_vit`."""
     return DualAttentionModel(
         "face_vit",

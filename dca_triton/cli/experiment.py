@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_pretrained_cfg
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..arguments import optional, raise_faults, violations
-from ..branches import BRANCHES
+from ..branches import BRANCHES, Task
 from ..data import ImageDataset, Splits, fgvc_test, fgvc_train, load_dataset, reid_test, reid_train
 from ..description import Description
 from ..evaluation import evaluate_fgvc, evaluate_reid
@@ -21,7 +21,6 @@ from ..model.side_information import KINDS
 from ..training import training_loader
 from .options import VALUE_RULES, DataOptions
 
-Task = Literal["fgvc", "reid"]
 Transform = Callable[[Any], Tensor]
 
 

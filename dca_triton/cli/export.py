@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ..arguments import raise_faults
+from ..files import path_faults
 from .options import Selection
 
 
@@ -11,17 +13,17 @@ def export(selection: Selection, run: Path, target: Path, fp16: bool = False) ->
     Args:
         selection: Another checkpoint, or changed arguments of the model.
         run: The folder of a training run.
-        target: What to write. A folder, new or empty, gets config.json, model.safetensors and README.md, a
-            card. A file that ends in .onnx gets what turns photos into embeddings (identities) or
-            probabilities (categories).
-        fp16: Half precision for an .onnx file.
+        target: The folder or file to write. A folder, new or empty, gets config.json, model.safetensors and
+            README.md, a model card. A file that ends in .onnx gets a model from photos to embeddings
+            (identities) or probabilities (categories).
+        fp16: Store an .onnx file in half precision.
     """
-    from .outputs import check_file, check_new, new_folder
+    from .outputs import check_new, new_folder
     from .trained import load_trained
 
     onnx = target.suffix == ".onnx"
     if onnx:
-        check_file(target, (".onnx",), "target")
+        raise_faults(path_faults("target", target, (".onnx",)))
     else:
         check_new(target)
     if fp16 and not onnx:

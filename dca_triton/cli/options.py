@@ -9,7 +9,7 @@ from ..arguments import Rule, choice, integer, number, optional
 
 
 def _up_to(most: int, least: int = 1) -> Rule:
-    """An integer in [least, most]: beyond it a machine fails before a message could tell why."""
+    """An integer in [least, most]. A larger one would exhaust the machine before an error could say why."""
     fits, _ = integer(least)
     return lambda v: fits(v) and v <= most, f"an integer in [{least}, {most}]"
 
@@ -51,28 +51,29 @@ class DataOptions:
         name: cub, nabirds, cars, dogs, aircraft, folder, orl-fgvc (fine-grained categories); market1501,
             dukemtmc (which its authors withdrew), occluded-duke, msmt17, cuhk03-detected, cuhk03-labeled,
             veri776, vehicleid-800, vehicleid-1600, vehicleid-2400, orl-reid (re-identification); a folder
-            with query and gallery parts is the latter, too.
-        root: The dataset's own folder, the one that its archive unpacks to; orl-* have none.
-        size: Height and width in pixels that the model sees; a square for categories.
-        resize: Side in pixels of the photo from which training crops `size`, >= the side of `size`; for
-            categories.
-        test_crop: How evaluation brings a photo to `size`: "resize" squashes the whole photo; "center"
-            squashes it to `resize` and crops the center, so that objects are as large as in training; for
-            categories.
-        mean: Mean of each channel, of values in [0, 1], for normalization; by default the one that the
-            backbone was pretrained with.
-        std: Standard deviation of each channel, likewise.
+            with query and gallery parts is for re-identification, too.
+        root: The folder that the dataset's archive unpacks to; orl-* need none.
+        size: Height and width in pixels of the model's input; a square for categories.
+        resize: Training resizes a photo to a square of this side in pixels and crops `size` from it; at least
+            the side of `size`; for categories.
+        test_crop: How evaluation makes a photo as large as `size`: "resize" resizes the whole photo; "center"
+            resizes it to a square of side `resize` and crops the center, so that objects are as large as in
+            training; for categories.
+        mean: Mean of each channel in [0, 1], for normalization; by default that of the backbone's
+            pretraining.
+        std: Standard deviation of each channel, for normalization; by default as for `mean`.
         rand_augment: A policy of timm's RandAugment for training, e.g. "rand-m9-mstd0.5"; for categories.
-        erase: Probability that training erases a random rectangle, in [0, 1]; for categories. Training of
-            identities erases half of the time.
-        batch_size: Photos in a batch of each process; in training of identities `photos` each of
-            batch_size / photos identities.
+        erase: Probability that training erases a random rectangle, in [0, 1]; for categories. For identities
+            it is always 0.5.
+        batch_size: Photos in a batch of each process. For identities, a training batch has `photos` photos of
+            each of batch_size / photos identities.
         photos: Photos of one identity in a batch, a divisor of batch_size; for identities.
-        holdout: Photos of each class kept from training to validate on; for categories.
-        on_corrupt: An unreadable photo in training stops ("raise") or is replaced and counted ("skip").
-        workers: Processes that decode photos; 0 decodes in this one.
-        seed: Seeds the batches' order and the choice of the photos that are held out.
-        gallery_seed: Draws the gallery of vehicleid-*.
+        holdout: Photos of each class that are kept from training for validation; for categories.
+        on_corrupt: At an unreadable photo, training stops ("raise"), or takes another photo and counts it
+            ("skip").
+        workers: Processes that decode photos; with 0, the main process decodes.
+        seed: Seeds the order of the batches and the choice of the photos that are held out.
+        gallery_seed: Seeds the choice of the gallery of vehicleid-*.
     """
 
     name: str
@@ -95,21 +96,21 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class DataChanges:
-    """The photos, where they are not the run's: what is not given is as in training.
+    """The photos and their preprocessing. An option that is not given is as in training.
 
     Args:
-        name: The dataset, as `train` takes it.
-        root: The dataset's own folder.
+        name: The dataset, with the names of `dca-triton train`.
+        root: The folder that the dataset's archive unpacks to.
         size: Height and width in pixels; they must be the model's.
-        resize: Side in pixels from which `test_crop` "center" crops.
-        test_crop: How photos are brought to `size`, as `train` takes it.
+        resize: With `test_crop` "center", the side in pixels of the square that is cropped.
+        test_crop: How a photo is made as large as `size`: "resize" or "center", as in `dca-triton train`.
         mean: As in training, for a checkpoint that does not hold it.
         std: As in training, for a checkpoint that does not hold it.
         batch_size: Photos in a batch.
         holdout: Photos of each class that training held out; 0 scores the test part instead.
-        workers: Processes that decode photos; 0 decodes in this one.
+        workers: Processes that decode photos; with 0, the main process decodes.
         seed: As in training, for a checkpoint that does not hold it.
-        gallery_seed: Draws the gallery of vehicleid-*.
+        gallery_seed: Seeds the choice of the gallery of vehicleid-*.
     """
 
     name: str | None = None
@@ -131,13 +132,14 @@ class Experiment:
     """A training run: the options of its config.
 
     Args:
-        model: Arguments of `DualAttentionModel` but for classes, task and size, which the data give.
+        model: Arguments of `DualAttentionModel` except the classes, the task and the size, which follow from
+            the data.
         data: The photos.
-        trainer: Arguments of `DualAttentionTrainer` but for the model, the batches and the pairs.
+        trainer: Arguments of `DualAttentionTrainer` except the model, the batches and the pairs.
         pairs: Arguments of `PairSampler`.
         epochs: Epochs to train in all, >= 1.
         output: The run's folder.
-        transfer: A checkpoint whose fitting weights training starts from.
+        transfer: A checkpoint; training starts from its weights that fit.
         seed: Seeds the initial weights, batches, pairs and augmentation.
     """
 
@@ -153,7 +155,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which trained model a command uses, and what it changes.
+    """The trained model that a command uses, and the options that it overrides.
 
     Args:
         run: The folder of a run or of an exported model.
@@ -172,8 +174,8 @@ class Selection:
     recorded_data: Mapping[str, Any] = field(default_factory=dict)
 
     def changed(self) -> dict[str, Any]:
-        """What the scores depend on and the run does not have: changed arguments and another dataset."""
+        """The overridden options that scores depend on: arguments of the model and the data."""
         speed = ("batch_size", "workers")
-        data = {name: value for name, value in self.data.items() if name not in speed and value is not None}
+        data = {name: value for name, value in self.data.items() if name not in speed}
         sections = {"model": dict(self.model), "data": data}
         return {name: values for name, values in sections.items() if values}

@@ -7,16 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def check_file(file: Path, suffixes: tuple[str, ...], option: str = "--file") -> None:
-    """Raise ValueError for a file, given by the option, that cannot be written."""
-    if file.suffix not in suffixes:
-        raise ValueError(f"{option} must end in {' or '.join(suffixes)}, got {str(file)!r}")
-    if not file.parent.is_dir():
-        raise ValueError(f"{option} must be in a folder that exists, got {str(file)!r}")
-    if file.is_dir():
-        raise ValueError(f"{option} must be a file, got the folder {str(file)!r}")
-
-
 def check_folder(output: Path) -> None:
     """Raise ValueError for an output folder that is a file or lies in one."""
     place = next(path for path in (output, *output.absolute().parents) if path.exists() or path.is_symlink())

@@ -100,7 +100,7 @@ def _add_experiment(own: Parser, output: str) -> None:
     skip: set[str | int] = {"num_classes", "task_type", "img_size", "embed_dim", "num_pwca_blocks"}
     skip |= {"cameras", "views"}
     own.add_class_arguments(DualAttentionModel, "model", skip=skip, instantiate=False)
-    text = "More arguments of timm.create_model."
+    text = "Other arguments of timm.create_model."
     own.add_argument("--model.timm", type=dict[str, Any], default={}, help=text)
     for kind in ("camera", "view"):
         text = f"Learn a vector for each {kind} of the training photos (SIE of TransReID); for identities."
@@ -111,7 +111,7 @@ def _add_experiment(own: Parser, output: str) -> None:
     own.add_class_arguments(PairSampler, "pairs", instantiate=False)
     own.add_argument("--epochs", type=int, default=100, help="Epochs to train in all, >= 1.")
     own.add_argument("--output", type=Path | None, default=None, help=output)
-    text = "A checkpoint, or the folder of a run or of `export`: training starts from the weights that fit."
+    text = "A checkpoint, or the folder of a run or of `export`; training starts from its weights that fit."
     own.add_argument("--transfer", type=Path | None, default=None, help=text)
     text = "Seeds the initial weights, batches, pairs and augmentation."
     own.add_argument("--seed", type=int, default=0, help=text)

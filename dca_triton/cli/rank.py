@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..branches import Metric
 from .options import Selection
 
 if TYPE_CHECKING:
@@ -20,43 +21,45 @@ def rank(
     rows: int = 8,
     photos: int = 10,
     queries: Choice | None = None,
-    metric: Literal["euclidean", "cosine"] | None = None,
+    metric: Metric | None = None,
     rerank: bool | None = None,
     flip: bool = False,
     expand: int | None = None,
     alpha: float | None = None,
     curve: Path | None = None,
 ) -> None:
-    """Draw queries with their nearest gallery photos (Re-ID), or the classes that are confused.
+    """Draw queries with their nearest gallery photos (Re-ID), or the most confused classes (categories).
 
     Args:
         selection: The model and the photos.
-        file: The picture, .png, or page, .html.
+        file: The .png or .html file to write.
         rows: Queries to draw, or pairs of confused classes; at most 32 in a .png.
         photos: Gallery photos of each query, or photos of each pair; at most 32 in a .png.
-        queries: Which Re-ID queries: "spread" evenly over all, the default, or the "worst" by their average
-            precision.
+        queries: Which Re-ID queries to draw: "spread" takes them evenly from all of them, "worst" takes those
+            with the lowest average precision; "spread" by default.
         metric: Distance of Re-ID features; cosine by default.
         rerank: Rank Re-ID by k-reciprocal neighbors; false by default.
         flip: Average over each photo and its mirror image.
-        expand: Average each Re-ID query with that many nearest gallery photos first (query expansion).
-        alpha: Exponent of the weights of those photos, >= 0; 3 by default, 0 weighs all the same.
-        curve: Where to draw the Re-ID curve of cumulative matches (CMC) as a .png.
+        expand: Before ranking, average each Re-ID query with this many nearest gallery photos (query
+            expansion).
+        alpha: Exponent of the weights of these photos, >= 0; 3 by default. With 0, all weights are equal.
+        curve: A .png file for the Re-ID curve of cumulative matches (CMC).
     """
     from ..arguments import choice, integer, optional, raise_faults, violations
+    from ..files import path_faults
     from ..visualization.gallery import too_many
+    from ..visualization.output import SUFFIXES
     from .experiment import check_expansion, reid_options
-    from .outputs import check_file
     from .trained import load_trained
 
     least = {"--rows": integer(1), "--photos": integer(2), "--queries": optional(choice("spread", "worst"))}
     faults = violations({"--rows": rows, "--photos": photos, "--queries": queries}, least)
     raise_faults(faults)
     check_expansion(expand, alpha)
-    check_file(file, (".png", ".html"))
+    raise_faults(path_faults("--file", file, SUFFIXES))
     raise_faults(too_many(file, {"--rows": rows, "--photos": photos}))
     if curve is not None:
-        check_file(curve, (".png",), "--curve")
+        raise_faults(path_faults("--curve", curve, (".png",)))
     trained = load_trained(selection)
     task = trained.description.task
     options = {"metric": metric, "rerank": rerank, "expand": expand, "alpha": alpha}

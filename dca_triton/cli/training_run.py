@@ -61,7 +61,7 @@ def prepare(experiment: Experiment, resume: Resume = None) -> TrainingRun:
         model,
         train_batches(splits, data),
         pairs=pairs,
-        evaluate=lambda: scores(model, splits, data, progress=experiment.trainer.get("progress", True)),
+        evaluate=lambda: scores(model, splits, data, progress=trainer.shows_progress),
         description=describe(splits, data, name).plain(),
         seed=experiment.seed,
         **experiment.trainer,

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import rand_augment_transform
 from torchvision.transforms import v2
 
-from ..arguments import raise_faults
+from ..arguments import raise_faults, shown
 
 POLICY = re.compile(r"rand(-((m|n|p|mstd|mmax|inc)\d+(\.\d+)?|t\w+))*")
 
@@ -36,15 +36,16 @@ class RandAugment:
     def __init__(self, policy: str, size: int, mean: Sequence[float]) -> None:
         self.policy = policy
         fill = tuple(min(255, round(255 * channel)) for channel in mean)
+        fault = f"rand_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', got {shown(policy)}"
+        # timm passes over parts that it does not know.
+        if not isinstance(policy, str) or not POLICY.fullmatch(policy):
+            raise_faults([fault])
         try:
-            assert POLICY.fullmatch(policy)  # timm passes over parts that it does not know
             self.transform = rand_augment_transform(
                 policy, {"translate_const": int(0.45 * size), "img_mean": fill}
             )
-        except Exception:  # timm asserts, and converts parts of the text to numbers
-            raise_faults(
-                [f"rand_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', got {policy!r}"]
-            )
+        except Exception as error:  # timm asserts, and converts parts of the text to numbers
+            raise ValueError(fault) from error
 
     def __call__(self, image: Image.Image) -> Image.Image:
         kept = random.getstate(), np.random.get_state()  # noqa: NPY002, what timm draws from

@@ -24,8 +24,8 @@ class ImageRecord:
 
     `label` is the class 0..K-1 in training, validation and test parts, and the identity's own number in
     query and gallery; -1 if it is unknown. `camera` is -1 if it is unknown. A number below -1 is not a
-    camera: evaluation leaves out matches of the same number, and copies of one photo share one. `view`, such
-    as the side of a vehicle, is -1 if it is unknown.
+    camera. It marks copies of one photo, which share it: evaluation leaves out matches of the same number.
+    `view`, such as the side of a vehicle, is -1 if it is unknown.
     """
 
     path: Path

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ..arguments import raise_faults
+from ..branches import Task
 from .fgvc import aircraft, cars, cub, dogs, nabirds
 from .folder import folder
 from .layout import Listing
@@ -59,7 +60,7 @@ class Splits:
     there are several, such as "MSMT17_V1": scores belong to it.
     """
 
-    task: Literal["fgvc", "reid"]
+    task: Task
     classes: tuple[str, ...]
     train: ImageDataset | None
     validation: ImageDataset | None = None
@@ -153,7 +154,7 @@ def load_dataset(
         raise ValueError(
             f"dataset {name}: {root} must have distinct class names, got {_some(twice)} more than once"
         )
-    task: Literal["fgvc", "reid"] = "reid" if "query" in listing.parts else "fgvc"
+    task: Task = "reid" if "query" in listing.parts else "fgvc"
     train: list[ImageRecord] = listing.parts.get("train", [])
     held: list[ImageRecord] = []
     if holdout:

@@ -1,12 +1,13 @@
 """Embeddings, scores and metrics."""
 
+from ..branches import Metric
 from .distances import k_reciprocal_rerank, squared_distances
 from .embeddings import Embeddings, embed, load_embeddings, save_embeddings
 from .expansion import expand_queries
 from .flip import flip_averaged
 from .metrics import ReidMetrics, reid_metrics, topk_accuracy
 from .rankings import Rankings, cmc_curve, rank_embeddings
-from .scores import SCORES, Metric, evaluate_fgvc, evaluate_reid, predict, score_embeddings, score_table
+from .scores import SCORES, evaluate_fgvc, evaluate_reid, predict, score_embeddings, score_table
 
 __all__ = [
     "SCORES",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..arguments import raise_faults
 from ..data.records import Batch
-from ..files import atomic_write
+from ..files import atomic_write, path_faults
 from ..model import DualAttentionModel
 from ..progress import progress as progress_bar
 from ..tensor_arguments import tensor_violations
@@ -41,7 +41,7 @@ def embed(
     output: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Embeddings:
-    """Embed every photo: what SA and GLCA read out side by side (S, 2C) for reid, SA's only (S, C) for fgvc.
+    """Embed every photo: the embeddings of SA and GLCA, (S, 2C), for reid; that of SA, (S, C), for fgvc.
 
     Args:
         model: Left in evaluation mode; runs on its device.
@@ -52,11 +52,12 @@ def embed(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: There is no batch, or `output` has another suffix (raised before any work).
-        OSError: `output` cannot be written. If its folder is missing, this is raised before any work.
+        ValueError: There is no batch; or `output` has another suffix, lies in no folder or is no file, which
+            is raised before any work.
+        OSError: `output` cannot be written.
     """
     if output is not None:
-        _writable(output)
+        raise_faults(path_faults("output", Path(output), SUFFIXES))
     model.eval()
     device = next(model.parameters()).device
     features: list[Tensor] = []
@@ -88,7 +89,7 @@ def save_embeddings(embeddings: Embeddings, path: str | os.PathLike[str]) -> Non
         ValueError: Another suffix.
         OSError: The file cannot be written.
     """
-    path = _writable(path)
+    path = _with_suffix(path)
     tensors = {name: getattr(embeddings, name).contiguous() for name in TENSOR_RULES}
     with atomic_write(path) as file:
         if path.suffix == ".npz":
@@ -139,15 +140,6 @@ def _violations(found: Embeddings) -> list[str]:
     if not all(isinstance(text, str) for text in found.paths) or len(found.paths) != len(found.labels):
         faults.append(f"paths must be one text for each of the photos, got {len(found.paths)} values")
     return faults
-
-
-def _writable(path: str | os.PathLike[str]) -> Path:
-    path = _with_suffix(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path must be in a folder that exists, got {str(path)!r}")
-    if path.exists() and not path.is_file():
-        raise OSError(f"path must be a file, got {str(path)!r}, a folder, a device or a pipe")
-    return path
 
 
 def _with_suffix(path: str | os.PathLike[str]) -> Path:

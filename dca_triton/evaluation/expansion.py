@@ -1,11 +1,12 @@
 """Query expansion: each query is averaged with its nearest gallery photos before the gallery is ranked."""
 
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from ..arguments import choice, integer, number, raise_faults, violations
+from ..branches import Metric
 from ..tensor_arguments import tensor_violations
 from .distances import squared_distances
 from .metrics import unit_rows
@@ -13,7 +14,7 @@ from .metrics import unit_rows
 VALUE_RULES = {
     "k": integer(1),
     "alpha": number(lambda v: v >= 0, "a number >= 0"),
-    "metric": choice("euclidean", "cosine"),
+    "metric": choice(*get_args(Metric)),
     "chunk_size": integer(1),
 }
 TENSOR_RULES = {"query": "floating-point (Q, C)", "gallery": "floating-point (G, C)"}
@@ -24,21 +25,21 @@ def expand_queries(
     gallery: Tensor,
     k: int = 10,
     alpha: float = 3.0,
-    metric: Literal["euclidean", "cosine"] = "cosine",
+    metric: Metric = "cosine",
     chunk_size: int = 64,
     progress: bool = False,
 ) -> Tensor:
     """Average each query with its nearest gallery photos: (alpha) query expansion.
 
     A query q becomes (q + sum_i w_i g_i) / (1 + sum_i w_i), where g_1..g_k are its nearest gallery photos
-    and w_i = max(0, cos(q, g_i)) ** alpha (Radenovic et al., TPAMI 2019). With alpha = 0 all weigh the same,
-    which is average query expansion (Chum et al., ICCV 2007). No label and no camera is used. Photos at one
-    distance come in the order of torch.topk.
+    and w_i = max(0, cos(q, g_i)) ** alpha (Radenovic et al., TPAMI 2019). With alpha = 0 all weights are
+    equal, which is average query expansion (Chum et al., ICCV 2007). Labels and cameras are not used. Photos
+    at the same distance come in the order of torch.topk.
 
     Args:
         query: (Q, C), any floating dtype, finite.
-        gallery: (G, C), like the queries; a photo that is not to be found, such as junk, must not be in it.
-        k: Neighbors of each query, at least 1; all photos of a smaller gallery.
+        gallery: (G, C), like the queries, without photos that must not be found, such as junk.
+        k: Neighbors of each query, at least 1. A smaller gallery is used as a whole.
         alpha: At least 0; larger values trust near neighbors more.
         metric: cosine divides each feature by its length first.
         chunk_size: Queries of a block.

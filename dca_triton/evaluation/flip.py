@@ -10,10 +10,10 @@ from ..model import DualAttentionModel
 
 
 def flip_averaged(model: DualAttentionModel) -> DualAttentionModel:
-    """Return a model for `embed`, `evaluate_fgvc` and `evaluate_reid` that averages over left and right.
+    """Return a model for `embed`, `evaluate_fgvc` and `evaluate_reid` that also sees the mirror images.
 
-    Its features are the mean of those of the photo and of its mirror image (as in TransReID's code), and its
-    logits have the mean of the two probabilities. It shares the model's weights and takes twice the time.
+    Its features are the mean of those of the photo and of its mirror image (as in TransReID's code). Its
+    logits give the mean of the two probabilities. It shares the model's weights and takes twice the time.
     """
     return cast(DualAttentionModel, _FlipAveraged(model))
 

@@ -6,12 +6,13 @@ Pure functions of tensors, independent of models and datasets.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from ..arguments import Rule, choice, integer, raise_faults, violations
+from ..branches import Metric
 from ..tensor_arguments import row_violations, tensor_violations
 from .distances import Distances, squared_distances
 
@@ -19,7 +20,7 @@ CMC_RANKS = (1, 5, 10)
 JUNK_ID = -1
 UNKNOWN = -1  # a camera, or a photo's number
 RANKS: Rule = (lambda ks: min(ks, default=0) >= 1, "one or more integers >= 1")
-VALUE_RULES = {"metric": choice("euclidean", "cosine"), "chunk_size": integer(1)}
+VALUE_RULES = {"metric": choice(*get_args(Metric)), "chunk_size": integer(1)}
 SIDES = {"query": "Q", "gallery": "G"}
 
 
@@ -79,7 +80,7 @@ def reid_metrics(
     gallery_features: Tensor,
     gallery_ids: Tensor,
     gallery_cameras: Tensor,
-    metric: Literal["euclidean", "cosine"] = "euclidean",
+    metric: Metric = "euclidean",
     chunk_size: int = 64,
     distances: Distances = squared_distances,
     query_photos: Tensor | None = None,
@@ -90,7 +91,8 @@ def reid_metrics(
     Gallery photos of the query's id are right answers, except those of its own camera: these are left out,
     and so is all junk (id -1). The others are wrong; so an id that no query has, such as Market-1501's
     distractors 0000, is never right. AP is the mean of the precisions at the right photos, not interpolated.
-    Camera -1 is unknown: it is no query's own camera. A number below -1 leaves out its own like a camera's.
+    Camera -1 is unknown and leaves nothing out. A number below -1 leaves out photos of the same number, as a
+    camera does.
 
     Ties never favor the model: of two photos at one distance the wrong one is ranked first. Without ties it
     is the usual protocol. Two photos with the same features always tie (see `squared_distances`), and neither
@@ -141,7 +143,7 @@ def comparisons(
     gallery_features: Tensor,
     gallery_ids: Tensor,
     gallery_cameras: Tensor,
-    metric: Literal["euclidean", "cosine"] = "euclidean",
+    metric: Metric = "euclidean",
     chunk_size: int = 64,
     distances: Distances = squared_distances,
     query_photos: Tensor | None = None,

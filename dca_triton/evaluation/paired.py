@@ -41,8 +41,8 @@ def estimate(scores: Scores) -> Estimate | None:
 def paired_differences(variants: Mapping[str, Scores]) -> dict[str, Estimate | None]:
     """Compare each variant with the first one by the differences of their scores at equal seeds.
 
-    What a seed does to all variants, such as an easy or a hard split, cancels in a difference. The standard
-    error is therefore that of the differences, not one of two independent means.
+    An effect of a seed on all variants, such as an easy or a hard split, cancels in a difference. The
+    standard error is therefore that of the differences, not that of two independent means.
 
     Args:
         variants: The scores of each variant by seed. A seed that one of the two lacks does not count.

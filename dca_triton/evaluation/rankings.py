@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ..arguments import integer, raise_faults, violations
+from ..branches import Metric
 from .embeddings import Embeddings
 from .metrics import JUNK_ID, average_precision, comparisons, ranks_of_right
-from .scores import Metric, retrieval
+from .scores import retrieval
 
 
 class Rankings(NamedTuple):
@@ -49,10 +50,10 @@ def rank_embeddings(
         gallery: Like the queries.
         k: Photos kept of each ranking, at least 1.
         metric: As in `score_embeddings`, like the arguments below.
-        rerank: Whether distances are re-ranked.
-        progress: Whether a progress bar is shown.
-        expand: How many neighbors expand a query.
-        alpha: The power of their weights.
+        rerank: Rank by k-reciprocal neighbors.
+        progress: Show a progress bar.
+        expand: The number of neighbors that expand a query.
+        alpha: The exponent of their weights.
 
     Raises:
         ValueError: As `score_embeddings`, but queries need no match.

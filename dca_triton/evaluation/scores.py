@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..arguments import raise_faults
+from ..branches import Metric, Task
 from ..data.records import Batch
 from ..model import DualAttentionModel
 from ..progress import progress as progress_bar
@@ -18,8 +19,6 @@ from .expansion import expand_queries
 from .flip import flip_averaged
 from .metrics import JUNK_ID, reid_metrics, topk_accuracy
 
-Metric = Literal["euclidean", "cosine"]
-Task = Literal["fgvc", "reid"]
 PREDICTIONS = {"sa": "SA", "glca": "GLCA", "sum": "SA + GLCA"}
 RETRIEVAL = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
 SCORES: Mapping[Task, tuple[str, ...]] = {
@@ -60,7 +59,7 @@ def evaluate_fgvc(
 ) -> dict[str, float]:
     """Top-1 and top-5 of SA, GLCA and the sum of their probabilities, the paper's prediction.
 
-    A model without GLCA has no scores of it, and predicts by SA alone: its sum is that of SA.
+    Without GLCA, the model predicts by SA alone: there are no scores of GLCA, and the sum is SA's.
 
     Args:
         model: Left in evaluation mode.
@@ -139,9 +138,9 @@ def score_embeddings(
         rerank: Rank by k-reciprocal neighbors (Zhong et al., CVPR 2017; k1 = 20, k2 = 6, weight 0.3), which
             takes time that grows with the square of the number of photos.
         progress: Show progress bars.
-        expand: Average each query with that many nearest gallery photos first, see `expand_queries`; 0 does
-            not.
-        alpha: Exponent of the weights in that average, >= 0; 0 weighs all the same.
+        expand: Before ranking, average each query with this many nearest gallery photos, see
+            `expand_queries`; 0 turns it off.
+        alpha: Exponent of the weights in this average, >= 0; with 0, all weights are equal.
 
     Returns:
         The scores mAP, rank1, rank5, rank10 and mINP (`SCORES["reid"]`), floats in 0..1, means over the

@@ -1,18 +1,16 @@
-"""Create and check timm vision transformers as backbones; errors say what to do."""
+"""A timm vision transformer as the backbone of both layouts: its tokens, blocks, norm and pooling."""
 
 import functools
-import math
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
-from ..arguments import raise_faults
 from ..branches import BRANCHES, Branch, Readout
-from .families import family_of, layout_faults
+from .creation import both_sides, create, patch_of, size_faults
+from .families import family_of
 from .family import Family, Step, TimmModule
-from .overlap import Overlap, overlap_of, set_stride
+from .overlap import Overlap, set_stride
 from .pooling import pooled_from, pooling_of, pooling_weights
 from .vit import VIT
 from .vit import features as vit_features
@@ -50,7 +48,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model: TimmModule
         self.overlap: Overlap | None
-        self.model, self.overlap = _create(name, layout, pretrained, img_size, patch_stride, kwargs)
+        self.model, self.overlap = create(name, layout, pretrained, img_size, patch_stride, kwargs)
         if self.overlap is not None:
             set_stride(self.model, self.overlap, both_sides(img_size))
         self.num_prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
@@ -71,7 +69,7 @@ class Backbone(nn.Module):
                 self.drop_attention_pooling()
             self.model.forward = functools.partial(family.embed, self.model)
         self.in_chans: int = _channels(self.model)
-        height, width = _patch(self.model)
+        height, width = patch_of(self.model)
         self.token_size = height * merging, width * merging
         rows, columns = self.model.patch_embed.grid_size
         self.grid_size: tuple[int, int] = -(-rows // merging), -(-columns // merging)
@@ -191,7 +189,7 @@ class Backbone(nn.Module):
         embed: TimmModule = self.model.patch_embed
         _, channels, *size = images.shape
         fixed = getattr(embed, "strict_img_size", True)
-        faults = [] if fixed else size_faults(name, tuple(size), _patch(self.model))
+        faults = [] if fixed else size_faults(name, tuple(size), patch_of(self.model))
         if channels != self.in_chans or (fixed and tuple(size) != tuple(embed.img_size)):
             height, width = embed.img_size if fixed else ("h", "w")
             shape = f"(B, {self.in_chans}, {height}, {width})"
@@ -199,91 +197,12 @@ class Backbone(nn.Module):
             faults.append(f"{name} must be {rule}, got shape {tuple(images.shape)}")
         return faults
 
-
-def _create(
-    name: str,
-    layout: str,
-    pretrained: bool,
-    img_size: int | tuple[int, int],
-    patch_stride: int | None,
-    kwargs: dict[str, Any],
-) -> tuple[TimmModule, Overlap | None]:
-    """The timm model, and the geometry of its patches if they are to overlap; its stride is not set yet."""
-    if not timm.is_model(name):
-        raise_faults([f"backbone_name must be a timm model (see timm.list_models('*vit*')), got {name!r}"])
-    options = {"num_classes": 0, "img_size": img_size, **kwargs}
-    model: TimmModule
-    overlap: Overlap | None = None
-    faults: list[str] = []
-    try:
-        if patch_stride is not None:
-            overlap = overlap_of(name, patch_stride, kwargs)
-            if not (faults := overlap.faults(both_sides(img_size))):
-                options["img_size"] = overlap.side_by_side(both_sides(img_size))
-        if layout == "paper":  # check the model's own blocks before they are replaced
-            with torch.device("meta"):
-                model = timm.create_model(name, **options | {"checkpoint_path": None})
-        else:
-            model = timm.create_model(name, **options)
-        reasons = layout_faults(model, layout)
-    except Exception as error:  # timm's constructors raise nearly any error for wrong arguments
-        with torch.device("meta"):
-            plain = timm.create_model(name)
-        reasons = layout_faults(plain, layout)
-        if not reasons or family_of(plain) is not None:  # no argument makes another class fit
-            reasons = [str(error) or type(error).__name__, *reasons]
-    if reasons:
-        raise_faults(
-            [
-                f"backbone_name must be a timm model that layout={layout!r} can use, "
-                f"got {name!r}: {'; '.join(reasons)}"
-            ]
-        )
-    raise_faults(faults or size_faults("img_size", tuple(model.patch_embed.img_size), _patch(model)))
-    if layout != "paper" and not pretrained:
-        return model, overlap
-    try:
-        return timm.create_model(name, pretrained=pretrained, **options), overlap
-    except Exception as error:
-        raise RuntimeError(
-            f"pretrained weights of {name!r} could not be loaded "
-            f"({type(error).__name__}: {_first_lines(error)}); pass a local file with "
-            "pretrained_cfg_overlay=dict(file='weights.safetensors') "
-            "or start from scratch with pretrained=False"
-        ) from error
-
-
-def both_sides(img_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a size."""
-    return (img_size, img_size) if isinstance(img_size, int) else img_size
-
-
-def _first_lines(error: Exception) -> str:
-    """Two of them: the first says that weights do not fit, the second names one."""
-    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or "no message"
-
-
-def _patch(model: TimmModule) -> tuple[int, int]:
-    """Height and width in pixels of one token, including the stride of a CNN stem."""
-    embed = model.patch_embed
-    height, width = embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else embed.patch_size
-    return height, width
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.model.patch_embed.img_size
 
 
 def _channels(model: TimmModule) -> int:
     """The number of image channels that the patch embedding's first convolution takes."""
     return next(m.in_channels for m in model.patch_embed.modules() if isinstance(m, nn.Conv2d))
-
-
-def size_faults(name: str, size: tuple[int, ...], patch: tuple[int, int]) -> list[str]:
-    """Return a sentence with the nearest sizes if the patch does not divide the size (height, width)."""
-    if not any(s % p for s, p in zip(size, patch, strict=True)):
-        return []
-    smaller, larger = (
-        tuple(max(1, around(s / p)) * p for s, p in zip(size, patch, strict=True))
-        for around in (math.floor, math.ceil)
-    )
-    return [
-        f"{name} must be (height, width) in multiples of the patch {patch}, "
-        f"such as {smaller} or {larger}, got {tuple(size)}"
-    ]

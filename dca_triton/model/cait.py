@@ -13,10 +13,12 @@ from timm.models.cait import ClassAttn as TimmClassAttn
 from timm.models.cait import LayerScaleBlock as TimmLayerScaleBlock
 from timm.models.cait import LayerScaleBlockClassAttn as TimmLayerScaleBlockClassAttn
 from timm.models.cait import TalkingHeadAttn as TimmTalkingHeadAttn
+from timm.models.cait import checkpoint_filter_fn as timm_filter
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ..ops import Partners
+from ..positions import grid_of, resampled_embedding
 from .blocks import BlockTrace, PairAttention, Trace
 from .family import Family, Step, TimmModule
 from .residual import ScaledBlock
@@ -217,10 +219,24 @@ def steps(model: TimmModule) -> list[Step]:
     return [Step(block) for block in (*model.blocks, *(model.blocks_token_only or ()))]
 
 
+def checkpoint_filter(weights: dict[str, Any], model: TimmModule) -> dict[str, Any]:
+    """timm's filter of a file's weights, and what it leaves out: positions resampled to the model's grid.
+
+    The file's images have the size that the model's `pretrained_cfg` says, if that gives as many patches.
+    """
+    weights = timm_filter(weights, model)
+    patch, size = model.patch_embed.patch_size, model.pretrained_cfg["input_size"][1:]
+    known = size[0] // patch[0], size[1] // patch[1]
+    positions, new = weights["pos_embed"], model.patch_embed.grid_size
+    resampled = resampled_embedding(positions, 0, grid_of(positions.shape[1], known, new), new)
+    return weights if resampled is None else weights | {"pos_embed": resampled}
+
+
 CAIT = Family(
     Cait,
     {TimmLayerScaleBlock: LayerScaleBlock, TimmLayerScaleBlockClassAttn: LayerScaleBlockClassAttn},
     {TimmTalkingHeadAttn: TalkingHeadAttn, TimmClassAttn: ClassAttn},
     embed,
     steps,
+    checkpoint_filter=checkpoint_filter,
 )

@@ -4,8 +4,6 @@ import copy
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,20 +12,22 @@ from torch import Tensor, nn
 
 from ..files import atomic_write
 from .dual_attention import DualAttentionModel
+from .export import check_onnx, onnx_bytes
 
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 5e-2}
 BATCHES = (1, 3)
-MOST_BYTES = 2**31 - 1  # of a protobuf message, which an ONNX file is
 
 
 class Predictor(nn.Module):
-    """What a trained model is asked for: images (B, 3, h, w) -> embeddings (B, E) or probabilities (B, K).
+    """A trained model with the output of its task: images (B, 3, h, w) -> embeddings or probabilities.
 
-    - For reid: the embedding of `DualAttentionModel.extract_features`, float32. It has no heads.
-    - For fgvc: the probabilities of SA and GLCA summed, float32, as `evaluate_fgvc` ranks them. A row sums to
-      2, or to 1 without GLCA.
+    Both are float32.
 
-    PWCA takes no part. `torch.export.export` traces it for any B.
+    - For reid: the embedding (B, E) of `DualAttentionModel.extract_features`. It uses no heads.
+    - For fgvc: the sum (B, K) of SA's and GLCA's probabilities, which `evaluate_fgvc` ranks. A row sums to 2,
+      or to 1 without GLCA.
+
+    PWCA is not used. `torch.export.export` traces the module for any B.
 
     Args:
         model: Left in evaluation mode.
@@ -58,23 +58,24 @@ def export_predictor(model: DualAttentionModel, path: str | os.PathLike[str], fp
     Args:
         model: Left in evaluation mode. A copy of it on the CPU is exported.
         path: The .onnx file; it is written whole or not at all, after the check.
-        fp16: Weights and what passes between operations in half precision. Norms take their statistics in
-            float32 (ONNX's stash_type), and the rollout is float32. On a CPU, ONNX Runtime computes softmax
-            and products in float32, too.
+        fp16: Store weights and the values between operations in half precision. Norms compute their
+            statistics in float32 (ONNX's stash_type), and the rollout is float32. On a CPU, ONNX Runtime also
+            computes softmax and products in float32.
 
     Returns:
         The largest distance of a row from PyTorch's in float32, over the length of that row, on batches of 1
         and 3 random images. It is at most 1e-3, or 5e-2 with fp16.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is not installed (extra "export").
-        ValueError: `path` does not end in .onnx, or the weights need 2 GiB or more.
+        ImportError: onnx, onnxscript or onnxruntime is not installed (extra "export"); raised before any
+            work.
+        ValueError: As `export_onnx`.
         RuntimeError: The file would give other outputs than the model.
         OSError: The file cannot be written.
     """
-    onnxruntime = _onnxruntime()
-    if Path(path).suffix != ".onnx":
-        raise ValueError(f"path must end in .onnx, got {str(path)!r}")
+    check_onnx(path, "onnxruntime")
+    import onnxruntime
+
     dtype = torch.float16 if fp16 else torch.float32
     truth = _copy(model, torch.float32)
     data = _onnx_bytes(truth if dtype == torch.float32 else _copy(model, dtype), _metadata(model))
@@ -90,19 +91,6 @@ def export_predictor(model: DualAttentionModel, path: str | os.PathLike[str], fp
     return error
 
 
-def _onnxruntime() -> ModuleType:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "onnx, onnxscript and onnxruntime must be installed for an ONNX file (pip install "
-            f"'dca-triton[export]'), got: {error}"
-        ) from error
-    return onnxruntime
-
-
 def _copy(model: DualAttentionModel, dtype: torch.dtype) -> Predictor:
     """A predictor on the CPU, in PyTorch operations alone."""
     own = copy.deepcopy(model).to("cpu", dtype)
@@ -112,22 +100,14 @@ def _copy(model: DualAttentionModel, dtype: torch.dtype) -> Predictor:
 
 def _images(predictor: Predictor, B: int) -> Tensor:
     backbone = predictor.model.backbone
-    shape = (B, backbone.in_chans, *backbone.model.patch_embed.img_size)
+    shape = (B, backbone.in_chans, *backbone.img_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(B))
 
 
 def _onnx_bytes(predictor: Predictor, metadata: dict[str, str]) -> bytes:
-    size = sum(weight.nbytes for weight in predictor.parameters())
-    if size > MOST_BYTES:
-        raise ValueError(f"weights must be less than 2 GiB in an ONNX file, got {size / 2**30:.1f} GiB")
     batch = ({0: torch.export.Dim("B", min=1)},)
     program = torch.export.export(predictor, (_images(predictor, 2),), dynamic_shapes=batch)
-    converted = torch.onnx.export(
-        program, input_names=["images"], output_names=[predictor.output], dynamo=True, verbose=False
-    )
-    assert converted is not None
-    converted.model.metadata_props.update(metadata)
-    return converted.model_proto.SerializeToString()
+    return onnx_bytes(program, "images", [predictor.output], metadata)
 
 
 def _metadata(model: DualAttentionModel) -> dict[str, str]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import raise_faults
-from ..branches import BRANCHES, Branch, Readout
+from ..branches import BRANCHES, Branch, Readout, Task
 from ..ops import Backend
 from ..ops.torch_backend import take_rows
 from .attention_maps import attention_maps
@@ -38,45 +38,46 @@ class DualAttentionModel(BranchStreams, HubMixin):
 
     Args:
         backbone_name: A timm VisionTransformer, Eva, Beit or Cait, e.g. "deit_tiny_patch16_224" or
-            "vit_small_patch16_dinov3", or with branches=("sa", "pwca") a SwinTransformer or a
-            SwinTransformerV2; layout="reference" takes no Swin, but others with a class token.
+            "vit_small_patch16_dinov3". layout="paper" also takes a SwinTransformer or SwinTransformerV2, with
+            branches=("sa", "pwca"). layout="reference" also takes other models with a class token.
         num_classes: Classes of each head, at least 1.
         task_type: "fgvc" (categories) or "reid" (identities; the outputs hold combined features).
         num_sa_blocks: SA blocks on top of the backbone; layout="reference" only.
         num_glca_blocks: GLCA blocks, at least 0; 0 is the same as `branches` without "glca". In
-            layout="paper" a further block takes the rows of the one before, and keys and values of SA's
-            tokens as the first does.
-        num_pwca_blocks: Accepted as in the reference; PWCA runs all SA blocks with their weights.
-        embed_dim: Accepted as in the reference; C is the backbone's.
-        num_heads: Heads of the own blocks, a divisor of C; layout="reference" only.
+            layout="paper" the queries of each further block are the rows of the block before; its keys and
+            values come from SA's tokens, as in the first block.
+        num_pwca_blocks: Has no effect; the replication has this argument. PWCA uses the SA blocks.
+        embed_dim: Has no effect; the replication has this argument. C is the backbone's.
+        num_heads: Heads of the SA and GLCA blocks, a divisor of C; layout="reference" only.
         top_k_ratio: GLCA's share of patch tokens in (0, 1]: 0.1 for FGVC, 0.3 for Re-ID.
         drop_rate: Dropout of attention probabilities, projections and MLPs in [0, 1).
         drop_path_rate: Stochastic depth of the last block in [0, 1), rising linearly from 0.
         img_size: Pixels, a side or (height, width); without `patch_stride` multiples of the backbone's patch.
         cache_attention_rollout: Keep rollout rows of images seen in evaluation (see `RolloutCache`).
-        branches: The branches to build: "sa" with or without "glca" and "pwca". Nothing of the others is
-            computed, has parameters or takes part in the loss.
+        branches: The branches to build: "sa" with or without "glca" and "pwca". A branch that is not built
+            has no parameters, no outputs and no cost.
         sa_readout: What the heads of SA and PWCA read: the "class" token, the mean of the patch tokens
             ("local"), or "both" side by side. Without a class token "class" is timm's own pooling of the
             backbone, whose weights rollout starts from.
         glca_readout: What GLCA's head reads: the "class" token, the mean of the selected rows ("local"), or
-            "both". With "class" and one block the selection reaches neither logits nor gradients. Without a
-            class token "class" is timm's own pooling of the selected rows, and the selection reaches both.
+            "both". With "class" and one block the selection changes neither logits nor gradients. Without a
+            class token "class" is timm's own pooling of the selected rows, and the selection changes both.
         pwca_blocks: The first and the last SA block, counted from 1, in which an image also attends to its
-            partner; all by default. Up to the first one SA and PWCA are computed once.
+            partner; all by default. Before the first one, SA and PWCA are computed once.
         head: "linear", "mlp" (Linear-BatchNorm1d-ReLU-Linear) or "bnneck" (a norm whose bias is frozen, then
             Linear; TransReID's); by default linear for fgvc and mlp for reid.
         patch_stride: Pixels from one patch to the next, at most the patch (TransReID: 12). Patches overlap,
-            and there are floor((side - patch) / stride) + 1 on a side. Pixels that are left at the right and
-            at the bottom are not seen. Positions are resampled to this grid; other weights stay as they are.
-            For a VisionTransformer with learned positions. None lays patches side by side.
+            and there are floor((side - patch) / stride) + 1 on a side. The model does not see pixels after
+            the last patch at the right and at the bottom. Positions are resampled to this grid; other weights
+            stay as they are. For a VisionTransformer with learned positions. With None, patches do not
+            overlap.
         cameras: The numbers of the cameras that have an embedding (side information embedding, SIE, of
             TransReID), as `forward` takes them; none by default. For "reid", with a VisionTransformer, in
             layout="paper" also with an Eva.
-        views: Likewise of the views, such as the sides of a vehicle.
+        views: The numbers of the views, such as the sides of a vehicle, in the same way.
         sie_weight: The factor λ of the embeddings of cameras and views, > 0.
-        layout: "reference" computes what the reference implementation does, and loads its checkpoints;
-            "paper" has the paper's cost: the backbone's own blocks carry SA and PWCA.
+        layout: "reference" computes the same as the replication mossbee/DCAL and loads its checkpoints;
+            "paper" uses the backbone's own blocks for SA and PWCA, so it has about half the blocks.
         pretrained: Load timm's pretrained backbone weights.
         backend: "auto", "triton" or "torch" for the attentions (see `pair_attention`).
         **kwargs: Passed to `timm.create_model`.
@@ -84,7 +85,7 @@ class DualAttentionModel(BranchStreams, HubMixin):
     Raises:
         ValueError: Arguments that do not fit, or a backbone that the layout cannot use, with every
             reason.
-        RuntimeError: Pretrained weights that cannot be had.
+        RuntimeError: The pretrained weights could not be loaded.
     """
 
     sa_head: nn.Module
@@ -95,7 +96,7 @@ class DualAttentionModel(BranchStreams, HubMixin):
         self,
         backbone_name: str,
         num_classes: int,
-        task_type: Literal["fgvc", "reid"] = "fgvc",
+        task_type: Task = "fgvc",
         num_sa_blocks: int = 12,
         num_glca_blocks: int = 1,
         num_pwca_blocks: int = 12,
@@ -164,7 +165,7 @@ class DualAttentionModel(BranchStreams, HubMixin):
 
     @property
     def backend(self) -> Backend:
-        """The backend of every attention and of the rollout; to be set at any time."""
+        """The backend of every attention and of the rollout. You can change it at any time."""
         return self._backend
 
     @backend.setter
@@ -196,22 +197,23 @@ class DualAttentionModel(BranchStreams, HubMixin):
 
         Args:
             x: Images (B, 3, h, w), floating point.
-            x_pair: The distractor of each image, shaped as x. Used in training only, as in the reference.
+            x_pair: The distractor of each image, shaped as x. Used in training only, as in the replication.
                 A training step without pairs gives `pwca_head` no gradient, and DistributedDataParallel waits
                 for it: leave "pwca" out of `branches` for such a training.
             partner_index: Instead of `x_pair`, the row of x that is each image's distractor (B,), -1 = none;
                 nothing of it is computed again. Used in training only.
-            class_tokens_only: Features hold the class token alone (B, 1, C). Nothing is computed that neither
-                they nor the logits need: with a class-token readout the last block computes one query row (in
+            class_tokens_only: Features hold the class token alone (B, 1, C). The model computes only what
+                they and the logits need: with a class-token readout the last block computes one query row (in
                 layout="paper" that of PWCA, since GLCA reads all of SA's tokens), and no rollout is computed
                 where no selected patch reaches GLCA's readout. The logits are the same. Without a class token
                 the features are the embedding (B, 1, C), or (B, 1, 2C) with a readout of "both".
             cameras: The cameras of x (B,), int32 or int64, by their numbers in the model's `cameras`. A photo
-                of a negative number gets the mean of the embeddings. In evaluation so does one of any other
-                number, and with None all do. In training a model with `cameras` needs them.
-            views: Likewise for a model with `views`.
-            pair_cameras: Likewise of x_pair. With `partner_index` a distractor has its own camera.
-            pair_views: Likewise of x_pair.
+                with a negative number gets the mean of the embeddings. In evaluation, a photo with an unknown
+                number gets it, too, and with None all photos get it. In training, a model with `cameras`
+                requires them.
+            views: The views of x (B,), in the same way, for a model with `views`.
+            pair_cameras: The cameras of x_pair. With `partner_index` a distractor has its own camera.
+            pair_views: The views of x_pair.
 
         Returns:
             sa_logits, glca_logits (B, K); sa_features (B, N, C); glca_features (B, N, C), in layout="paper"
@@ -313,17 +315,17 @@ class DualAttentionModel(BranchStreams, HubMixin):
         return attention_maps(streams.sa_traces, local.take(), selected)
 
     def freeze_backbone(self, freeze: bool = True) -> None:
-        """Stop (or resume) gradients of the backbone's parameters."""
+        """Turn gradients of the backbone's parameters off (or on)."""
         self.backbone.requires_grad_(not freeze)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep (or not) no activations within blocks: the backward computes them again, block by block."""
+        """Turn activation checkpointing on (or off): the backward pass computes each block again."""
         self.backbone.model.set_grad_checkpointing(enable)
         for block in self._sa_blocks:
             block.grad_checkpointing = enable  # type: ignore[assignment]
 
     def get_parameter_groups(self, lr_backbone: float, lr_attention: float) -> list[dict[str, Any]]:
-        """Optimizer groups: the backbone, and everything on top of it, each parameter once."""
+        """Optimizer groups of the backbone and of everything on top of it; each parameter is in one group."""
         backbone = list(self.backbone.parameters())
         own = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
         return [{"params": backbone, "lr": lr_backbone}, {"params": own, "lr": lr_attention}]

@@ -1,10 +1,17 @@
 """Evaluation as one graph for other runtimes: a `torch.export` program, or an ONNX file."""
 
 import os
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
 
 import torch
 
+from ..arguments import raise_faults
+from ..files import atomic_write, path_faults
 from .dual_attention import DualAttentionModel
+
+MOST_BYTES = 2**31 - 1  # of a protobuf message, which an ONNX file is
 
 
 def export_program(
@@ -15,19 +22,15 @@ def export_program(
     Args:
         model: Left in evaluation mode. The graph holds PyTorch operations only: no Triton kernel and no
             rollout cache.
-        class_tokens_only: As in `DualAttentionModel.forward`; the graph then has no rollout.
+        class_tokens_only: As in `DualAttentionModel.forward`; the graph then has a rollout only if selected
+            patches reach GLCA's readout.
 
     Returns:
         A program whose `.module()(images, class_tokens_only=...)`, called with the same value, returns the
         same dict as the model.
-
-    Raises:
-        ValueError: The model has backend="triton", which other runtimes do not have.
     """
-    if model.backend == "triton":
-        raise ValueError("backend must be 'auto' or 'torch' for an export, got 'triton'")
     weight = next(model.parameters())
-    height, width = model.backbone.model.patch_embed.img_size
+    height, width = model.backbone.img_size
     images = torch.zeros(2, model.backbone.in_chans, height, width, device=weight.device, dtype=weight.dtype)
     backend, model.backend = model.backend, "torch"
     try:
@@ -48,17 +51,48 @@ def export_onnx(
 
     Args:
         model: As in `export_program`.
-        path: The .onnx file; weights above 2 GB lie beside it.
+        path: The .onnx file; it is written whole or not at all.
         class_tokens_only: As in `export_program`.
 
     Raises:
-        ValueError: As `export_program`.
-        ImportError: onnx or onnxscript is not installed (extra "export").
+        ValueError: `path` has another suffix, lies in no folder or is no file, which is raised before any
+            work, or the weights need 2 GiB or more.
+        ImportError: onnx or onnxscript is not installed (extra "export"); raised before any work.
+        OSError: The file cannot be written.
     """
+    check_onnx(path)
     program = export_program(model, class_tokens_only)
-    names = list(program.call_spec.out_spec.context)
+    data = onnx_bytes(program, "x", program.call_spec.out_spec.context)
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def check_onnx(path: str | os.PathLike[str], *packages: str) -> None:
+    """Raise ImportError or ValueError if no ONNX file can be made or written, with more `packages` needed."""
+    for package in ("onnx", "onnxscript", *packages):
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise ImportError(
+                f"{package} must be installed for an ONNX file (pip install 'dca-triton[export]'), "
+                f"got: {error}"
+            ) from error
+    raise_faults(path_faults("path", Path(path), (".onnx",)))
+
+
+def onnx_bytes(
+    program: torch.export.ExportedProgram,
+    image_name: str,
+    output_names: Sequence[str],
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """A program as the content of an ONNX file. Raises ValueError for weights of 2 GiB or more."""
+    size = sum(weight.nbytes for weight in program.state_dict.values())
+    if size > MOST_BYTES:
+        raise ValueError(f"weights must be less than 2 GiB in an ONNX file, got {size / 2**30:.1f} GiB")
     converted = torch.onnx.export(
-        program, input_names=["x"], output_names=names, dynamo=True, verbose=False, optimize=True
+        program, input_names=[image_name], output_names=output_names, dynamo=True, verbose=False
     )
     assert converted is not None
-    converted.save(path)
+    converted.model.metadata_props.update(metadata or {})
+    return converted.model_proto.SerializeToString()

@@ -28,7 +28,7 @@ def layout_faults(model: TimmModule, layout: str) -> list[str]:
     if family is None or layout == "reference":
         return faults
     if getattr(model, "rope", None) is not None and model.patch_drop is not None:
-        faults.append("patch_drop_rate is above 0, which its rotary positions do not follow")
+        faults.append(f"patch_drop_rate must be 0 with rotary positions, got {model.patch_drop.prob}")
     if family is CAIT and not model.blocks_token_only:
         faults.append("it has no class-attention blocks")
     return list(dict.fromkeys([*faults, *family.faults(model)]))

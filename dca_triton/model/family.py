@@ -40,6 +40,8 @@ class Family(NamedTuple):
         branches: What can be trained.
         missing: Why the other branches cannot.
         merging: A model -> how many patches, in height and in width, become one of its last tokens.
+        checkpoint_filter: A file's weights and a model -> the weights under timm's names, with positions
+            resampled to the model's size; None where timm's own filter does this.
     """
 
     model: type[nn.Module]
@@ -50,6 +52,7 @@ class Family(NamedTuple):
     branches: tuple[Branch, ...] = BRANCHES
     missing: str = ""
     merging: Callable[[TimmModule], int] = lambda model: 1
+    checkpoint_filter: Callable[[dict[str, Any], TimmModule], dict[str, Any]] | None = None
 
     def blocks_of(self, model: TimmModule) -> list[TimmModule]:
         """The blocks of a model, which are counted from 1."""

@@ -108,21 +108,27 @@ class HubMixin(
         """Load a model in evaluation mode; nothing in its files is executed.
 
         Args:
-            pretrained_model_name_or_path: A folder of `save_pretrained`, the folder of a training run (its
-                newest sound checkpoint, with averaged weights where it has them), or a repository on the Hub.
-                In a folder that is both, the run's checkpoint is taken.
+            pretrained_model_name_or_path: A folder of `save_pretrained`, the folder of a training run, or a
+                repository on the Hub. Of a run, the newest undamaged checkpoint is read, with averaged
+                weights if it has them. If a folder is both, the run's checkpoint is read.
             map_location: The model's device.
-            force_download: As `token`, `cache_dir`, `local_files_only` and `revision` in `huggingface_hub`.
+            force_download: As in `huggingface_hub`; so are `token`, `cache_dir`, `local_files_only` and
+                `revision`.
             **options: Override the constructor's arguments. The weights must still fit entirely.
 
         Raises:
             FileNotFoundError: The folder holds neither.
-            ValueError: Files that are damaged or do not fit each other.
+            ValueError: A file, or files that are damaged or do not fit each other.
         """
         name = str(pretrained_model_name_or_path)
         if not name:
             raise ValueError("pretrained_model_name_or_path must be a folder or a repository, got ''")
         folder = Path(name)
+        if folder.is_file():
+            raise ValueError(
+                f"pretrained_model_name_or_path must be a folder or a repository, got {name!r}, a file; "
+                "load_weights takes a checkpoint"
+            )
         run = RunFolder(folder).find("auto")
         if run is not None:
             model = cls.from_checkpoint(*run, **options)

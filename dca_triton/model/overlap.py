@@ -50,12 +50,17 @@ def overlap_of(name: str, stride: int, kwargs: dict[str, Any]) -> Overlap:
     with torch.device("meta"):
         model: TimmModule = timm.create_model(name, **kwargs | {"checkpoint_path": None})
     if not isinstance(model, VisionTransformer):
-        raise_faults([f"patch_stride needs a VisionTransformer, and it is a {type(model).__name__}"])
+        raise_faults(
+            [f"backbone_name must be a VisionTransformer for patch_stride, got a {type(model).__name__}"]
+        )
     embed, faults = model.patch_embed, []
     if type(embed) is not PatchEmbed:
-        faults.append(f"patch_stride needs a PatchEmbed, and its patch embedding is a {type(embed).__name__}")
+        got = type(embed).__name__
+        faults.append(f"backbone_name must be a model with a PatchEmbed for patch_stride, got a {got}")
     if model.pos_embed is None:
-        faults.append("patch_stride needs learned positions, and it has none")
+        faults.append(
+            "backbone_name must be a model with learned positions for patch_stride, got one without"
+        )
     raise_faults(faults)
     height, width = embed.patch_size
     return Overlap(height, width, stride)

@@ -5,45 +5,21 @@ from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import ResPostBlock as TimmResPostBlock
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from .blocks import PairAttention
 from .family import Family, TimmModule
-from .plain import is_plain
+from .packed import PackedAttention
 from .residual import PostNormBlock, PreNormBlock
 
 
-class Attention(PairAttention, TimmAttention):  # type: ignore[misc]
-    """timm's attention, which knows no positions."""
+class Attention(PackedAttention, TimmAttention):  # type: ignore[misc]
+    """timm's attention with its qk-norm, which knows no positions."""
 
-    def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, N, H, D), views of the packed projection, after timm's qk-norm."""
-        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).unbind(2)
-        return self.q_norm(q), self.k_norm(k), v
+    def queries(self, q: Tensor) -> Tensor:
+        return self.q_norm(q)
 
-    def project_queries(
-        self, x: Tensor, positions: Tensor | None = None, rows: Tensor | None = None
-    ) -> Tensor:
-        """Queries (B, N, H, D) alone; of a plain Linear, only their third is computed."""
-        if not is_plain(self.qkv, nn.Linear):
-            return self.project(x)[0]
-        return self.q_norm(
-            self._part(x, slice(self.num_heads * self.head_dim)).unflatten(2, (self.num_heads, self.head_dim))
-        )
-
-    def project_keys(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, N, H, D) alone; of a plain Linear, only their two thirds are computed."""
-        if not is_plain(self.qkv, nn.Linear):
-            _, k, v = self.project(x)
-            return k, v
-        packed = self._part(x, slice(self.num_heads * self.head_dim, None))
-        k, v = packed.unflatten(2, (2, self.num_heads, self.head_dim)).unbind(2)
-        return self.k_norm(k), v
-
-    def _part(self, x: Tensor, rows: slice) -> Tensor:
-        """Some outputs of the packed projection."""
-        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-        return nn.functional.linear(x, self.qkv.weight[rows], bias)
+    def keys(self, k: Tensor) -> Tensor:
+        return self.k_norm(k)
 
 
 class Block(PreNormBlock, TimmBlock):  # type: ignore[misc]

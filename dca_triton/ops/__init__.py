@@ -74,15 +74,12 @@ def pair_attention(
         ValueError: Wrong shapes, dtypes, devices, index values or scale, every reason at once.
         RuntimeError: backend="triton" cannot run here; the message gives every reason.
     """
-    if isinstance(partner_index, Partners):
-        *tensors, _ = partner_index._asdict().items()
-        checks.check_tensors({f"partner_index.{name}": value for name, value in tensors})
+    needed, index = {"q": q, "k": k, "v": v}, partner_index
+    if isinstance(index, Partners):
+        needed |= {"partner_index.partner": index.partner}
+        needed |= {"partner_index.readers": index.readers, "partner_index.starts": index.starts}
         index = None
-    else:
-        index = partner_index
-    checks.check_tensors(
-        {"q": q, "k": k, "v": v}, partner_k=partner_k, partner_v=partner_v, partner_index=index, bias=bias
-    )
+    checks.check_tensors(needed, partner_k=partner_k, partner_v=partner_v, partner_index=index, bias=bias)
     attention = _under_autocast(
         Attention(q, k, v, partner_k, partner_v, partner_index, scale=scale, bias=bias)
     )
@@ -102,8 +99,8 @@ def pair_up(index: Tensor, images: int, unpaired: int = 0) -> Partners:
         index: The partner of each row (B,), int32 or int64 in [-1, images); repeats are allowed, -1 means no
             partner.
         images: The number of images to choose from.
-        unpaired: So many leading rows have no partner, in [0, B]. Where reading the index would cost a host
-            sync, PyTorch's code computes no partners for these rows; the kernels never do.
+        unpaired: The number of leading rows that have no partner, in [0, B]. Where reading the index would
+            cost a host sync, PyTorch's code computes no partners for these rows; the kernels never do.
 
     Raises:
         ValueError: Wrong shape, dtype or values, every reason at once.
@@ -218,8 +215,7 @@ def _choose(backend: str, faults: list[str], *tensors: Tensor, biased: bool = Fa
     """Return the backend that runs; raise every fault of the arguments and every reason against "triton"."""
     if backend not in BACKENDS:
         faults = [*faults, *violations({"backend": backend}, {"backend": choice(*BACKENDS)})]
-    on_gpu = all(x.device.type == "cuda" for x in tensors)
-    if backend != "triton" and not (backend == "auto" and on_gpu):
+    if backend == "torch" or (backend != "triton" and not all(x.device.type == "cuda" for x in tensors)):
         raise_faults(faults)
         return torch_backend
     reasons = reasons_against_triton(*tensors)

@@ -20,16 +20,11 @@ SCALE = optional(number(lambda v: v >= 0, "a finite number >= 0"))
 
 def check_tensors(needed: Mapping[str, object], **optional: object) -> None:
     """Raise ValueError for every argument that is not a dense tensor; those of `optional` may be None."""
-    arguments = {**needed, **{name: value for name, value in optional.items() if value is not None}}
-    faults = []
-    for name, value in arguments.items():
-        rule = f"a dense tensor{' or None' * (name in optional)}"
-        if not isinstance(value, Tensor):
-            faults.append(f"{name} must be {rule}, got {type(value).__name__}")
-        elif value.is_nested or value.layout != torch.strided:
-            kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
-            faults.append(f"{name} must be {rule}, got {kind}")
-    raise_faults(faults)
+    raise_faults(
+        f"{name} must be a dense tensor{' or None' * (name in optional)}, got {_kind(value)}"
+        for name, value in (*needed.items(), *optional.items())
+        if not _is_dense(value) and (value is not None or name in needed)
+    )
 
 
 def check_sequences(layers: Mapping[str, object]) -> None:
@@ -216,6 +211,16 @@ def _device_faults(name: str, x: Tensor, like: Tensor, like_name: str) -> list[s
 
 def _scale_faults(scale: float | None) -> list[str]:
     return violations({"scale": scale}, {"scale": SCALE})
+
+
+def _is_dense(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return "a nested tensor" if value.is_nested else f"layout {value.layout}"
 
 
 def _dims(shape: str) -> int:

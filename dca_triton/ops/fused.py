@@ -25,6 +25,10 @@ def attention_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """softmax(Q Kᵀ scale + mask) V (B, M, H, D) and its log-sum-exp (B, H, M), which carries no gradient.
 
+    Where no kernel gives the log-sum-exp, another product Q Kᵀ computes it, beside the two of the forward and
+    the four of the backward pass: on a CPU with dropout or a mask that learns, on a GPU with any mask. A
+    compiler leaves it out where nothing reads it.
+
     kernel: One of `GPU_KERNELS` that serves these tensors; by default that of F.scaled_dot_product_attention.
     """
     q, k, v = in_rows(q), adjacent(k), adjacent(v)
@@ -149,9 +153,10 @@ def _log_sum_exp(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Ten
     B, M, H, _ = q.shape
     lse = torch.empty(B, H, M, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
     keys = k.permute(0, 2, 3, 1)
+    mask = None if mask is None else mask.expand(-1, -1, M, -1)
     for rows in row_chunks(M, B * H * k.shape[1], CHUNK if q.device.type == "cpu" else GPU_CHUNK):
         scores = (q[:, rows].transpose(1, 2) @ keys).to(lse.dtype) * scale
-        lse[:, :, rows] = (scores if mask is None else scores + mask).logsumexp(-1)
+        lse[:, :, rows] = (scores if mask is None else scores + mask[:, :, rows]).logsumexp(-1)
     return lse
 
 

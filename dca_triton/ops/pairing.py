@@ -11,7 +11,7 @@ class Partners(NamedTuple):
 
     partner (B,): the image that each row is paired with, -1 for none. readers[starts[j]:starts[j + 1]]: the
     rows that are paired with image j, ascending; readers (B,) and starts (images + 1,) are int64. unpaired:
-    so many leading rows are known to have no partner, without reading the index.
+    the number of leading rows that are known to have no partner without reading the index.
     """
 
     partner: Tensor

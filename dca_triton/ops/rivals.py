@@ -63,7 +63,7 @@ def can_import(module: str) -> bool:
     """Whether a module of a package is there, without importing it."""
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package
+    except ImportError:  # the package is absent or broken
         return False
 
 

@@ -168,7 +168,6 @@ def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float, bias: Te
         return _fused_step(row, q, k, lse, scale, bias)
     B, M, H, _ = q.shape
     N = k.shape[1]
-    image, head = torch.arange(B * H).div(H, rounding_mode="floor"), torch.arange(B * H) % H
     biases = None if bias is None else (bias * LOG2E).expand(B, H, M, N)
     queries, keys = (t.float().transpose(1, 2).flatten(0, 1) for t in (q, k))  # [B * H, N, D]
     # exp2 takes half the time of exp.
@@ -180,7 +179,8 @@ def _step(row: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float, bias: Te
                 shift[heads, rows], queries[heads, rows], keys[heads].mT, alpha=scale * LOG2E
             )
             if biases is not None:
-                scores += biases[image[heads], head[heads], rows]
+                number = torch.arange(B * H)[heads]
+                scores += biases[number // H, number % H, rows]
             mixed[heads] += scores.exp2_().sum(1)
     return 0.5 * row + 0.5 * mixed.view(B, H, N).mean(1)
 

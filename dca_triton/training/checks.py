@@ -3,7 +3,11 @@
 import importlib.util
 from typing import Any
 
+from torch import nn
+
 from ..arguments import Rule, choice, flag, integer, number, optional, raise_faults, violations
+from . import losses
+from .loader import last_batch
 from .metric_losses import METRIC_LOSSES
 from .optimizer import OPTIMIZERS
 from .run_settings import plain
@@ -25,7 +29,7 @@ ARGUMENT_RULES = {
     "weight_decay": NOT_NEGATIVE,
     "weight_decay_exclude_1d": flag(),
     "warmup_epochs": integer(0),
-    "label_smoothing": number(lambda v: 0 <= v < 1, "in [0, 1)"),
+    "label_smoothing": losses.ARGUMENT_RULES["label_smoothing"],
     "metric_loss": choice(*METRIC_LOSSES),
     "freeze_epochs": integer(0),
     "mixup": NOT_NEGATIVE,
@@ -61,18 +65,19 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         faults.append(f"description must be a dict or None, got {description!r}")
     raise_faults(faults)
     if arguments["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
-        raise ModuleNotFoundError("tensorboard=True needs TensorBoard: pip install tensorboard")
+        raise ModuleNotFoundError(
+            "tensorboard must be False without TensorBoard (pip install tensorboard), got True"
+        )
 
 
-def combination_faults(arguments: dict[str, Any], task_type: str, images: int | None) -> list[str]:
+def combination_faults(arguments: dict[str, Any], images: int | None) -> list[str]:
     """Return every reason why arguments, each within its range, do not fit together.
 
     Args:
         arguments: The trainer's.
-        task_type: The model's.
         images: Images of a step, or None if they are unknown.
     """
-    faults = []
+    faults, task_type = [], arguments["model"].task_type
     if task_type == "fgvc" and arguments["metric_loss"] != "triplet":
         loss = arguments["metric_loss"]
         faults.append(f"metric_loss must be 'triplet', the default, for a model of 'fgvc', got {loss!r}")
@@ -81,6 +86,10 @@ def combination_faults(arguments: dict[str, Any], task_type: str, images: int | 
             faults.append(f"{name} must be 0 for a model of 'reid', got {arguments[name]}")
     if arguments["min_lr"] > arguments["lr"]:
         faults.append(f"min_lr must be at most lr, {arguments['lr']}, got {arguments['min_lr']}")
+    if last_batch(arguments["batches"]) == 1 and any(
+        isinstance(module, nn.BatchNorm1d) for module in arguments["model"].modules()
+    ):
+        faults.append("batches must hold 2 photos or more each for a head with BatchNorm1d, got a batch of 1")
     if arguments["lr_per"] is not None and images is None:
         faults.append(f"lr_per must be None for batches without a batch_size, got {arguments['lr_per']}")
     return faults

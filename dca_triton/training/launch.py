@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 
 from ..arguments import raise_faults
 from ..data.records import Batch
-from .loader import is_unsharded
+from .loader import sharding_faults
 
 
 def make_accelerator(precision: str, batches: Iterable[Batch]) -> Accelerator:
@@ -24,11 +24,7 @@ def make_accelerator(precision: str, batches: Iterable[Batch]) -> Accelerator:
     """
     raise_faults(_precision_faults(precision))
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
-    if accelerator.num_processes > 1 and is_unsharded(batches):
-        raise ValueError(
-            "batches must be a loader of training_loader or one with a DistributedSampler, got one that "
-            "gives every process the same photos"
-        )
+    raise_faults(sharding_faults(batches, accelerator.num_processes))
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision must be 'no' or 'bf16' on a CPU, got 'fp16'")
     raise_faults(_fsdp_faults(accelerator))

@@ -7,7 +7,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from ..arguments import integer, raise_faults, violations
 from ..data import IdentitySampler
@@ -105,12 +112,23 @@ def parts_of(batches: Iterable[Batch]) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def length(batches: Iterable[Batch]) -> int | None:
-    """Return the number of batches in an epoch, or None if it is unknown."""
+def length(batches: Iterable[Any]) -> int | None:
+    """Return the number of batches in an epoch, or of photos of a sampler, or None if it is unknown."""
     try:
         return len(batches)  # type: ignore[arg-type]
     except TypeError:  # a generator, or a loader of a dataset without a length
         return None
+
+
+def last_batch(batches: Iterable[Batch]) -> int | None:
+    """Return the photos in the smallest batch of an epoch, a loader's last one, or None if it is unknown."""
+    if isinstance(batches, list | tuple):
+        return min((len(batch["label"]) for batch in batches), default=None)
+    sampler = parts_of(batches).get("batch_sampler")
+    photos = length(sampler.sampler) if isinstance(sampler, BatchSampler) else None
+    if photos is None or sampler is None:
+        return None
+    return sampler.batch_size if sampler.drop_last else photos % sampler.batch_size or sampler.batch_size
 
 
 def set_epoch(batches: Iterable[Batch], epoch: int) -> None:
@@ -120,9 +138,22 @@ def set_epoch(batches: Iterable[Batch], epoch: int) -> None:
             part.set_epoch(epoch)
 
 
-def is_unsharded(batches: Iterable[Batch]) -> bool:
-    """True if the loader is not sharded, so every process would see the whole dataset."""
-    return isinstance(parts_of(batches).get("sampler"), RandomSampler | SequentialSampler)
+def sharding_faults(batches: Iterable[Batch], processes: int) -> list[str]:
+    """Return the fault of a loader that does not divide its photos among the processes of the launch."""
+    parts = parts_of(batches)
+    sampler = parts.get("sampler")
+    if isinstance(sampler, RandomSampler | SequentialSampler):
+        shares = 1
+    elif isinstance(sampler, DistributedSampler):
+        shares = sampler.num_replicas
+    else:  # what others do is not known
+        shares = getattr(parts.get("batch_sampler"), "world_size", processes)
+    if shares == processes:
+        return []
+    return [
+        f"batches must be a loader of training_loader or one with a sampler for {processes} processes, as "
+        f"the launch has, got one for {shares}"
+    ]
 
 
 def random_state(batches: Iterable[Batch]) -> list[Tensor]:

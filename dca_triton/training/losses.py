@@ -2,23 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict, get_args
+from typing import TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import Rule, choice, integer, number, optional, raise_faults, violations
-from ..branches import BRANCHES
+from ..branches import BRANCHES, Task
 from ..ops.values import check_range
 from ..tensor_arguments import tensor_violations
 from .metric_losses import CLASS_WEIGHTS, METRIC_LOSSES, MetricLoss, make_metric_loss
 
-TaskType = Literal["fgvc", "reid"]
-
 NUM_TASKS: Rule = (lambda n: type(n) is int and 1 <= n <= len(BRANCHES), "1, 2 or 3")
 ARGUMENT_RULES = {
-    "task_type": choice(*get_args(TaskType)),
+    "task_type": choice(*get_args(Task)),
     "label_smoothing": number(lambda v: 0 <= v <= 1, "in [0, 1]"),
     "triplet_margin": number(lambda v: v >= 0, "a finite number >= 0"),
     "metric_loss": choice(*METRIC_LOSSES),
@@ -44,7 +42,7 @@ class UncertaintyWeightedLoss(nn.Module):
     """1/2 sum_i (exp(-w_i) L_i + w_i) over the branches i (Kendall et al., CVPR 2018, as in DCAL).
 
     `log_vars` (num_tasks,) float32 holds w of SA, GLCA and PWCA, in this order. It is a parameter: pass it to
-    the optimizer.
+    the optimizer, without weight decay.
 
     Args:
         num_tasks: The number of losses to weight, in the order SA, GLCA, PWCA; 1, 2 or 3.
@@ -135,7 +133,7 @@ class BranchLoss(nn.Module):
 
     def __init__(
         self,
-        task_type: TaskType = "fgvc",
+        task_type: Task = "fgvc",
         label_smoothing: float = 0.0,
         triplet_margin: float = 0.3,
         metric_loss: MetricLoss = "triplet",

@@ -88,7 +88,8 @@ class Objective:
     def nonfinite(self, loss: Tensor, group: Sequence[Batch]) -> str:
         """Describe the losses that are not finite in any process, with their files; "" if all are finite.
 
-        This is the only place in a step where the host waits for the device.
+        In one process, this is the only place in a step where the host waits for the device, but for the
+        scaling of gradients in fp16.
         """
         if not self.accelerator.reduce((~loss.isfinite()).float()).item():
             return ""
@@ -126,10 +127,14 @@ class Objective:
         """Features of an evaluation pass for hard negatives; None if the strategy does not need them."""
         if self.pairs.strategy == "random":
             return None
+        # The weights change in each step, so a cached row would never be met again.
+        cache, self.model.cache = self.model.cache, None
         self.model.eval()
-        features = self.model.extract_features(images, **sides)
-        self.model.train()
-        return features
+        try:
+            return self.model.extract_features(images, **sides)
+        finally:
+            self.model.train()
+            self.model.cache = cache
 
     def _distractors(
         self,

@@ -29,7 +29,7 @@ def parameter_groups(
         model: The model to train.
         weight_decay: Of the groups that decay.
         weight_decay_exclude_1d: No decay on norms and biases, nor on what the backbone's `no_weight_decay`
-            names, position embedding and tokens, nor on the embeddings of cameras and views.
+            names, such as positions and tokens, nor on the embeddings of cameras and views.
         layer_decay: The learning rate of a layer is this times that of the layer above it (BEiT). GLCA,
             heads, the embeddings of cameras and views, and all else outside the backbone have the full rate.
         bias_lr_scale: Factor of the learning rate of all biases (TransReID: 2).
@@ -56,9 +56,16 @@ def parameter_groups(
 
 
 def no_weight_decay(model: DualAttentionModel) -> set[str]:
-    """Names of the parameters that the backbone's authors do not decay, as timm has them, and SIE's."""
-    names = getattr(model.backbone.model, "no_weight_decay", set)
-    return {TIMM + name for name in names()} | {"sie.table"}
+    """Names of the parameters that the backbone's authors do not decay, as timm has them, of the same ones in
+    GLCA's copies of the last block, and of SIE's.
+    """
+    names = {TIMM + name for name in getattr(model.backbone.model, "no_weight_decay", set)()}
+    if model.layout == "paper":
+        last = model.backbone.blocks[-1]
+        block = next(name for name, module in model.named_modules() if module is last)
+        within = [name.removeprefix(block) for name in names if name.startswith(f"{block}.")]
+        names |= {f"glca_blocks.{i}{name}" for i in range(len(model.glca_blocks)) for name in within}
+    return names | {"sie.table"}
 
 
 def layer_matcher(model: DualAttentionModel) -> Callable[[str], float]:

@@ -82,6 +82,10 @@ class Run:
     description: dict[str, Any] | None
     progress: Progress = field(default_factory=Progress)
 
+    def has_trained(self) -> bool:
+        """True if weights may not be the initial ones; a step that was interrupted has an optimizer state."""
+        return bool(self.progress.epoch or self.progress.step or self.optimizer.state)
+
     def state(self) -> dict[str, Any]:
         """Return the content of a checkpoint, the reference's names first; every process must call this."""
         progress, scaler = self.progress, self.accelerator.scaler

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from ..arguments import raise_faults
-from ..branches import BRANCHES
+from ..branches import TRAINING_METRICS
 from ..run_folder import RunFolder
 from .run import Run
 from .run_settings import stable_repr
@@ -128,5 +128,4 @@ def check_scores(
 
 def has_scores(line: Mapping[str, float]) -> bool:
     """True if an epoch's metrics hold more than training itself writes."""
-    losses = [f"{branch}_loss{part}" for branch in BRANCHES for part in ("", "_weight", "_log_var")]
-    return not set(line) <= {"epoch", "lr", "loss_weights_lr", "total_loss", "skipped_steps", *losses}
+    return not TRAINING_METRICS.issuperset(line)

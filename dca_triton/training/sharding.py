@@ -100,18 +100,18 @@ def _faults(state: Any, optimizer: torch.optim.Optimizer, parameters: list[Tenso
             faults += differences(f"{name}.param_groups[{number}].{key}", own[key], found[key])
     adam = isinstance(optimizer, torch.optim.Adam)
     names = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
-    for number, slots in state["state"].items():
+    for number, values in slots.items():
         if type(number) is not int or not 0 <= number < len(parameters):
             faults.append(f"{name} must number parameters from 0, got {number!r}")
-        elif not isinstance(slots, dict) or set(slots) != names:
-            got = shown(list(slots)) if isinstance(slots, dict) else f"a {type(slots).__name__}"
+        elif not isinstance(values, dict) or set(values) != names:
+            got = shown(list(values)) if isinstance(values, dict) else f"a {type(values).__name__}"
             faults.append(f"{name} must hold {', '.join(sorted(names))} of parameter {number}, got {got}")
         else:
             shape = ", ".join(map(str, parameters[number].shape))
             for slot in sorted(names):
                 key = f"{slot} of parameter {number} in {name}"
                 rule = f"floating-point ({'' if slot == 'step' else shape})"
-                faults += tensor_violations({key: slots[slot]}, {key: rule})
+                faults += tensor_violations({key: values[slot]}, {key: rule})
     return faults
 
 

@@ -25,7 +25,7 @@ from .optimizer import cosine_schedule, group_lr, images_of_step, make_optimizer
 from .pairs import PairSampler
 from .parts import make_branch_loss, prepared
 from .resume import ADDED_SETTINGS, RESUME_SETTINGS
-from .run import Run
+from .run import Progress, Run
 from .run_settings import describe, model_arguments, plain
 from .scoring import Scoring
 from .sharding import is_sharded, shard_parameters
@@ -50,27 +50,29 @@ class DualAttentionTrainer:
             state of old ones cannot be resumed; that of `training_loader` keeps them.
         optimizer: "adam", "adamw" or "sgd" (momentum 0.9).
         lr: Peak learning rate, > 0 and <= 1e18.
-        lr_per: `lr`, `min_lr` and `loss_weights_lr` are for this many images in a step, >= 1, and change in
-            proportion to the images (batch size x accumulate x processes) of a step here; e.g. 512 in DeiT's
-            recipe. None takes them as they are.
+        lr_per: `lr`, `min_lr` and `loss_weights_lr` are the rates for this many images in a step, >= 1; e.g.
+            512 in DeiT's recipe. They are scaled in proportion to the images of a step here (batch size x
+            accumulate x processes). None does not scale them.
         min_lr: The learning rate that the cosine falls to, >= 0 and <= `lr`.
         bias_lr_scale: Factor of the learning rate of all biases, > 0; 2 in TransReID's recipe.
-        layer_decay: The learning rate of each layer of the backbone is this times that of the layer above it,
-            in (0, 1]; everything on top of the backbone has the full rate. None has one rate for all.
+        layer_decay: The learning rate of each layer of the backbone is that of the layer above it times this
+            factor, in (0, 1]; everything on top of the backbone has the full rate. With None, all layers have
+            the same rate.
         loss_weights_lr: Peak learning rate of the loss weights, > 0; None takes `lr`.
-        weight_decay: >= 0 and <= 1e18; not applied to the loss weights. In "adam" it is L2 regularization, in
-            "adamw" it is decoupled.
+        weight_decay: Weight decay, >= 0 and <= 1e18; not applied to the loss weights. In "adam" it is L2
+            regularization, in "adamw" it is decoupled.
         weight_decay_exclude_1d: No decay of norms and biases, nor of the backbone's position embedding and
             tokens (timm's `no_weight_decay`), nor of the embeddings of cameras and views.
         warmup_epochs: Epochs of linear warm-up before the cosine, >= 0; fewer than the epochs to train.
-        label_smoothing: In [0, 1).
-        metric_loss: On the embeddings of a "reid" model: "triplet" with margin 0.3, "soft_margin_triplet"
-            (TransReID), "circle", "arcface" or "cosface" (see `BranchLoss`).
-        freeze_epochs: The backbone does not learn in this many first epochs, >= 0. In layout="paper" it holds
-            all blocks but GLCA's. Such an epoch takes as long as any other.
-        mixup: Mix pairs of images and their labels, in shares from Beta(mixup, mixup), >= 0 (Zhang et al.,
-            2018); for "fgvc" only. 0 does not. With `cutmix` too, each step takes one of the two at random.
-        cutmix: The same by pasting a rectangle (Yun et al., 2019).
+        label_smoothing: Label smoothing of the cross entropy, in [0, 1].
+        metric_loss: The loss on the embeddings of a "reid" model: "triplet" with margin 0.3,
+            "soft_margin_triplet" (TransReID), "circle", "arcface" or "cosface" (see `BranchLoss`).
+        freeze_epochs: The number of first epochs, >= 0, in which the backbone does not learn. In
+            layout="paper" the backbone holds all blocks except GLCA's. These epochs take as long as others.
+        mixup: Mix pairs of images and their labels, with weights from Beta(mixup, mixup), >= 0 (Zhang et al.,
+            2018); for "fgvc" only. 0 turns it off. With both `mixup` and `cutmix`, each step uses one of the
+            two at random.
+        cutmix: The same, but a rectangle of one image replaces that of the other (Yun et al., 2019).
         pairs: Chooses each image's distractor in the batch; random by default.
         evaluate: Called after the last epoch and every `evaluate_every` epochs, in every process; returns
             scores by name, which go to the metrics.
@@ -82,7 +84,7 @@ class DualAttentionTrainer:
         progress: Show a progress bar, or lines at intervals without a terminal.
         accumulate: Batches whose gradients make one step, >= 1.
         precision: "no" (float32), "bf16", or "fp16" with gradient scaling (on GPUs). All trainers of a
-            process have the same.
+            process must have the same precision.
         ema_decay: Evaluate an exponential moving average of the weights, with this decay in (0, 1), and keep
             it in the checkpoint as "ema_state_dict"; None keeps no average.
         gather_partners: In several processes, take distractors from the images of all of them. Each process
@@ -90,14 +92,14 @@ class DualAttentionTrainer:
             50 % more work.
         checkpoint_blocks: Keep no activations within blocks; the backward pass computes them again, which
             saves memory and costs about a third more time.
-        compile: Compile the model by torch.compile: "off", "default", or "reduce-overhead", which replays the
-            model as CUDA graphs. A model that is compiled beforehand needs "off".
+        compile: Compile the model with torch.compile: "off", "default", or "reduce-overhead", which also
+            replays the model as CUDA graphs. A model that you compiled yourself needs "off".
         keep_last: Checkpoints to keep in addition to the best, >= 1.
         save_every: Epochs between checkpoints, >= 1; the last epoch is always saved.
-        best_by: The score, higher is better, that decides on best.pt; None takes sum_top1 or mAP if
-            `evaluate` returns it, else its first.
+        best_by: The score that decides which checkpoint is best.pt; higher is better. None takes sum_top1 or
+            mAP if `evaluate` returns it, else the first score.
         on_nonfinite: If the loss is not finite, "stop" training, or "skip" the step and count it.
-        tensorboard: Write the metrics for TensorBoard, too.
+        tensorboard: Also write the metrics for TensorBoard.
         description: Plain values (None, bool, int, float, str, and lists and dicts of these) that every
             checkpoint holds as "description", e.g. the names of the classes.
 
@@ -151,7 +153,7 @@ class DualAttentionTrainer:
         self.accelerator = make_accelerator(precision, batches)
         self.processes, self.device = self.accelerator.num_processes, self.accelerator.device
         self.images = images_of_step(batches, accumulate, self.processes)
-        raise_faults(combination_faults(arguments, model.task_type, self.images))
+        raise_faults(combination_faults(arguments, self.images))
         share = 1.0 if lr_per is None or self.images is None else self.images / lr_per
 
         self.lr, self.min_lr = lr * share, min_lr * share
@@ -246,24 +248,26 @@ class DualAttentionTrainer:
 
         A resumed run must have the settings of its checkpoint: batches, pairs, model, optimizer, description
         and everything else that changes the result. You may change num_epochs, evaluate, evaluate_every,
-        save_every, keep_last, progress, tensorboard, checkpoint_blocks, worker processes and `save_dir`. The
-        learning rate follows the cosine of the new num_epochs from there on. `best_by` is free to change as
-        long as there is no best.pt. If the last epoch done is to be evaluated and has no scores, because
+        save_every, keep_last, progress, tensorboard, checkpoint_blocks, compile, worker processes and
+        `save_dir`. The learning rate then follows the cosine of the new num_epochs. You may change `best_by`
+        as long as there is no best.pt. If the last epoch done is to be evaluated and has no scores, because
         `evaluate` or `best_by` was wrong or because the run was longer, it is evaluated first.
 
         Args:
             num_epochs: In all, including those before a resume; >= 1 and more than `warmup_epochs`.
             save_dir: The folder of the run, made if it does not exist. A new run removes the checkpoints,
                 evaluation.json and TensorBoard's files of an earlier one in it after its first step.
-            resume: "auto" goes on from the newest sound checkpoint in `save_dir` if there is any, a path from
-                that file; the run then ends with the bits of an uninterrupted one (on a CPU). None begins a
-                new run.
+            resume: "auto" continues from the newest undamaged checkpoint in `save_dir`, if there is one; a
+                path continues from this file. On a CPU, the result is bit-identical to that of an
+                uninterrupted run, also in the same trainer after Ctrl-C or an error. None begins a new run,
+                which needs a new trainer.
             began: Called once in the main process, after the first step and before files of an earlier run
-                are removed; e.g. to write more about the run. If it raises, the earlier run is left whole.
+                are removed; e.g. to write more about the run. If it raises, the earlier run is unchanged.
 
         Raises:
             ValueError: num_epochs below 1, below the epochs done or within the warm-up, no batches, a
-                checkpoint that is damaged or of other settings, or scores without `best_by`.
+                checkpoint that is damaged or of other settings, none for a trainer that has trained, or
+                scores without `best_by`.
             RuntimeError: A loss that is not finite, with the epoch, the step and the files of the batch;
                 earlier checkpoints are kept.
             OSError: A checkpoint cannot be written, e.g. because the disk is full; older ones are whole.
@@ -288,9 +292,19 @@ class DualAttentionTrainer:
 
     def _prepare(self, folder: RunFolder, num_epochs: int, resume: str | os.PathLike[str] | None) -> None:
         """Restore the run if it goes on, and find out whether the folder can be written."""
+        trained = self.run.has_trained()
+        if resume is None and trained:
+            raise ValueError("resume must be 'auto' or a path for a trainer that has trained, got None")
         path, state = folder.find(resume) or (None, None)
         if path is not None and state is not None:
             self.run.restore(path, state)
+        elif trained:
+            raise ValueError(
+                f"save_dir must hold a checkpoint for a trainer that has trained, got {str(folder.path)!r}"
+            )
+        else:
+            self.run.progress = Progress()
+        self.run.optimizer.zero_grad()  # a step that failed leaves its gradients
         progress = self.run.progress
         begun = progress.epoch + (progress.step > 0)
         if num_epochs < begun:

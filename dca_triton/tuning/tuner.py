@@ -15,6 +15,7 @@ from triton.runtime.errors import OutOfResources
 
 from ..arguments import Rule, choice, integer, raise_faults, violations
 from ..ops import launch_table
+from ..progress import progress as progress_bar
 from . import rivals
 from .measurements import Measurements
 from .meter.chips import CHIPS
@@ -132,7 +133,10 @@ def tune(
     arguments = {"ops": ops, "head_dims": head_dims, "dtypes": dtypes, "lengths": lengths}
     _check(arguments if device is None else {"device": device, **arguments})
     if not torch.cuda.is_available():
-        raise RuntimeError("tuning needs a GPU; `rank` (--target) shows the cost model's choice without one")
+        raise RuntimeError(
+            "device must be a CUDA or ROCm device, got a machine without one (`rank`, or --target sm_90, "
+            "shows the cost model's choice)"
+        )
     device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
     gpu = launch_table.gpu_of(device)
     source = f"measured on {gpu.name}"
@@ -145,7 +149,7 @@ def tune(
     tried = {launch: candidates(launch[0].dtype, target) for launch in launches}
     ranking = order(target, tried, progress, deadline)
     choices = []
-    for (key, n), ranked in tqdm(ranking.items(), "time", disable=not progress):
+    for (key, n), ranked in progress_bar(ranking.items(), desc="time", disable=not progress):
         if time.monotonic() > deadline:
             break
         with torch.cuda.device(device):  # CUDA events are recorded on the current device
@@ -158,7 +162,7 @@ def tune(
     left = len(launches) - len(choices) + len(attentions)
     if len(choices) == len(launches):
         measured.publish()  # the kernels are compared with the attentions of others as they will be launched
-        for attention in tqdm(attentions, "compare", disable=not progress):
+        for attention in progress_bar(attentions, desc="compare", disable=not progress):
             if time.monotonic() > deadline:
                 break
             with torch.cuda.device(device):

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..arguments import integer, raise_faults, violations
+from ..files import path_faults
 from ..tensor_arguments import row_violations, tensor_violations
 from .gallery import Framed, draw_rows, html_rows, save, too_many, write_page
-from .output import check_output, png_of
+from .output import SUFFIXES, png_of
 from .overlays import DPI
 from .text import drawable
 
@@ -102,7 +103,8 @@ def draw_confusions(
     """
     output = Path(output)
     faults = violations({"pairs": pairs, "photos": photos}, {"pairs": integer(1), "photos": integer(2)})
-    faults += check_output(output) + too_many(output, {} if faults else {"pairs": pairs, "photos": photos})
+    counts = {} if faults else {"pairs": pairs, "photos": photos}
+    faults += path_faults("output", output, SUFFIXES) + too_many(output, counts)
     if len(paths) != len(labels):
         faults.append(f"paths must hold one for each of {len(labels)} labels, got {len(paths)}")
     raise_faults(faults)
@@ -114,7 +116,7 @@ def draw_confusions(
     if output.suffix == ".html":
         told = f"{int(matrix.trace())} of {len(labels)} photos are recognized."
         picture = ("Matrix of confusions", png_of(_draw_matrix(matrix, classes)))
-        write_page(output, TITLE, [summary, told, ABOUT], [picture], html_rows(rows))
+        write_page(output, TITLE, [summary, told, ABOUT], [picture], html_rows(rows, "unrecognized"))
     else:
         save([_draw_matrix(matrix, classes), *([draw_rows(rows, NOTE)] if rows else [])], output)
 

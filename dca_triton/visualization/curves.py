@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..arguments import raise_faults
+from ..branches import LOSSES, TRAINING_METRICS
 from ..files import atomic_write
 from .overlays import DPI
 from .text import drawable
 
-LOSSES = ("sa_loss", "glca_loss", "pwca_loss", "total_loss")
-NOT_SCORES = ("epoch", "lr", "seconds", "queries", "matched_queries")
+NOT_SCORES = {*TRAINING_METRICS, "seconds", "queries", "matched_queries"}
 CURVES_INCHES = (4.8, 3.8)  # of one panel
 BRANCH_COLORS = {"sa": "#0072b2", "glca": "#d55e00", "pwca": "#009e73", "total": "#222222", "sum": "#222222"}
 OTHER_COLORS = ("#cc79a7", "#8c6d1f", "#56b4e9", "#7f7f7f", "#6a3d9a", "#e0b000")
@@ -26,9 +26,9 @@ def training_curves(metrics: Sequence[Mapping[str, object]], path: str | Path) -
     Args:
         metrics: One record per epoch with the number "epoch". `sa_loss`, `glca_loss`, `pwca_loss` and
             `total_loss` are losses, `*_loss_weight` are weights, and every other number is a score, except
-            `lr`, `seconds`, counts of queries and `*_loss_log_var` (the weights show the same). A record may
-            lack any of them, for example scores if evaluation is rarer than epochs. An empty panel is left
-            out.
+            `lr`, `loss_weights_lr`, `seconds`, `skipped_steps`, counts of queries and `*_loss_log_var` (the
+            weights show the same). A record may lack any of them, for example scores if evaluation is rarer
+            than epochs. An empty panel is left out.
         path: The PNG, 120 dots per inch, 576 pixels wide per panel and 456 high. It is written whole or not
             at all.
 
@@ -42,9 +42,7 @@ def training_curves(metrics: Sequence[Mapping[str, object]], path: str | Path) -
     names = {name: None for record in metrics for name, value in record.items() if _is_number(value)}
     weights = [name for name in names if name.endswith("_loss_weight")]
     scores = [
-        name
-        for name in names
-        if name not in (*LOSSES, *weights, *NOT_SCORES) and not name.endswith("_loss_log_var")
+        name for name in names if name not in (*weights, *NOT_SCORES) and not name.endswith("_loss_log_var")
     ]
     panels = {
         "Loss": [name for name in LOSSES if name in names],

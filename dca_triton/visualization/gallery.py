@@ -147,18 +147,19 @@ def save(figures: Sequence[Figure], path: Path) -> None:
         sheet.save(file, format="PNG")
 
 
-def html_rows(rows: Sequence[Sequence[Framed]]) -> str:
-    """Rows of photos as elements of a page."""
-    return "\n".join(f'<div class="row">{"".join(map(_html, row))}</div>' for row in rows)
+def html_rows(rows: Sequence[Sequence[Framed]], neither: str) -> str:
+    """Rows of photos as elements of a page; `neither` names those that are neither right nor wrong."""
+    lines = ("".join(_html(one, neither) for one in row) for row in rows)
+    return "\n".join(f'<div class="row">{line}</div>' for line in lines)
 
 
-def _html(one: Framed) -> str:
+def _html(one: Framed, neither: str) -> str:
     caption = "\n".join(html.escape(writable(line)) for line in one.caption.split("\n"))
     if one.photo is None:
         return f"<h2>{caption}</h2>"
     stream = io.BytesIO()
     thumbnail(one.photo).save(stream, format="JPEG", quality=85)
-    kind = {True: "right", False: "wrong", None: "query"}[one.right]
+    kind = {True: "right", False: "wrong", None: neither}[one.right]
     alt = html.escape(writable(f"{kind}: {one.caption}"))
     data = base64_of(stream.getvalue())
     return (

@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..arguments import raise_faults
+from ..files import path_faults
 from .curves import CURVES_INCHES, OTHER_COLORS
 from .gallery import Framed, draw_rows, html_rows, save, too_many, write_page
-from .output import check_output, png_of
+from .output import SUFFIXES, png_of
 from .overlays import DPI
 from .text import drawable
 
@@ -52,7 +53,7 @@ def draw_rankings(
     """
     output = Path(output)
     longest = max((len(query.found) for query in queries), default=0)
-    faults = check_output(output)
+    faults = path_faults("output", output, SUFFIXES)
     faults += too_many(output, {"the queries": len(queries), "the photos of a query": longest})
     if not queries:
         faults.append("queries must hold at least one, got none")
@@ -63,7 +64,7 @@ def draw_rankings(
         save([draw_rows(rows, NOTE, heads)], output)
         return
     pictures = [] if not curve else [("CMC curve", png_of(_curves({"": curve})))]
-    write_page(output, TITLE, [ABOUT, summary], pictures, html_rows(rows))
+    write_page(output, TITLE, [ABOUT, summary], pictures, html_rows(rows, "query"))
 
 
 def cmc_curves(curves: Mapping[str, Sequence[float]], path: str | Path) -> None:

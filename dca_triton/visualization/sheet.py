@@ -15,11 +15,11 @@ from torchvision.transforms.v2.functional import normalize
 
 from ..arguments import raise_faults
 from ..data import fgvc_test, read_image, reid_test
-from ..files import atomic_write
+from ..files import atomic_write, path_faults
 from ..model import DualAttentionModel, distractor_share, explain
 from ..progress import progress as progress_bar
 from .curves import BRANCH_COLORS
-from .output import HEAD, base64_of, check_output, png_of
+from .output import HEAD, SUFFIXES, base64_of, png_of
 from .overlays import contact_sheet, draw_photo, heat_scale, patches_head, show_picture
 from .text import drawable, writable
 
@@ -65,7 +65,7 @@ class Explained(NamedTuple):
 def visualize(
     model: DualAttentionModel,
     photos: Sequence[Path],
-    output: Path,
+    output: str | Path,
     distractors: Sequence[Path] | None = None,
     classes: Sequence[str] = (),
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
@@ -90,7 +90,7 @@ def visualize(
         std: Standard deviation of each channel, likewise.
         progress: Show a progress bar.
         resize: Resize photos to a square of this side and crop the image size from the center, as `fgvc_test`
-            does, for a model that was evaluated so.
+            does. Use it if the model's evaluation did.
 
     Raises:
         ValueError: Arguments that do not fit, every reason at once, or a photo that cannot be read.
@@ -123,12 +123,12 @@ def _check(
     resize: int | None,
 ) -> None:
     faults = []
-    height, width = model.backbone.model.patch_embed.img_size
+    height, width = model.backbone.img_size
     if resize is not None and not height == width <= resize:
         faults.append(f"resize must be at least the side of a square image, {height} x {width}, got {resize}")
     if not photos:
         faults.append("photos must hold at least one image file, got none")
-    faults += check_output(output)
+    faults += path_faults("output", output, SUFFIXES)
     if output.suffix == ".png" and len(photos) > MOST_IN_PNG:
         faults.append(
             f"photos must hold at most {MOST_IN_PNG} for a .png (any number for .html), got {len(photos)}"
@@ -149,7 +149,7 @@ def _explained(
     resize: int | None,
 ) -> Iterator[Explained]:
     device = next(model.parameters()).device
-    size = model.backbone.model.patch_embed.img_size
+    size = model.backbone.img_size
     plain = {"mean": (0, 0, 0), "std": (1, 1, 1)}  # pictures are shown without normalization, in 0..1
     read = reid_test(size, **plain) if resize is None else fgvc_test(size[0], **plain, resize=resize)
 

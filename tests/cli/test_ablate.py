@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 from PIL import Image
 
 from dca_triton.checkpoint import load_checkpoint
-from dca_triton.cli import ablate
+from dca_triton.cli import ablate, training_run
 from dca_triton.cli.ablate_plan import DEFAULT_VARIANTS, Plan
 from dca_triton.cli.demo import face_model
 from dca_triton.cli.main import main
@@ -294,10 +295,17 @@ def test_no_run_ends_well(config: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_steps_that_cannot_be_timed_do_not_lose_the_scores(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def failing(*_: Any) -> None:
-        raise RuntimeError("no memory")
+    """There is memory for one model at a time, as in the check and in training, and not for all variants'."""
+    models: list[weakref.ref] = []
 
-    monkeypatch.setattr("dca_triton.cli.ablate_runs.step_times", failing)
+    def prepare(*arguments: Any) -> Any:
+        if any(model() is not None for model in models):
+            raise RuntimeError("no memory")
+        ready = training_run.prepare(*arguments)
+        models.append(weakref.ref(ready.trainer.model))
+        return ready
+
+    monkeypatch.setattr("dca_triton.cli.ablate_runs.prepare", prepare)
     with pytest.warns(UserWarning, match="the training steps could not be timed: no memory"):
         call(config, tmp_path, "--seeds=1", "--epochs=1")
     assert "| 1 | - | - | - |\n" in capsys.readouterr().out

@@ -77,11 +77,11 @@ def test_bad_output_is_refused_before_the_work(model: DualAttentionModel, tmp_pa
         raise AssertionError("a batch was read")
         yield
 
-    with pytest.raises(ValueError, match=r"path must end in .npz or .safetensors, got 'e.csv'"):
+    with pytest.raises(ValueError, match=r"output must end in .npz or .safetensors, got 'e.csv'"):
         embed(model, work(), "e.csv", progress=False)
-    with pytest.raises(FileNotFoundError, match=r"path must be in a folder that exists, got 'no/e.npz'"):
+    with pytest.raises(ValueError, match=r"output must be in a folder that exists, got 'no/e.npz'"):
         embed(model, work(), "no/e.npz", progress=False)
-    with pytest.raises(OSError, match=r"path must be a file, got '.*f\.npz', a folder"):
+    with pytest.raises(ValueError, match=r"output must be a file, got '.*f\.npz', a folder"):
         (tmp_path / "f.npz").mkdir()
         embed(model, work(), tmp_path / "f.npz", progress=False)
     with pytest.raises(ValueError, match="batches must hold at least one batch, got none"):

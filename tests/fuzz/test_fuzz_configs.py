@@ -100,7 +100,7 @@ def outcome(call):
 
 def works(model: DualAttentionModel) -> None:
     event("works")
-    size = model.backbone.model.patch_embed.img_size
+    size = model.backbone.img_size
     with torch.no_grad():
         assert model.eval()(torch.zeros(2, 3, *size))["sa_logits"].shape == (2, model.num_classes)
 

@@ -72,7 +72,7 @@ def people(root: Path) -> None:
 
 
 def msmt17(root: Path) -> None:
-    lists = {"train": PHOTOS, "val": [8], "query": [1], "gallery": [2]}
+    lists = {"train": PHOTOS[:-1], "val": PHOTOS[-1:], "query": [1], "gallery": [2]}
     for part, numbers in lists.items():
         names = {f"000{c}/000{c}_00{i}_0{i}_x.jpg": c for c in CLASSES for i in numbers}
         for name in names:

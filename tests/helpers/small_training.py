@@ -49,7 +49,7 @@ def described(model: DualAttentionModel, **options) -> DualAttentionModel:
     values = {
         "task": model.task_type,
         "classes": ("jay", "owl", "tit", "wren"),
-        "size": model.backbone.model.patch_embed.img_size,
+        "size": model.backbone.img_size,
         "mean": (0.5, 0.4, 0.3),
         "std": (0.2, 0.2, 0.1),
         "dataset": "folder",

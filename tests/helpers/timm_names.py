@@ -13,7 +13,8 @@ from timm_windows import slow_windows
 from torch import Tensor, nn
 
 from dca_triton.branches import BRANCHES, Branch
-from dca_triton.model.backbone import Backbone, _patch
+from dca_triton.model.backbone import Backbone
+from dca_triton.model.creation import patch_of
 from dca_triton.model.families import FAMILIES, family_of, layout_faults
 
 LAYOUTS = ("paper", "reference")
@@ -86,7 +87,7 @@ def entry_of(name: str) -> Entry:
     kind, norm = type(model).__name__, norms[0] if norms else "none"
     family = family_of(model)
     branches = BRANCHES if family is None else family.branches
-    return Entry(name, kind, _patch(model), width, reads, norm, branches, reasons)
+    return Entry(name, kind, patch_of(model), width, reads, norm, branches, reasons)
 
 
 def small_sizes(entry: Entry) -> dict[str, Any]:

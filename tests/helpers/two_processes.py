@@ -20,8 +20,10 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from small_training import Photos, bits, plain_loader, small_model, small_trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from dca_triton.checkpoint import load_checkpoint
+from dca_triton.data import IdentitySampler
 from dca_triton.training import PairSampler, training_loader
 from dca_triton.training.sharding import whole
 
@@ -217,11 +219,16 @@ def training(scratch: Path) -> dict[str, list]:
             history = trainer.train(1, scratch / f"alone {rank}")
         return {"loss": history[-1]["pwca_loss"], "weights": digest(trainer)}
 
-    def same_photos(rank: int) -> str:
-        try:
-            small_trainer(plain_loader())
-        except ValueError as error:
-            return str(error)
+    def same_photos(rank: int) -> list[str]:
+        """Loaders that know nothing of the other process."""
+        data = Photos()
+        said = []
+        for batches in (plain_loader(), DataLoader(data, batch_sampler=IdentitySampler(data.labels, 2, 2))):
+            try:
+                small_trainer(batches)
+            except ValueError as error:
+                said.append(str(error))
+        return said
 
     def nonfinite(rank: int, mode: str) -> str | dict:
         batches = [photos(0, 4) | {"path": [f"{rank}{i}.jpg" for i in range(4)]} for _ in range(3)]

@@ -1,17 +1,21 @@
 """timm's Beit models in the paper's layout, against timm's own modules in float64."""
 
-import copy
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
+from family_checks import (
+    check_checkpointing_and_compilation,
+    check_gradients,
+    check_lora,
+    check_onnx,
+    check_pairs,
+)
 from timm_streams import narrow_model, randomized, slow_streams, twin
 from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel
-from dca_triton.model import beit, export_onnx
+from dca_triton.model import beit
 from dca_triton.model.rollout import RolloutCache
 from dca_triton.training.parameter_groups import parameter_groups
 
@@ -22,7 +26,6 @@ KINDS = {
 V2 = "beitv2_base_patch16_224"
 SIZE = (48, 64)
 PARTNERS = torch.tensor([2, 2, -1, 0])
-BRANCHES = ("sa", "glca", "pwca")
 
 
 def sizes_of(name: str) -> dict:
@@ -30,9 +33,10 @@ def sizes_of(name: str) -> dict:
 
 
 @torch.no_grad()
-def build(name: str = V2, **options: object) -> DualAttentionModel:
+def build(name: str = V2, depth: int = 2, **options: object) -> DualAttentionModel:
     torch.manual_seed(0)
-    model = randomized(narrow_model(name, sizes_of(name), **({"img_size": SIZE} | options)))
+    sizes = sizes_of(name) | {"depth": depth}
+    model = randomized(narrow_model(name, sizes, **({"img_size": SIZE} | options)))
     for key, parameter in model.named_parameters():
         if "relative_position_bias_table" in key:  # a bias that cannot be overlooked
             parameter.add_(torch.randn_like(parameter))
@@ -60,12 +64,7 @@ def test_streams_gradients_and_rollout_are_those_of_timms_modules(name: str) -> 
     assert torch.equal(selected, slow.selected)
     found = (streams.sa, streams.pwca, model.local_branch(streams, selected))
     torch.testing.assert_close(found, slow[:3], rtol=1e-6, atol=1e-6)
-    weights = dict(model.backbone.model.named_parameters())
-    ours = torch.autograd.grad(sum(x.sin().sum() for x in found), [*weights.values()])
-    truth = dict(plain.named_parameters())
-    expected = torch.autograd.grad(sum(x.sin().sum() for x in slow[:3]), [truth[name] for name in weights])
-    for weight, gradient, right in zip(weights, ours, expected, strict=True):
-        torch.testing.assert_close(gradient, right, rtol=1e-6, atol=1e-7, msg=lambda m, n=weight: f"{n}: {m}")
+    check_gradients(model, plain, found, slow[:3])
     with torch.no_grad():
         short = model(x, class_tokens_only=True)
         torch.testing.assert_close(short["sa_features"][:, 0], slow.sa[:, 0], rtol=1e-6, atol=1e-6)
@@ -126,52 +125,18 @@ def test_the_rollout_cache_knows_a_changed_bias() -> None:
         assert model.get_cache_stats()["cache_hits"] == 4
 
 
-def step(model: nn.Module, x: Tensor, **pairs: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Logits of a training step, and the gradient of every parameter."""
-    outputs = model(x, **pairs, class_tokens_only=True)
-    logits = {branch: outputs[f"{branch}_logits"] for branch in BRANCHES}
-    loss = sum((i + 1) * x.square().sum() for i, x in enumerate(logits.values()))
-    return logits, list(torch.autograd.grad(loss, [*model.parameters()]))
-
-
 def test_pairs_checkpointing_and_compilation() -> None:
     model, x = build("beit_base_patch16_224").train(), images()
-    partner = torch.tensor([2, 3, 0, 1])
-    expected = step(model, x, partner_index=partner)
-    assert all(gradient.abs().sum() > 0 for gradient in expected[1])
-    outputs = model(x[:2], x[2:], class_tokens_only=True)
-    for branch in BRANCHES:
-        torch.testing.assert_close(outputs[f"{branch}_logits"], expected[0][branch][:2])
-    expected = step(model, x, partner_index=PARTNERS)
-    model.set_grad_checkpointing()
-    torch.testing.assert_close(step(model, x, partner_index=PARTNERS), expected)
-    model.set_grad_checkpointing(False)
-    torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(step(compiled, x, partner_index=PARTNERS), expected)
+    check_pairs(model, x)
+    check_checkpointing_and_compilation(model, x, PARTNERS)
 
 
 def test_lora_equals_its_merged_model() -> None:
-    peft = pytest.importorskip("peft")
-    x, pairs = images(), {"partner_index": PARTNERS}
-    config = peft.LoraConfig(r=2, target_modules=["qkv", "proj", "fc1"], init_lora_weights=False)
-    adapted = peft.get_peft_model(build(), config).double().train()
-    merged = copy.deepcopy(adapted).merge_and_unload()
-    before, after = build().train()(x, **pairs), merged(x, **pairs)
-    assert not torch.allclose(before["pwca_logits"], after["pwca_logits"], atol=1e-3)
-    found = adapted(x, **pairs)
-    for branch in BRANCHES:
-        torch.testing.assert_close(found[f"{branch}_logits"], after[f"{branch}_logits"])
+    check_lora(build(), ["qkv", "proj", "fc1"], images(), PARTNERS)
 
 
 def test_an_onnx_file_gives_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    model, x = build().float(), images().float()[:3]
-    export_onnx(model, tmp_path / "model.onnx")
-    found = runtime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": x.numpy()})
-    for ours, expected in zip(map(torch.as_tensor, found), model(x).values(), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    check_onnx(build(depth=1).float(), images().float()[:3], tmp_path)
 
 
 def test_the_reference_layout_takes_timms_features() -> None:
@@ -180,25 +145,15 @@ def test_the_reference_layout_takes_timms_features() -> None:
     assert model.train()(images(), partner_index=PARTNERS)["pwca_features"].shape == (4, 13, 32)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of timm's resampling
-def test_weights_of_another_size_come_from_a_local_file(tmp_path: Path) -> None:
-    """timm resamples the tables of positions."""
-    source = randomized(timm.create_model(V2, num_classes=0, img_size=32, **sizes_of(V2)))
-    save_file(source.state_dict(), tmp_path / "weights.safetensors")
-    overlay = {"file": str(tmp_path / "weights.safetensors"), "num_classes": 0}
-    model = narrow_model(V2, sizes_of(V2), img_size=SIZE, pretrained=True, pretrained_cfg_overlay=overlay)
-    ours, theirs = model.backbone.model.blocks[1].attn, source.blocks[1].attn
-    assert torch.equal(ours.q_bias, theirs.q_bias)
-    tables = ours.relative_position_bias_table, theirs.relative_position_bias_table
-    assert tables[0].shape == (5 * 7 + 3, 2) and torch.equal(tables[0][-3:], tables[1][-3:])
-
-
 def test_tables_of_positions_do_not_decay_and_layers_have_their_rate() -> None:
     model = build()
     groups = parameter_groups(model, 0.05, weight_decay_exclude_1d=True, layer_decay=0.5)
     found = {id(p): g for g in groups for p in g["params"]}
     assert len(found) == len([*model.parameters()])
-    blocks = model.backbone.model.blocks
+    blocks = [*model.backbone.model.blocks, *model.glca_blocks]
     tables = [found[id(block.attn.relative_position_bias_table)] for block in blocks]
-    assert [group["weight_decay"] for group in tables] == [0, 0]
+    assert [group["weight_decay"] for group in tables] == [0, 0, 0]
     assert tables[0]["lr_scale"] == tables[1]["lr_scale"] / 2
+    assert tables[2]["lr_scale"] == 1
+    qkv = [found[id(block.attn.qkv.weight)] for block in blocks]
+    assert [group["weight_decay"] for group in qkv] == [0.05] * 3

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel, reference
-from dca_triton.model import dual_attention, explain
+from dca_triton.model import explain
 from dca_triton.model.inspection import distractor_share
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -219,7 +219,7 @@ def test_the_selection_reaches_what_it_should(
     def scrambled(row: Tensor, num_prefix: int, ratio: float) -> Tensor:
         return reference.select_local(-row, num_prefix, ratio)
 
-    monkeypatch.setattr(dual_attention, "select_local", scrambled)
+    monkeypatch.setattr("dca_triton.model.streams.select_local", scrambled)
     after, others = results()
     reaches = readout != "class" or (layout == "reference" and blocks > 1)
     assert torch.equal(before["glca_logits"], after["glca_logits"]) != reaches

@@ -1,20 +1,24 @@
 """timm's CaiT in the paper's layout, against timm's own modules and single images, in float64."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cait_streams import attending_to_partners, slow_streams
-from safetensors.torch import save_file
+from family_checks import (
+    check_checkpointing_and_compilation,
+    check_gradients,
+    check_lora,
+    check_onnx,
+    check_pairs,
+)
 from timm.models import cait as timm_cait
 from timm_streams import narrow_model, randomized, twin
 from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel, reference
-from dca_triton.checkpoint import load_weights, save_checkpoint
-from dca_triton.model import cait, distractor_share, explain, export_onnx
+from dca_triton.model import cait, distractor_share, explain
 from dca_triton.training.parameter_groups import layer_matcher
 
 NAME = "cait_xxs24_224"
@@ -23,7 +27,6 @@ SHORT = SIZES | {"depth": 1, "depth_token_only": 1}  # one block of each kind, w
 SIZE = (48, 64)  # 3 x 4 patches
 PARTNERS = torch.tensor([2, 2, -1, 0])
 NONE = torch.full((4,), -1)
-BRANCHES = ("sa", "glca", "pwca")
 
 
 def build(sizes: dict = SIZES, **options: Any) -> DualAttentionModel:
@@ -57,14 +60,7 @@ def test_streams_gradients_and_rollout_are_those_of_timms_modules() -> None:
     assert (found[1] - found[0])[[0, 1, 3]].abs().max() > 1e-3, "a partner changes something"
     close(found[1][2], sa[2])
     close(model.read_out_sa(streams.sa), plain.forward_head(sa, pre_logits=True))
-    weights = dict(model.backbone.model.named_parameters())
-    ours = torch.autograd.grad(sum(x.sin().sum() for x in found), [*weights.values()])
-    truth = dict(plain.named_parameters())
-    expected = torch.autograd.grad(
-        sum(x.sin().sum() for x in (sa, pwca, glca)), [truth[name] for name in weights]
-    )
-    for weight, gradient, right in zip(weights, ours, expected, strict=True):
-        torch.testing.assert_close(gradient, right, rtol=1e-6, atol=1e-7, msg=lambda m, n=weight: f"{n}: {m}")
+    check_gradients(model, plain, found, (sa, pwca, glca))
     with torch.no_grad():
         short = model(images, class_tokens_only=True)
         close((short["sa_features"][:, 0], short["glca_features"][:, 0]), (sa[:, 0], glca[:, 0]))
@@ -96,32 +92,13 @@ def test_a_wrong_part_would_be_seen(monkeypatch: pytest.MonkeyPatch, part: str) 
     assert error() > 1e-4
 
 
-def step(model: nn.Module, images: Tensor, **pairs: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Logits of a training step, and the gradient of every parameter."""
-    outputs = model(images, **pairs, class_tokens_only=True)
-    logits = {branch: outputs[f"{branch}_logits"] for branch in BRANCHES}
-    loss = sum((i + 1) * x.square().sum() for i, x in enumerate(logits.values()))
-    return logits, list(torch.autograd.grad(loss, [*model.parameters()]))
-
-
 def test_every_parameter_is_trained_and_pairs_are_rows_of_the_batch() -> None:
-    model, images = build(glca_readout="both").train(), images_of()
-    joint, gradients = step(model, images, partner_index=torch.tensor([2, 3, 0, 1]))
-    assert all(gradient.abs().sum() > 0 for gradient in gradients)
-    outputs = model(images[:2], images[2:], class_tokens_only=True)
-    for branch in BRANCHES:
-        torch.testing.assert_close(outputs[f"{branch}_logits"], joint[branch][:2])
+    check_pairs(build(glca_readout="both").train(), images_of())
 
 
 def test_checkpointing_and_compilation() -> None:
-    model, images = build(SHORT, glca_readout="both").train(), images_of()
-    expected = step(model, images, partner_index=PARTNERS)
-    model.set_grad_checkpointing()
-    torch.testing.assert_close(step(model, images, partner_index=PARTNERS), expected)
-    model.set_grad_checkpointing(False)
-    torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(step(compiled, images, partner_index=PARTNERS), expected)
+    model = build(SHORT, glca_readout="both").train()
+    check_checkpointing_and_compilation(model, images_of(), PARTNERS)
 
 
 def test_some_blocks_alone_pair_images() -> None:
@@ -181,27 +158,12 @@ def test_stochastic_depth_and_dropout() -> None:
 
 
 def test_lora_equals_its_merged_model() -> None:
-    peft = pytest.importorskip("peft")
-    images, pairs = images_of(), {"partner_index": PARTNERS}
     targets = ["qkv", "proj", "proj_l", "proj_w", "q", "k", "v"]
-    config = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
-    adapted = peft.get_peft_model(build(), config).double().train()
-    merged = copy.deepcopy(adapted).merge_and_unload()
-    before, after = build().train()(images, **pairs), merged(images, **pairs)
-    assert not torch.allclose(before["pwca_logits"], after["pwca_logits"], atol=1e-3)
-    found = adapted(images, **pairs)
-    for name in ("sa_logits", "glca_features", "pwca_logits"):
-        torch.testing.assert_close(found[name], after[name])
+    check_lora(build(), targets, images_of(), PARTNERS)
 
 
 def test_an_onnx_file_gives_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    model, images = build(SHORT).float(), images_of().float()[:3]
-    export_onnx(model, tmp_path / "model.onnx")
-    found = runtime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": images.numpy()})
-    for ours, expected in zip(map(torch.as_tensor, found), model(images).values(), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    check_onnx(build(SHORT).float(), images_of().float()[:3], tmp_path)
 
 
 def test_the_reference_layout_takes_timms_features() -> None:
@@ -209,26 +171,6 @@ def test_the_reference_layout_takes_timms_features() -> None:
     torch.testing.assert_close(model.backbone(images), plain_of(model).forward_features(images))
     outputs = model.train()(images, partner_index=PARTNERS)
     assert outputs["pwca_features"].shape == (4, 13, 32)
-
-
-def test_weights_come_from_a_local_file_and_move_to_another_size(tmp_path: Path) -> None:
-    """timm does not resample the positions of a CaiT; `load_weights(transfer=True)` does."""
-    source = build(img_size=32)
-    vit = source.backbone.model
-    save_file(vit.state_dict(), tmp_path / "weights.safetensors")
-    overlay = {"file": str(tmp_path / "weights.safetensors"), "num_classes": 0}
-    options = {"pretrained": True, "pretrained_cfg_overlay": overlay}
-    loaded = narrow_model(NAME, SIZES, img_size=32, **options).backbone.model
-    assert torch.equal(
-        loaded.blocks_token_only[1].attn.q.weight, vit.blocks_token_only[1].attn.q.weight.float()
-    )
-    with pytest.raises(RuntimeError, match="size mismatch for pos_embed"):
-        narrow_model(NAME, SIZES, img_size=48, **options)
-    save_checkpoint(tmp_path / "checkpoint.pt", {"model_state_dict": source.state_dict()})
-    larger = build(img_size=48)
-    load_weights(larger, tmp_path / "checkpoint.pt", transfer=True)
-    assert larger.backbone.model.pos_embed.shape == (1, 9, 32)
-    assert torch.equal(larger.backbone.model.cls_token, vit.cls_token)
 
 
 def test_what_triton_cannot_do_is_refused() -> None:

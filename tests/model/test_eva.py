@@ -4,15 +4,20 @@ import copy
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
+from family_checks import (
+    check_checkpointing_and_compilation,
+    check_gradients,
+    check_lora,
+    check_onnx,
+    check_pairs,
+)
 from timm.models.eva import EvaBlock
 from timm_streams import narrow_model, randomized, slow_streams, twin
 from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel
-from dca_triton.model import dual_attention, eva, explain, export_onnx, layouts
+from dca_triton.model import eva, explain, layouts
 
 KINDS = {
     "vit_small_patch16_dinov3": {},  # no biases of queries and keys, rotation by halves, registers
@@ -62,12 +67,7 @@ def test_streams_gradients_and_rollout_are_those_of_timms_modules(name: str) -> 
     found = (streams.sa, streams.pwca, model.local_branch(streams, selected))
     torch.testing.assert_close(found, slow[:3], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(explain(model, images).rollout, slow.rollout.float(), rtol=1e-5, atol=1e-6)
-    weights = dict(model.backbone.model.named_parameters())
-    ours = torch.autograd.grad(sum(x.sin().sum() for x in found), [*weights.values()])
-    truth = dict(plain.named_parameters())
-    expected = torch.autograd.grad(sum(x.sin().sum() for x in slow[:3]), [truth[name] for name in weights])
-    for weight, gradient, right in zip(weights, ours, expected, strict=True):
-        torch.testing.assert_close(gradient, right, rtol=1e-6, atol=1e-7, msg=lambda m, n=weight: f"{n}: {m}")
+    check_gradients(model, plain, found, slow[:3])
     with torch.no_grad():
         short = model(images, class_tokens_only=True)
         torch.testing.assert_close(short["sa_features"][:, 0], slow.sa[:, 0], rtol=1e-6, atol=1e-6)
@@ -94,8 +94,7 @@ def test_a_wrong_part_would_be_seen(monkeypatch: pytest.MonkeyPatch, part: str) 
     elif part == "positions of rows":
         local = layouts.paper_local
         monkeypatch.setattr(
-            dual_attention,
-            "paper_local",
+            "dca_triton.model.streams.paper_local",
             lambda b, g, x, table, *rest: local(b, g, x, table.roll(1, 0), *rest),
         )
     elif part == "keys of a group":
@@ -107,25 +106,9 @@ def test_a_wrong_part_would_be_seen(monkeypatch: pytest.MonkeyPatch, part: str) 
     assert error() > 1e-4
 
 
-BRANCHES = ("sa", "glca", "pwca")
-
-
-def step(model: nn.Module, images: Tensor, **pairs: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Logits of a training step, and the gradient of every parameter."""
-    outputs = model(images, **pairs, class_tokens_only=True)
-    logits = {branch: outputs[f"{branch}_logits"] for branch in BRANCHES}
-    loss = sum((i + 1) * x.square().sum() for i, x in enumerate(logits.values()))
-    return logits, list(torch.autograd.grad(loss, [*model.parameters()]))
-
-
 @pytest.mark.parametrize("name", ["vit_small_patch16_rope_mixed_ape_224", "vit_pe_core_tiny_patch16_384"])
 def test_every_parameter_is_trained_and_pairs_are_rows_of_the_batch(name: str) -> None:
-    model, images = build(name).train(), images_of(name)
-    joint, gradients = step(model, images, partner_index=torch.tensor([2, 3, 0, 1]))
-    assert all(gradient.abs().sum() > 0 for gradient in gradients)
-    outputs = model(images[:2], images[2:], class_tokens_only=True)
-    for branch in BRANCHES:
-        torch.testing.assert_close(outputs[f"{branch}_logits"], joint[branch][:2])
+    check_pairs(build(name).train(), images_of(name))
 
 
 def test_a_random_rotation_is_drawn_once_for_all_streams() -> None:
@@ -185,49 +168,25 @@ def test_a_gate_scales_each_streams_attention() -> None:
 
 
 def test_dropped_patches_are_refused_where_positions_rotate() -> None:
-    with pytest.raises(
-        ValueError, match="patch_drop_rate is above 0, which its rotary positions do not follow"
-    ):
+    with pytest.raises(ValueError, match=r"patch_drop_rate must be 0 with rotary positions, got 0.5"):
         build("eva02_tiny_patch14_224", patch_drop_rate=0.5)
     build("eva_giant_patch14_clip_224", patch_drop_rate=0.5)
 
 
 def test_lora_equals_its_merged_model() -> None:
     """timm's own forward passes an adapter of a packed projection with biases by."""
-    peft = pytest.importorskip("peft")
     name = "vit_small_plus_patch16_dinov3_qkvb"
-    images, pairs = images_of(name), {"partner_index": PARTNERS}
-    config = peft.LoraConfig(r=2, target_modules=["qkv", "proj", "fc1_g", "fc2"], init_lora_weights=False)
-    adapted = peft.get_peft_model(build(name), config).double().train()
-    merged = copy.deepcopy(adapted).merge_and_unload()
-    before, after = build(name).train()(images, **pairs), merged(images, **pairs)
-    assert not torch.allclose(before["pwca_logits"], after["pwca_logits"], atol=1e-3)
-    found = adapted(images, **pairs)
-    for branch in BRANCHES:
-        torch.testing.assert_close(found[f"{branch}_logits"], after[f"{branch}_logits"])
+    check_lora(build(name), ["qkv", "proj", "fc1_g", "fc2"], images_of(name), PARTNERS)
 
 
 def test_an_onnx_file_gives_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    model = build("vit_small_patch16_dinov3", depth=1).float()
-    images = images_of("vit_small_patch16_dinov3").float()[:3]
-    export_onnx(model, tmp_path / "model.onnx")
-    found = runtime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": images.numpy()})
-    for ours, expected in zip(map(torch.as_tensor, found), model(images).values(), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    name = "vit_small_patch16_dinov3"
+    check_onnx(build(name, depth=1).float(), images_of(name).float()[:3], tmp_path)
 
 
 def test_checkpointing_and_compilation() -> None:
     name = "vit_small_patch16_rope_mixed_ape_224"
-    model, images = build(name).train(), images_of(name)
-    expected = step(model, images, partner_index=PARTNERS)
-    model.set_grad_checkpointing()
-    torch.testing.assert_close(step(model, images, partner_index=PARTNERS), expected)
-    model.set_grad_checkpointing(False)
-    torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(step(compiled, images, partner_index=PARTNERS), expected)
+    check_checkpointing_and_compilation(build(name).train(), images_of(name), PARTNERS)
 
 
 def test_the_reference_layout_takes_timms_features() -> None:
@@ -238,15 +197,3 @@ def test_the_reference_layout_takes_timms_features() -> None:
     torch.testing.assert_close(model.backbone(images), plain.forward_features(images))
     outputs = model.train()(images, partner_index=PARTNERS)
     assert outputs["pwca_features"].shape == (4, 13, 64)
-
-
-def test_weights_of_another_size_come_from_a_local_file(tmp_path: Path) -> None:
-    """Position embeddings are resampled; a buffer that is not saved is not asked for."""
-    name, sizes = "eva02_tiny_patch14_224", sizes_of("eva02_tiny_patch14_224")
-    source = randomized(timm.create_model(name, num_classes=0, img_size=28, **sizes))
-    save_file(source.state_dict(), tmp_path / "weights.safetensors")
-    overlay = {"file": str(tmp_path / "weights.safetensors"), "num_classes": 0}
-    model = narrow_model(name, sizes, img_size=42, pretrained=True, pretrained_cfg_overlay=overlay)
-    own = model.backbone.model
-    assert torch.equal(own.blocks[1].attn.q_bias, source.blocks[1].attn.q_bias)
-    assert own.pos_embed.shape == (1, 10, 64) and torch.equal(own.pos_embed[:, 0], source.pos_embed[:, 0])

@@ -1,5 +1,6 @@
 """The model as one graph: compiled without breaks or recompilations, free of host syncs, exported."""
 
+import sys
 from collections import Counter
 from unittest import mock
 
@@ -11,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dca_triton.model import export_onnx, export_program
+from dca_triton.model import export, export_onnx, export_program
 from dca_triton.ops import launch_table
 from dca_triton.training import BranchLoss, UncertaintyWeightedLoss
 
@@ -160,8 +161,10 @@ def test_a_wait_is_seen(fake_gpu):
 @LAYOUTS
 @pytest.mark.parametrize("class_tokens_only", [False, True])
 def test_exported_program(layout, class_tokens_only):
-    model = small_model(layout=layout, depth=DEPTHS[layout])
+    model = small_model(layout=layout, depth=DEPTHS[layout], backend="triton")
     program = export_program(model, class_tokens_only).module()
+    assert model.backend == "triton"
+    model.backend = "torch"
     for size in (1, 5):
         images = photos(size)[0]
         with torch.no_grad():
@@ -172,7 +175,6 @@ def test_exported_program(layout, class_tokens_only):
         assert list(ours) == list(truth)
         for name, value in truth.items():
             torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
-    assert model.backend == "auto"
 
 
 @pytest.mark.parametrize("layout, task", [("reference", "fgvc"), ("paper", "reid")])
@@ -192,6 +194,19 @@ def test_onnx(layout, task, tmp_path):
             torch.testing.assert_close(torch.from_numpy(ours), value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_a_triton_model_is_not_exported():
-    with pytest.raises(ValueError, match="backend must be 'auto' or 'torch' for an export"):
-        export_program(small_model(backend="triton"))
+def test_onnx_is_refused_before_any_work(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    model = small_model()
+    monkeypatch.setattr(export, "export_program", mock.Mock(side_effect=AssertionError("work was done")))
+    for path, told in (("m.pt", r"end in \.onnx"), ("no/m.onnx", "be in a folder that exists")):
+        with pytest.raises(ValueError, match=f"path must {told}"):
+            export_onnx(model, tmp_path / path)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"onnxscript must be installed.*dca-triton\[export\]"):
+        export_onnx(model, tmp_path / "m.onnx")
+    monkeypatch.undo()
+    (tmp_path / "m.onnx").write_text("an older one")
+    monkeypatch.setattr(export, "MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match="weights must be less than 2 GiB in an ONNX file"):
+        export_onnx(model, tmp_path / "m.onnx")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("m.onnx", "an older one")]

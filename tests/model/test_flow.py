@@ -48,7 +48,7 @@ def test_the_way_to_an_operation_is_short(
 ) -> None:
     small_model(layout=layout).train()(IMAGES, **PAIRS[pairs], class_tokens_only=class_tokens_only)
     attention = ("PairBlock.forward", "PairAttention.forward", "pair_attention")
-    assert ("DualAttentionModel.sa_and_pwca", "sa_and_pwca_rows", *attention) in paths
+    assert ("BranchStreams.sa_and_pwca", "sa_and_pwca_rows", *attention) in paths
     assert any(path[-1] == "local_attention" for path in paths)
     assert any(path[-1] == "rollout_row" for path in paths) != class_tokens_only
     assert all(len(path) <= 5 for path in paths), paths

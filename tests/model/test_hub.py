@@ -288,6 +288,14 @@ def test_an_empty_name_is_not_the_current_folder():
         DualAttentionModel.from_pretrained("")
 
 
+def test_a_checkpoint_is_not_looked_up_on_the_hub(tmp_path):
+    (tmp_path / "best.pt").touch()
+    with pytest.raises(
+        ValueError, match=r"must be a folder or a repository, got '.*best\.pt', a file; load_w"
+    ):
+        DualAttentionModel.from_pretrained(tmp_path / "best.pt")
+
+
 def test_an_option_of_the_call_is_not_blamed_on_the_file(tmp_path):
     small_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"^top_k_ratio must be in \(0, 1\], got nan"):

@@ -92,9 +92,13 @@ def test_saved_and_exported_models_have_the_stride(tmp_path) -> None:
 @pytest.mark.parametrize(
     "name, options, reason",
     [
-        ("vit_small_patch16_dinov3", {}, "patch_stride needs a VisionTransformer, and it is a Eva"),
-        ("vit_tiny_r_s16_p8_224", {}, "patch_stride needs a PatchEmbed, and its patch embedding is a Hybrid"),
-        ("test_vit", {"pos_embed": "none"}, "patch_stride needs learned positions, and it has none"),
+        ("vit_small_patch16_dinov3", {}, "must be a VisionTransformer for patch_stride, got a Eva"),
+        ("vit_tiny_r_s16_p8_224", {}, "must be a model with a PatchEmbed for patch_stride, got a Hybrid"),
+        (
+            "test_vit",
+            {"pos_embed": "none"},
+            "must be a model with learned positions for patch_stride, got one without",
+        ),
         ("test_vit", {"patch_stride": 17}, "patch_stride must be at most the patch, 16, got 17"),
         ("test_vit", {"patch_stride": 0}, "patch_stride must be an integer >= 1 or None, got 0"),
         (

@@ -9,7 +9,7 @@ from timm_streams import narrow_model, randomized, slow_streams, twin
 from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel
-from dca_triton.model import dual_attention, explain, export_program
+from dca_triton.model import explain, export_program, streams
 from dca_triton.model.pooling import pooling_faults
 from dca_triton.training.losses import BranchLoss
 
@@ -105,10 +105,8 @@ def test_every_layout_and_readout_trains(layout: str, name: str, readout: str) -
 def test_the_selection_reaches_the_logits(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     model, images = build(name, cache_attention_rollout=False), images_of(name)
     before = model(images, class_tokens_only=True)
-    select = dual_attention.select_local
-    monkeypatch.setattr(
-        dual_attention, "select_local", lambda row, prefix, ratio: select(-row, prefix, ratio)
-    )
+    select = streams.select_local
+    monkeypatch.setattr(streams, "select_local", lambda row, prefix, ratio: select(-row, prefix, ratio))
     after = model(images, class_tokens_only=True)
     assert not torch.allclose(before["glca_logits"], after["glca_logits"])
     assert torch.equal(before["sa_logits"], after["sa_logits"])
@@ -126,7 +124,7 @@ def test_the_cache_keeps_rows_of_different_starts_apart() -> None:
     assert model.get_cache_stats()["cache_misses"] == 8
     truth = explain(model, images).rollout
     streams = model.sa_and_pwca(images)
-    assert torch.equal(model._rollout(streams), truth)
+    assert torch.equal(model.rollout(streams, cached=True), truth)
 
 
 def test_an_export_holds_the_pooling() -> None:

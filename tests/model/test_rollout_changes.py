@@ -405,14 +405,14 @@ def checkpoints_in_turn(model):
 def rows_of(model: DualAttentionModel, call: Call) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The rollout rows that the calls use, and the outputs."""
     rows: list[Tensor] = []
-    plain = DualAttentionModel._rollout
+    plain = DualAttentionModel.rollout
 
-    def keep(self, traces):
-        rows.append(plain(self, traces))
+    def keep(self, traces, cached=False):
+        rows.append(plain(self, traces, cached))
         return rows[-1]
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(DualAttentionModel, "_rollout", keep)
+        patch.setattr(DualAttentionModel, "rollout", keep)
         outputs = dict(call(IMAGES))
     return rows, outputs
 

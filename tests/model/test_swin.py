@@ -1,19 +1,23 @@
 """timm's Swin Transformers in the paper's layout: SA by timm's own forward, PWCA by loops over windows."""
 
-import copy
 from functools import partial
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
+from family_checks import (
+    check_checkpointing_and_compilation,
+    check_gradients,
+    check_lora,
+    check_onnx,
+    check_pairs,
+)
 from timm_streams import narrow_model, randomized, twin
 from timm_windows import slow_windows
 from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel
-from dca_triton.model import distractor_share, explain, export_onnx, swin
+from dca_triton.model import distractor_share, explain, swin
 from dca_triton.training.parameter_groups import parameter_groups
 
 V1, V2 = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
@@ -61,12 +65,7 @@ def test_streams_and_gradients_are_those_of_timms_modules(
     found = [streams.sa, streams.pwca]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     assert (found[1] - found[0]).abs().max() > 0.01
-    weights = dict(model.backbone.model.named_parameters())
-    ours = torch.autograd.grad(sum(x.sin().sum() for x in found), [*weights.values()])
-    truth = dict(plain.named_parameters())
-    right = torch.autograd.grad(sum(x.sin().sum() for x in expected), [truth[key] for key in weights])
-    for key, gradient, other in zip(weights, ours, right, strict=True):
-        torch.testing.assert_close(gradient, other, rtol=1e-6, atol=1e-7, msg=lambda m, n=key: f"{n}: {m}")
+    check_gradients(model, plain, found, expected)
     outputs = model.train()(x, partner_index=PARTNERS)
     pooled = plain.forward_head(expected[0].unflatten(1, model.backbone.grid_of(x)))
     torch.testing.assert_close(outputs["sa_embedding"], pooled)
@@ -100,29 +99,10 @@ def test_a_wrong_part_would_be_seen(monkeypatch: pytest.MonkeyPatch, part: str, 
     assert (found.pwca - slow_pwca).abs().max() > 1e-3
 
 
-def step(model: nn.Module, x: Tensor, **pairs: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Logits of a training step, and the gradient of every parameter."""
-    outputs = model(x, **pairs, class_tokens_only=True)
-    logits = {branch: outputs[f"{branch}_logits"] for branch in BRANCHES}
-    loss = sum((i + 1) * x.square().sum() for i, x in enumerate(logits.values()))
-    return logits, list(torch.autograd.grad(loss, [*model.parameters()]))
-
-
 def test_pairs_checkpointing_and_compilation() -> None:
     model, x = build(V2, depths=(1, 1)).train(), images(4)
-    expected = step(model, x, partner_index=torch.tensor([2, 3, 0, 1]))
-    assert all(gradient.abs().sum() > 0 for gradient in expected[1])
-    outputs = model(x[:2], x[2:])
-    for branch in BRANCHES:
-        torch.testing.assert_close(outputs[f"{branch}_logits"], expected[0][branch][:2])
-    partner = torch.tensor([2, -1, 0, 0])
-    expected = step(model, x, partner_index=partner)
-    model.set_grad_checkpointing()
-    torch.testing.assert_close(step(model, x, partner_index=partner), expected)
-    model.set_grad_checkpointing(False)
-    torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(step(compiled, x, partner_index=partner), expected)
+    check_pairs(model, x)
+    check_checkpointing_and_compilation(model, x, torch.tensor([2, -1, 0, 0]))
 
 
 def test_what_a_swin_does_not_have_is_refused() -> None:
@@ -153,46 +133,18 @@ def test_images_of_any_size() -> None:
 
 
 def test_hooks_and_lora_take_effect_in_every_block() -> None:
-    peft = pytest.importorskip("peft")
-    model, x, pairs = build(V2).train(), images(), {"partner_index": PARTNERS}
+    model, x = build(V2).train(), images()
     seen: list[tuple[int, ...]] = []
     for module in model.backbone.blocks:
         for called in (module, module.attn, module.attn.qkv):
             called.register_forward_hook(lambda m, i, out: seen.append(tuple(out.shape[:2])))
-    before = model(x, **pairs)
+    model(x, partner_index=PARTNERS)
     assert len(seen) == 3 * 4
-    config = peft.LoraConfig(r=2, target_modules=["qkv", "proj", "fc1", "reduction"], init_lora_weights=False)
-    adapted = peft.get_peft_model(build(V2), config).double().train()
-    after = copy.deepcopy(adapted).merge_and_unload()(x, **pairs)
-    assert not torch.allclose(before["pwca_logits"], after["pwca_logits"], atol=1e-3)
-    found = adapted(x, **pairs)
-    for branch in BRANCHES:
-        torch.testing.assert_close(found[f"{branch}_logits"], after[f"{branch}_logits"])
+    check_lora(build(V2), ["qkv", "proj", "fc1", "reduction"], x, PARTNERS)
 
 
 def test_an_onnx_file_gives_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    model, x = build(depths=(2, 1)).float(), images().float()
-    export_onnx(model, tmp_path / "model.onnx")
-    found = runtime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": x.numpy()})
-    for ours, expected in zip(map(torch.as_tensor, found), model(x).values(), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of timm's resampling
-def test_weights_of_other_windows_come_from_a_local_file(tmp_path: Path) -> None:
-    """timm resamples the tables of positions."""
-    source = randomized(timm.create_model(V1, num_classes=0, img_size=32, **SIZES | {"window_size": 2}))
-    save_file(source.state_dict(), tmp_path / "weights.safetensors")
-    overlay = {"file": str(tmp_path / "weights.safetensors"), "num_classes": 0}
-    options = {"branches": BRANCHES, "pretrained": True, "pretrained_cfg_overlay": overlay}
-    model = narrow_model(V1, SIZES, img_size=SIZE, **options)
-    ours, theirs = model.backbone.blocks[1].attn, source.layers[0].blocks[1].attn
-    assert torch.equal(ours.qkv.bias, theirs.qkv.bias)
-    tables = ours.relative_position_bias_table, theirs.relative_position_bias_table
-    assert tables[0].shape == (49, 2)
-    torch.testing.assert_close(tables[0][24], tables[1][4])  # no distance is in the middle
+    check_onnx(build(depths=(2, 1)).float(), images().float(), tmp_path)
 
 
 def test_layers_have_their_rate() -> None:

@@ -8,7 +8,7 @@ from ops_cases import B, D, H, normal, packed
 from torch import Tensor
 
 from dca_triton import ops, reference
-from dca_triton.ops import Attention, torch_backend, triton_backend
+from dca_triton.ops import Attention, fused, torch_backend, triton_backend
 
 M, N = 5, 7
 SHAPES = {"of all images": (1, H, M, N), "of each image": (B, H, M, N), "of keys": (1, 1, 1, N)}
@@ -54,6 +54,22 @@ def test_it_is_added_to_own_and_partners_scores(
             torch.testing.assert_close(
                 ops.pair_attention(q, k, v, *others, index, bias=bias), found, rtol=1e-9, atol=1e-9
             )
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("partner", PARTNERS, ids=str)
+def test_the_log_sum_exp_in_many_chunks(
+    shape: tuple[int, ...], partner: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two query rows, and one at the end."""
+    monkeypatch.setattr(fused, "row_chunks", lambda *_: [slice(0, 2), slice(2, 4), slice(4, 5)])
+    index = None if partner is None else torch.tensor(partner)
+    *tensors, bias = inputs(shape)
+    found = ops.pair_attention(*(tensors if partner else tensors[:3]), partner_index=index, bias=bias)
+    expected = reference.pair_attention(
+        *(tensors if partner else tensors[:3]), partner_index=index, bias=bias
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_dropout_drops_probabilities_with_a_bias(path: str) -> None:

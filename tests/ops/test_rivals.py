@@ -41,6 +41,18 @@ def test_the_winner_beats_the_kernels_by_three_percent(ms: dict, taken: str | No
     assert rivals.sentence(PAIR, ms).startswith("pair_attention forward, N=197: ")
 
 
+def test_a_package_that_is_broken_or_absent_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("sound_one", ""), ("broken_one", "raise ImportError('undefined symbol')")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(text)
+        (tmp_path / name / "cute.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {name: rivals.can_import(f"{name}.cute") for name in ("sound_one", "broken_one", "absent_one")}
+    assert found == {"sound_one": True, "broken_one": False, "absent_one": False}
+
+
 def test_the_nearest_length_decides_and_nothing_unmeasured_is_taken() -> None:
     times = {PAIR: {"triton": 1.0}, PAIR._replace(n=785): {"triton": 1.0, "flash": 0.5}}
     found = [rivals.nearest(times, "pair_attention", False, 64, "fp16", n) for n in (1, 197, 390, 400, 9999)]

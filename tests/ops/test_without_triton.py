@@ -41,4 +41,6 @@ def test_without_triton() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "backend: torch, because triton cannot be imported (no triton here)" in done.stdout
-    assert done.stderr == "dca-triton: tuning needs Triton, which is not installed here (no triton here)\n"
+    assert (
+        done.stderr == "dca-triton: tune must run where Triton is installed, got no Triton (no triton here)\n"
+    )

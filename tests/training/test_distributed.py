@@ -41,7 +41,8 @@ def test_training(tmp_path):
 
     assert runs["unequal"][0] == runs["unequal"][1]
     assert runs["alone"][0] == runs["alone"][1] and runs["alone"][0]["loss"] > 0
-    assert all("batches must be a loader of training_loader" in said for said in runs["same_photos"])
+    same = "a sampler for 2 processes, as the launch has, got one for 1"
+    assert all(len(said) == 2 and all(same in each for each in said) for said in runs["same_photos"])
     assert runs["stopped"] == [[1, True], [1, True]]
 
     for said in runs["stop"]:

@@ -463,6 +463,69 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(presses, tmp_path, capfd):
     assert "press Ctrl-C again to stop at once" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("ending", ["Ctrl-C", "a loss"])
+def test_a_trainer_that_has_trained_goes_on_only_by_a_checkpoint(ending, tmp_path):
+    """As in a notebook. A step that fails leaves gradients, which must not reach the first step afterward."""
+    calls, stops = 0, False
+
+    def augment(images, generator):
+        nonlocal calls
+        calls += 1
+        if stops and calls == 5:  # the second step of the second epoch
+            if ending == "Ctrl-C":
+                os.kill(os.getpid(), signal.SIGINT)
+            elif ending == "a loss":
+                images = images * float("nan")
+        return images
+
+    def trainer():
+        torch.manual_seed(3)
+        return small_trainer(
+            plain_loader(), augment=augment, evaluate=lambda: {"top1": 0.5}, evaluate_every=1, ema_decay=0.9
+        )
+
+    trainer().train(3, tmp_path / "truth")
+    truth = bits(load_checkpoint(tmp_path / "truth" / "checkpoint.pt"))
+    calls, stops = 0, True
+    run, again = tmp_path / "run", trainer()
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+        again.train(3, run)
+    stops = False
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(
+        ValueError, match="resume must be 'auto' or a path for a trainer that has trained, got None"
+    ):
+        again.train(3, run)
+    with pytest.raises(
+        ValueError, match="save_dir must hold a checkpoint for a trainer that has trained, got"
+    ):
+        again.train(3, tmp_path / "new", resume="auto")
+    assert {path: path.read_bytes() for path in run.iterdir()} == before and not (tmp_path / "new").exists()
+    again.train(3, run, resume="auto")
+    assert bits(load_checkpoint(run / "checkpoint.pt")) == truth
+
+
+def test_a_trainer_whose_first_step_failed_begins_anew(tmp_path):
+    """Neither the gradients nor the random state of the failed attempt reach the run."""
+    fails = False
+
+    def trainer():
+        torch.manual_seed(3)
+        return small_trainer(plain_loader(), augment=lambda x, _: x * float("nan") if fails else x)
+
+    truth, again = trainer(), trainer()
+    fails = True
+    with pytest.raises(RuntimeError, match="loss is"):
+        again.train(1, tmp_path / "again")
+    fails = False
+    states = []
+    for one, name in ((truth, "truth"), (again, "again")):
+        torch.manual_seed(4)
+        one.train(1, tmp_path / name)
+        states.append(bits(load_checkpoint(tmp_path / name / "checkpoint.pt")))
+    assert states[0] == states[1]
+
+
 def test_ignored_signals_stay_ignored(tmp_path):
     """As under nohup, or in the background of a script."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -255,7 +255,7 @@ def test_every_bad_argument_is_named():
             lr=math.nan,
             weight_decay=-1,
             warmup_epochs=-1,
-            label_smoothing=1.0,
+            label_smoothing=1.5,
             evaluate_every=-1,
             clip_grad=0.0,
             accumulate=0,
@@ -290,6 +290,15 @@ def test_tensorboard(tmp_path):
 @pytest.mark.parametrize("strategy", ["hard_negative", "mixed"])
 def test_hard_negatives(strategy, tmp_path):
     assert math.isfinite(small_trainer(pairs=PairSampler(strategy)).train(1, tmp_path)[0]["pwca_loss"])
+
+
+def test_hard_negatives_leave_the_rollout_cache_alone(tmp_path):
+    """Training changes the weights in each step, so no row could be met again."""
+    model = small_model(glca_readout="local", task_type="reid")
+    small_trainer(model=model, pairs=PairSampler("hard_negative")).train(1, tmp_path)
+    assert model.get_cache_stats()["cache_misses"] == 0
+    model.eval().extract_features(photos(4)["image"])
+    assert model.get_cache_stats()["cache_misses"] == 4
 
 
 def test_steps_leave_the_generators_of_others_alone(tmp_path):
@@ -353,6 +362,19 @@ def test_batch_sizes_that_are_refused():
         training_loader([], 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size must be a multiple of per_identity=2, got 9"):
         training_loader(Photos(), 9, per_identity=2)
+
+
+@pytest.mark.parametrize("head", ["mlp", "bnneck"])
+def test_a_batch_of_one_photo_is_refused_where_batchnorm_would_raise(head):
+    model = small_model(head=head)
+    words = "batches must hold 2 photos or more each for a head with BatchNorm1d, got a batch of 1"
+    for batches in (training_loader(Photos(9), 8, workers=0), [photos(4), photos(1)]):
+        with pytest.raises(ValueError, match=words):
+            small_trainer(batches, model)
+    data = Photos(9)
+    small_trainer(DataLoader(data, 8, drop_last=True), model)
+    small_trainer(training_loader(data, 7, workers=0), model)
+    small_trainer(training_loader(data, 8, workers=0))  # a linear head
 
 
 def test_best_by_must_be_a_score(tmp_path):
@@ -436,7 +458,9 @@ def test_a_run_has_a_default_folder(tmp_path, monkeypatch):
 
 def test_tensorboard_that_is_missing_is_said_at_once(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ModuleNotFoundError, match="tensorboard=True needs TensorBoard"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"tensorboard must be False without TensorBoard .*, got True"
+    ):
         small_trainer(tensorboard=True)
 
 

@@ -67,6 +67,11 @@ def test_page_stands_alone(paths: list[Path], tmp_path: Path) -> None:
     assert all(link.startswith("data:image/") for link in re.findall(r'src="([^"]*)"', page))
     titles = re.findall(r"<h2>(.*?)</h2>", page, re.DOTALL)
     assert titles[0] == "tern &lt;b&gt;\ntaken for\ngull\n2 of 3, 67 %" and len(titles) == 3
+    assert {alt.split(": ")[0] for alt in re.findall('<img alt="(.*?)"', page, re.DOTALL)} == {
+        "right",
+        "wrong",
+        "unrecognized",
+    }
     assert "5 of 9 photos are recognized" in page and "top-1 55.56 %" in page and "<b>" not in page
 
 

@@ -78,6 +78,7 @@ def test_curves_of_one_panel_differ_in_color(tmp_path: Path, figures: list[Figur
     [
         ([], "got none in 0 records"),
         ([{"epoch": 1, "lr": 0.1, "queries": 5, "matched_queries": 4}], "got none in 1 records"),
+        ([{"epoch": 1, "loss_weights_lr": 0.1, "skipped_steps": 1}], "got none in 1 records"),
         ([{"epoch": 1, "sa_loss": 1.0}, {"sa_loss": 1.0}], r"got none in records \[1\]"),
     ],
 )

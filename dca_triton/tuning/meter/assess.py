@@ -2,14 +2,13 @@
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
+from ...progress import progress as progress_bar
 from .code import Code, Loop, examine
 from .cost_model import Bound, bound, floor, main_and_tail, occupancy, predict
 from .launches import Job, launch_of
@@ -65,8 +64,8 @@ def assess_all(
 ) -> Iterator[tuple[Job, Assessment | Exception]]:
     """Yield each job with its assessment, or with the exception of its compilation, as they finish.
 
-    workers: processes; by default one per core, at most 8. progress: show a progress bar; where stderr is not
-    a terminal, it is printed every 30 seconds. A caller that stops early cancels the jobs that wait.
+    workers: processes; by default one per core, at most 8. progress: show a progress bar. A caller that stops
+    early cancels the jobs that wait.
     """
     # Spawned, not forked: a forked child could not use CUDA after its parent did.
     spawn = multiprocessing.get_context("spawn")
@@ -75,13 +74,7 @@ def assess_all(
         count, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
         futures: dict[Future[Assessment], Job] = {pool.submit(assess, job): job for job in jobs}
-        bar = tqdm(
-            as_completed(futures),
-            "compile",
-            len(futures),
-            disable=not progress,
-            mininterval=0.1 if sys.stderr.isatty() else 30,
-        )
+        bar = progress_bar(as_completed(futures), desc="compile", total=len(futures), disable=not progress)
         try:
             for future in bar:
                 error = future.exception()
