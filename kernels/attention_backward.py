@@ -9,7 +9,17 @@ Both kernels recompute P. attention_dq runs first and stores lse log2(e) and -de
 import triton
 import triton.language as tl
 
-from .primitives import LOG2E, TAIL, head_ptr, load_rows, num_sources, own_or_partner, row_ptr, store_rows
+from .primitives import (
+    LOG2E,
+    TAIL,
+    exponent_factor,
+    head_ptr,
+    load_rows,
+    num_sources,
+    own_or_partner,
+    row_ptr,
+    store_rows,
+)
 
 
 @triton.jit
@@ -54,7 +64,7 @@ def attention_dq(
     o_q = tl.minimum(o_m, M - i_m - 1)
     o_row = tl.cast(i_bh, tl.int64) * M + i_m
     o_out = ((tl.cast(i_b, tl.int64) * M + i_m) * H + i_h) * D
-    c = scale * LOG2E
+    c = exponent_factor(scale)
     # [BM, DP]
     q = load_rows(row_ptr(head_ptr(p_q, i_b, s_qb, i_h, s_qh, D), i_m, s_qm), o_q, s_qm, M, D, DP, False)
     out = load_rows(p_out + o_out, o_q, H * D, M, D, DP, False)
@@ -128,7 +138,7 @@ def attention_dkdv(
     i_n = tl.program_id(0) % tiles * BN
     o_n = tl.arange(0, BN)
     o_k = i_n + tl.minimum(o_n, N - i_n - 1).to(tl.int64)
-    c = scale * LOG2E
+    c = exponent_factor(scale)
     # [BN, DP]
     k = load_rows(head_ptr(p_k, i_b, s_kb, i_h, s_kh, D), o_k, s_kn, N, D, DP, False)
     v = load_rows(head_ptr(p_v, i_b, s_vb, i_h, s_vh, D), o_k, s_vn, N, D, DP, False)

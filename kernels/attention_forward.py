@@ -5,8 +5,8 @@ import triton.language as tl
 
 from .primitives import (
     LN2,
-    LOG2E,
     TAIL,
+    exponent_factor,
     head_ptr,
     load_rows,
     num_sources,
@@ -71,7 +71,7 @@ def attention_forward(
         o_q = tl.load(row_ptr(p_index, i_b, M) + o_q)
     # [BM, DP]
     q = load_rows(head_ptr(p_q, i_b, s_qb, i_h, s_qh, D), o_q.to(tl.int64), s_qm, M, D, DP, False)
-    c = scale * LOG2E
+    c = exponent_factor(scale)
     acc = tl.zeros([BM, DP], tl.float32)
     row_max = tl.full([BM], float("-inf"), tl.float32)
     row_sum = tl.zeros([BM, ONES], tl.float32)

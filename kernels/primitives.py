@@ -13,6 +13,7 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 TAIL = tl.constexpr(16)  # rows of a masked tile: the smallest sum that the tensor cores take
+TINY = tl.constexpr(1.2e-38)  # the smallest normal fp32
 
 
 @triton.jit
@@ -29,6 +30,13 @@ def head_ptr(p, i_b, s_b, i_h, s_h, D: tl.constexpr):
 def row_ptr(p, i_r, s_r):
     """Pointer to row i_r of a head."""
     return p + tl.cast(i_r, tl.int64) * s_r
+
+
+@triton.jit
+def exponent_factor(scale):
+    """scale log2(e), the factor of scores in exp2. 0 counts as TINY: a masked score, -inf, must stay -inf."""
+    c = scale * LOG2E
+    return tl.where(c == 0, TINY, c)
 
 
 @triton.jit

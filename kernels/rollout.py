@@ -14,9 +14,7 @@ the sums of the heads in order, so nothing is atomic.
 import triton
 import triton.language as tl
 
-from .primitives import LOG2E, TAIL, head_ptr, load_rows, row_ptr
-
-TINY = tl.constexpr(1.2e-38)  # the smallest normal fp32: a weight of 0 counts as this much
+from .primitives import LOG2E, TAIL, TINY, head_ptr, load_rows, row_ptr
 
 
 @triton.jit
@@ -86,7 +84,7 @@ def rollout_mix(p_row, p_sum, p_lse, p_new, p_t, N, H, BN: tl.constexpr):
         b_row = 0.5 * b_row + 0.5 / H * b_sum
         tl.store(p_new + i_b * N + o_n, b_row, mask=m_n)
     if p_lse is not None:
-        b_log = tl.log2(tl.maximum(b_row, TINY))
+        b_log = tl.log2(tl.maximum(b_row, TINY))  # a weight of 0 counts as TINY
         for i_h in range(H):
             o_h = (i_b * H + i_h) * N + o_n
             b_lse = tl.load(p_lse + o_h, mask=m_n, other=0.0)

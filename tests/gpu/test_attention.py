@@ -35,6 +35,11 @@ def test_scores_far_below_zero(case: Pairs | Local) -> None:
     attention_cases.errors_are_those_of_the_dtype(case, torch.float16, "cuda", apart=6.0)
 
 
+@BOTH
+def test_scale_of_0_gives_means(case: Pairs | Local) -> None:
+    attention_cases.errors_are_those_of_the_dtype(case, torch.float16, "cuda", scale=0.0)
+
+
 @DTYPES
 @BOTH
 def test_expanded_gradient_is_taken(case: Pairs | Local, dtype: torch.dtype) -> None:

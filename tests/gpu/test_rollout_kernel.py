@@ -20,8 +20,9 @@ def test_error_is_that_of_the_dtype(case: tuple[int, int, int, int, int], dtype:
 
 
 @DTYPES
-def test_start_row_and_scale_count(dtype: torch.dtype) -> None:
-    rollout_cases.start_row_and_scale_count(dtype, "cuda")
+@pytest.mark.parametrize("scale", [0.1, 0.0])
+def test_start_row_and_scale_count(dtype: torch.dtype, scale: float) -> None:
+    rollout_cases.start_row_and_scale_count(dtype, "cuda", scale)
 
 
 @DTYPES

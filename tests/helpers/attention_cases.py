@@ -132,11 +132,18 @@ def attend(backend: ModuleType, case: Pairs | Local, leaves: list[Tensor], scale
 
 
 def with_gradients(
-    backend: ModuleType, case: Pairs | Local, leaves: list[Tensor], weights: Tensor | None = None
+    backend: ModuleType,
+    case: Pairs | Local,
+    leaves: list[Tensor],
+    weights: Tensor | None = None,
+    scale: float | None = None,
 ) -> list[Tensor]:
-    """What `attend` returns, then each leaf's gradient for the gradient `weights` of out (default: ones)."""
+    """What `attend` returns, then each leaf's gradient for the gradient `weights` of out (default: ones).
+
+    The scale is 1.5 / √D by default, which is not that of the operations.
+    """
     leaves = [x.detach().requires_grad_() for x in leaves]
-    results = attend(backend, case, leaves, 1.5 * case.D**-0.5)
+    results = attend(backend, case, leaves, 1.5 * case.D**-0.5 if scale is None else scale)
     out = results[0]
     loss = out.sum() if weights is None else (out * weights.to(out.dtype)).sum()
     return [x.detach() for x in results] + list(torch.autograd.grad(loss, leaves))
@@ -149,7 +156,7 @@ def weights_of(case: Pairs | Local, device: str) -> Tensor:
 
 
 def errors_are_those_of_the_dtype(
-    case: Pairs | Local, dtype: torch.dtype, device: str, apart: float = 0.0
+    case: Pairs | Local, dtype: torch.dtype, device: str, apart: float = 0.0, scale: float | None = None
 ) -> None:
     """No result is over twice as far from float64 as the eager formula in its dtype, or a few ulps.
 
@@ -158,10 +165,10 @@ def errors_are_those_of_the_dtype(
     leaves, weights = leaves_of(case, dtype, device), weights_of(case, device).to(dtype)
     leaves[0][:, :, 0] += apart
     leaves[0][:, :, 1] -= apart
-    exact = with_gradients(reference, case, [x.double() for x in leaves], weights)
-    eager = with_gradients(reference, case, leaves, weights)
+    exact = with_gradients(reference, case, [x.double() for x in leaves], weights, scale)
+    eager = with_gradients(reference, case, leaves, weights, scale)
     with poisoned():
-        results = with_gradients(triton_backend, case, leaves, weights)
+        results = with_gradients(triton_backend, case, leaves, weights, scale)
     for name, result, plain, expected in zip(names(case, len(leaves)), results, eager, exact, strict=True):
         no_further_than_twice_eager(result, plain, expected, dtype, name)
 

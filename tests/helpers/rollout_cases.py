@@ -59,12 +59,11 @@ def error_is_that_of_the_dtype(case: tuple[int, int, int, int, int], dtype: torc
     no_further_than_twice_eager(row, eager, expected, dtype, values=expected * size)
 
 
-def start_row_and_scale_count(dtype: torch.dtype, device: str) -> None:
+def start_row_and_scale_count(dtype: torch.dtype, device: str, scale: float) -> None:
     """A given start, zeros and several tokens in it, and a scale that is not the default."""
     qs, ks, lses = blocks(2, 70, 2, 32, 2, dtype, device)
     row = torch.rand(2, 70, generator=torch.Generator().manual_seed(1)).to(device)
     row[:, ::3] = 0
-    scale = 0.1
     lses = [
         reference.attention_scores(q.double(), k.double(), scale).logsumexp(-1).float()
         for q, k in zip(qs, ks, strict=True)

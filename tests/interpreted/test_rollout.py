@@ -13,8 +13,9 @@ def test_error_is_that_of_the_dtype(case: tuple[int, int, int, int, int], dtype:
     rollout_cases.error_is_that_of_the_dtype(case, dtype, "cpu")
 
 
-def test_start_row_and_scale_count() -> None:
-    rollout_cases.start_row_and_scale_count(torch.float32, "cpu")
+@pytest.mark.parametrize("scale", [0.1, 0.0])
+def test_start_row_and_scale_count(scale: float) -> None:
+    rollout_cases.start_row_and_scale_count(torch.float32, "cpu", scale)
 
 
 def test_runs_are_bit_equal_and_leave_inputs_alone() -> None:

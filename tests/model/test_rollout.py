@@ -296,7 +296,11 @@ def plain_row(layer: Tensor) -> Tensor:
     return rollout_of(traces_of([layer, layer]), "torch")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.trace",
+    "ignore::torch.jit.TracerWarning",
+    "ignore:There is a performance drop",  # vmap of PyTorch's own attention, from PyTorch 2.15 on
+)
 @pytest.mark.parametrize(
     "way",
     [
