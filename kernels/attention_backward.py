@@ -138,7 +138,7 @@ def attention_dkdv(
     i_n = tl.program_id(0) % tiles * BN
     o_n = tl.arange(0, BN)
     o_k = i_n + tl.minimum(o_n, N - i_n - 1).to(tl.int64)
-    c = exponent_factor(scale)
+    c = scale * LOG2E
     # [BN, DP]
     k = load_rows(head_ptr(p_k, i_b, s_kb, i_h, s_kh, D), o_k, s_kn, N, D, DP, False)
     v = load_rows(head_ptr(p_v, i_b, s_vb, i_h, s_vh, D), o_k, s_vn, N, D, DP, False)

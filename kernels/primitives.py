@@ -34,7 +34,7 @@ def row_ptr(p, i_r, s_r):
 
 @triton.jit
 def exponent_factor(scale):
-    """scale log2(e), the factor of scores in exp2. 0 counts as TINY: a masked score, -inf, must stay -inf."""
+    """scale log2(e), the factor of scores that may be masked. 0 counts as TINY, so that -inf stays -inf."""
     c = scale * LOG2E
     return tl.where(c == 0, TINY, c)
 
