@@ -130,6 +130,12 @@ def test_every_command_works_on_every_way_of_training(
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["elsewhere", "new"]
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands write into the folder of their test."""
+    monkeypatch.chdir(tmp_path)
+
+
 def score(*arguments: str) -> float:
     file = Path("scores.json").absolute()
     main(["evaluate", *arguments, f"--file={file}"])

@@ -3,12 +3,13 @@
 All tensors say that they are on the GPU here, so the other side names `backend="torch"`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dca_triton.evaluation import predict
 from dca_triton.model import DualAttentionModel
@@ -17,6 +18,13 @@ from dca_triton.training import UncertaintyWeightedLoss
 pytestmark = pytest.mark.filterwarnings("ignore:no measured launch configurations")
 
 CLASSES = 5
+
+
+@pytest.fixture(autouse=True)
+def plain_attention() -> Iterator[None]:
+    """PyTorch's own fused kernels cannot run on a GPU that does not exist."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @pytest.fixture(params=["reference", "paper"])
