@@ -89,7 +89,7 @@ def evaluate(
     task = trained.description.task
     asked = reid_options(task, metric=metric, rerank=rerank, expand=expand, alpha=alpha)
     output = file or (selection.run and selection.run / EVALUATION)
-    if output is not None:
+    if file is None and output is not None:
         raise_faults(path_faults("--file", output, (".json",)))
     splits = trained.splits()
     warn_of_unknown(trained.model, splits.query, splits.gallery)

@@ -25,10 +25,7 @@ from .checks import (
 from .glca import GlobalLocalAttention
 from .heads import Head, branch_head, width_of
 from .hub import HubMixin
-from .layouts import (
-    paper_blocks,
-    reference_blocks,
-)
+from .layouts import paper_blocks, reference_blocks
 from .rollout import RolloutCache
 from .side_information import SideInformationEmbedding, Sides, argument_faults
 from .streams import BranchStreams

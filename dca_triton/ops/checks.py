@@ -62,7 +62,7 @@ def pair_attention(a: Attention) -> list[str]:
     if a.partner_index is None:
         return faults
     faults += _index_faults("partner_index", a.partner_index, "(B,)", like=a.q)
-    pool = a.k if a.partner_k is None else a.partner_k
+    pool = a.partner_keys
     if pool.dim() == 0:
         return faults
     if isinstance(a.pairs, Tensor):

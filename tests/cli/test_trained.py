@@ -142,8 +142,7 @@ def score(*arguments: str) -> float:
     return json.loads(file.read_text())["sum_top1"]
 
 
-def test_classes_are_compared_by_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_classes_are_compared_by_name(run: Path, tmp_path: Path) -> None:
     assert score(f"--run={run}") == 1
     subset = make_photos(tmp_path / "subset")
     for part in ("train", "test"):
@@ -154,10 +153,7 @@ def test_classes_are_compared_by_name(run: Path, tmp_path: Path, monkeypatch: py
         score(f"--run={run}", f"--data.root={renamed}")
 
 
-def test_evaluation_needs_neither_training_photos_nor_config(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_evaluation_needs_neither_training_photos_nor_config(run: Path, tmp_path: Path) -> None:
     tree = make_photos(tmp_path / "tree")
     shutil.rmtree(tree / "train")
     assert score(f"--run={run}", f"--data.root={tree}") == 1
@@ -169,10 +165,7 @@ def test_evaluation_needs_neither_training_photos_nor_config(
         main(["embed", f"--run={run}", f"--data.root={tree}", "--part=train", "--file=a.npz"])
 
 
-def test_embedding_is_what_evaluation_sees(
-    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_embedding_is_what_evaluation_sees(run: Path, photos: Path) -> None:
     for file in ("a.npz", "b.npz"):
         main(["embed", f"--run={run}", "--part=train", f"--file={file}"])
     first, again = (np.load(file)["features"] for file in ("a.npz", "b.npz"))
@@ -188,10 +181,8 @@ def test_explicit_weights_win_and_say_so(
     run: Path,
     photos: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     fresh(photos, run, tmp_path / "untrained")
     capsys.readouterr()
     other = tmp_path / "untrained" / "checkpoint.pt"
@@ -201,11 +192,8 @@ def test_explicit_weights_win_and_say_so(
     assert score(f"--weights={run / 'checkpoint.pt'}", f"--data.root={photos}") == 1
 
 
-def test_weights_of_training_do_not_redirect_evaluation(
-    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_of_training_do_not_redirect_evaluation(run: Path, photos: Path) -> None:
     """`train --transfer old.pt` leaves a config that leads to the run's own checkpoint."""
-    monkeypatch.chdir(tmp_path)
     start = ["--trainer.lr=1", f"--transfer={run}", "--output=worse", "--epochs=1"]
     main(["train", *SMALL, *data(photos), *start])
     last = json.loads(Path("worse/metrics.jsonl").read_text().splitlines()[-1])
@@ -213,11 +201,8 @@ def test_weights_of_training_do_not_redirect_evaluation(
     assert score("--config=worse/config.yaml") == last["sum_top1"]
 
 
-def test_a_checkpoint_that_does_not_describe_itself(
-    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_that_does_not_describe_itself(run: Path, photos: Path) -> None:
     """As written before checkpoints did: config.yaml gives the model, the training photos the classes."""
-    monkeypatch.chdir(tmp_path)
     state = load_checkpoint(run / "checkpoint.pt")
     del state["description"], state["model_arguments"]
     save_checkpoint(run / "checkpoint.pt", state)
@@ -378,9 +363,8 @@ def test_photos_of_training_are_not_scored_as_validation(change: str, run: Path)
 
 
 def test_the_test_part_of_a_run_with_held_out_photos(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     tree = Path(shutil.copytree(photos, tmp_path / "tree"))
     capsys.readouterr()
     main(["train", *SMALL, *data(tree), "--epochs=1", "--data.holdout=1", "--output=held"])
@@ -440,11 +424,8 @@ def test_files_that_are_none(kind: str, run: Path, tmp_path: Path) -> None:
         DualAttentionModel.from_pretrained(tmp_path)
 
 
-def test_scores_name_the_version_of_the_dataset(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scores_name_the_version_of_the_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """MSMT17_V1 in evaluation.json and below both tables, whatever the folder's name."""
-    monkeypatch.chdir(tmp_path)
     noise = np.random.default_rng(0)
     lists = {
         "list_train.txt": ("train", [(person, photo, 1) for person in range(4) for photo in range(4)]),
