@@ -16,10 +16,17 @@ from bench.measure import Disagreement, check_agreement, peak_bytes
 from bench.paper_maps import PaperSAMaps
 from bench.registry import Benchmark, benchmarks
 from bench.shapes import ModelShape, OpShape
+from dca_triton import DualAttentionModel
 
-MODEL = ModelShape("deit_tiny_patch16_224", size=48, B=3)
+MODEL = ModelShape("test_vit", size=48, B=3)  # 6 blocks of width 64
 OP = OpShape(B=3, N=21, H=2, D=16, L=3)
 GPU = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def few_blocks(monkeypatch):
+    small = partial(DualAttentionModel, num_sa_blocks=6, num_pwca_blocks=6, num_heads=2)
+    monkeypatch.setattr(model_paths, "DualAttentionModel", small)
 
 
 def without_compiler(paths):
@@ -59,7 +66,7 @@ def test_sa_alone_has_an_oracle_of_its_own(training):
     """timm's model has the weights of the paper layout's SA branch; another head is refused."""
     sa_alone = model_paths.paths(MODEL, "fp32", fakes.CPU, training)["SA alone"]
     found = sa_alone.run()
-    gradients = {"gradient of vit.head.weight", "gradient of vit.blocks.11.attn.qkv.weight"}
+    gradients = {"gradient of vit.head.weight", "gradient of vit.blocks.5.attn.qkv.weight"}
     assert found.keys() >= {"sa_logits", *(gradients if training else ())}
     assert not any("glca" in name or "pwca" in name for name in found)
     right = PaperSAMaps.forward
@@ -78,7 +85,7 @@ def test_a_wrong_partner_is_refused():
     def planted(self, block, x, pair):
         return right(self, block, x, pair.roll(1, 0))
 
-    with patch.object(Maps, "pair_block", planted), pytest.raises(Disagreement, match="pwca_logits differs"):
+    with patch.object(Maps, "pair_block", planted), pytest.raises(Disagreement, match="library: gradient of sa_blocks.0.attn.qkv.weight differs"):
         check_agreement(paths, "bf16")
 
 
@@ -96,8 +103,8 @@ def test_a_step_with_a_peer_s_attention_has_it_in_every_block(monkeypatch):
     names = ["best own way", "best own way, right", "best own way, wrong"]
     left_out = check_agreement({name: paths[name] for name in names}, "fp32")
     assert list(left_out) == ["best own way, wrong"]
-    layers, tokens = 12 + 12 + 1, 10  # of the backbone, SA and GLCA; PWCA has the keys of two images
-    assert calls.count(tokens) == 2 * layers and calls.count(2 * tokens) == 2 * 12
+    layers, tokens = 6 + 6 + 1, 10  # of the backbone, SA and GLCA; PWCA has the keys of two images
+    assert calls.count(tokens) == 2 * layers and calls.count(2 * tokens) == 2 * 6
 
 
 def test_peers_are_those_that_are_installed(monkeypatch):
