@@ -1,6 +1,10 @@
 """Create timm's models, with or without pretrained weights; errors say what to do."""
 
+import logging
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -59,7 +63,8 @@ def create(
     if layout != "paper" and not pretrained:
         return model, overlap
     try:
-        return _with_weights(name, pretrained, options, model), overlap
+        with _missing_weights_warned():
+            return _with_weights(name, pretrained, options, model), overlap
     except Exception as error:
         raise RuntimeError(
             f"pretrained weights of {name!r} could not be loaded "
@@ -84,6 +89,35 @@ def _with_weights(name: str, pretrained: bool, options: dict[str, Any], like: Ti
         cache_dir=options.get("cache_dir"),
     )
     return model
+
+
+class FreshWeights(UserWarning):
+    """The file of pretrained weights lacks some that the model has; these keep their random values."""
+
+
+@contextmanager
+def _missing_weights_warned() -> Iterator[None]:
+    """Warn of what timm's own log tells at a level that few programs show."""
+    logger = logging.getLogger(load_pretrained.__module__)
+    level, shown = logger.level, logger.getEffectiveLevel()
+    messages: list[str] = []
+
+    def read(record: logging.LogRecord) -> bool:
+        messages.append(record.getMessage())
+        return record.levelno >= shown
+
+    logger.addFilter(read)
+    logger.setLevel(min(shown, logging.INFO))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeFilter(read)
+    for message in messages:
+        if message.startswith("Missing keys ("):
+            names = message.partition("(")[2].partition(")")[0]
+            text = f"the pretrained weights lack {names}; these start from random values"
+            warnings.warn(text, FreshWeights, stacklevel=6)
 
 
 def both_sides(img_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Where the weights of timm's models come from, what becomes of their positions, and errors with reasons."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from dca_triton import DualAttentionModel
 from dca_triton.model.backbone import Backbone
+from dca_triton.model.creation import FreshWeights
 
 PAPER = {"num_classes": 5, "img_size": 64, "layout": "paper"}
 
@@ -49,6 +51,28 @@ def test_pretrained_weights_come_from_a_local_file(tmp_path):
             **PAPER,
             pretrained_cfg_overlay={"file": str(tmp_path / "absent.pt")},
         )
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.ERROR])
+def test_weights_that_a_file_lacks_are_named(level, tmp_path, caplog):
+    """timm loads such a file, and tells what is missing at a level that few programs show."""
+    caplog.set_level(level, "timm")
+    weights = timm.create_model("test_vit", num_classes=0, img_size=64).state_dict()
+    save_file(weights, tmp_path / "whole.safetensors")
+    whole = DualAttentionModel(
+        "test_vit", **PAPER, pretrained_cfg_overlay={"file": str(tmp_path / "whole.safetensors")}
+    )
+    assert torch.equal(whole.backbone.model.pos_embed, weights["pos_embed"])
+    lacking = {name: x for name, x in weights.items() if name != "pos_embed" and "blocks.5." not in name}
+    save_file(lacking, tmp_path / "part.safetensors")
+    with pytest.warns(FreshWeights, match=r"lack pos_embed, blocks\.5\..*random values") as caught:
+        DualAttentionModel(
+            "test_vit", **PAPER, pretrained_cfg_overlay={"file": str(tmp_path / "part.safetensors")}
+        )
+    assert [Path(each.filename).name for each in caught] == [Path(__file__).name]
+    shown = {record.levelno for record in caplog.records if record.name == "timm.models._builder"}
+    assert shown == ({logging.INFO} if level == logging.DEBUG else set())
+    assert logging.getLogger("timm.models._builder").level == logging.NOTSET
 
 
 NARROW = {"embed_dim": 32, "depth": 1, "num_heads": 2}
