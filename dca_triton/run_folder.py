@@ -1,6 +1,7 @@
 """The files of a run: its newest checkpoints, the best one, and its metrics."""
 
 import json
+import math
 import os
 import re
 import warnings
@@ -53,7 +54,7 @@ class RunFolder:
         if resume is not None and Path(resume) == Path("auto"):
             return self._newest_sound()
         found = None if resume is None else (Path(resume), load_checkpoint(resume))
-        if self.paths() and (found is None or found[0].resolve().parent != self.path.resolve()):
+        if self.paths() and not self._holds(found and found[0]):
             warnings.warn(
                 f"{self.path} holds an earlier run, which the new one replaces after its first step; "
                 "resume='auto' would go on with it",
@@ -85,6 +86,21 @@ class RunFolder:
         latest = [self.path / name for name in (FIRST, FRESH, NEWEST)]
         return [path for path in latest if path.exists()] + [aged[age] for age in sorted(aged)]
 
+    def best_score(self, path: Path) -> float:
+        """The score of best.pt if it is of the run that goes on from the checkpoint `path`, or -inf.
+
+        An epoch after that checkpoint may have been better than all before it.
+        """
+        if not self._holds(path) or path.name == FIRST:
+            return -math.inf
+        try:
+            return float(load_checkpoint(self.path / BEST)["best"])
+        except (OSError, ValueError, TypeError, LookupError):  # absent, damaged, or of another program
+            return -math.inf
+
+    def _holds(self, path: Path | None) -> bool:
+        return path is not None and path.resolve().parent == self.path.resolve()
+
     def prepare(self, path: Path | None, state: State) -> None:
         """Check the folder and write what the run begins with under a name of its own.
 
@@ -100,8 +116,7 @@ class RunFolder:
         if self.tensorboard and self._events.exists() and not self._events.is_dir():
             raise NotADirectoryError(f"{self._events} must be a folder, got a file")
         self.path.mkdir(parents=True, exist_ok=True)
-        here = path is not None and path.resolve().parent == self.path.resolve()
-        self._from = path if here else None
+        self._from = path if self._holds(path) else None
         (self.path / PENDING).unlink(missing_ok=True)  # of a killed run
         if self._from is None or self._from.name not in (NEWEST, FRESH):
             save_checkpoint(self.path / PENDING, state)
@@ -110,7 +125,8 @@ class RunFolder:
         """Make the state that the run began with the newest checkpoint of the folder, and write its metrics.
 
         Unless it was the newest here, no other checkpoint is left to be mistaken for one of this run, and no
-        evaluation.json. best.pt stays if the state is from this folder, and so of the same run.
+        evaluation.json. best.pt stays if the state is from this folder, and so of the same run; only a better
+        score replaces it (`best_score`).
 
         Args:
             history: A line for each epoch done; later lines of a killed run go.

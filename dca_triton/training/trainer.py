@@ -298,6 +298,7 @@ class DualAttentionTrainer:
         path, state = folder.find(resume) or (None, None)
         if path is not None and state is not None:
             self.run.restore(path, state)
+            self.run.progress.best = max(self.run.progress.best, folder.best_score(path))
         elif trained:
             raise ValueError(
                 f"save_dir must hold a checkpoint for a trainer that has trained, got {str(folder.path)!r}"

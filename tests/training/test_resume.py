@@ -414,6 +414,24 @@ def test_a_full_disk_shows_before_the_first_epoch(tmp_path, monkeypatch):
     assert trainer.run.progress.step == 0
 
 
+@pytest.mark.parametrize("lost", ["nothing", "best.pt is damaged", "best.pt is of an earlier run"])
+def test_going_back_does_not_replace_the_best_by_a_worse_one(tmp_path, lost):
+    def train(scores, resume=None):
+        given = iter(scores)
+        options = {"evaluate": lambda: {"top1": next(given)}, "evaluate_every": 1, "keep_last": 3}
+        small_trainer(**options).train(3, tmp_path, resume=resume)
+
+    train([0.1, 0.9, 0.3])
+    start = tmp_path / "checkpoint.2.pt"
+    if lost == "best.pt is damaged":
+        (tmp_path / "best.pt").write_bytes(b"damaged")
+    elif lost == "best.pt is of an earlier run":  # killed between two removals
+        start = start.rename(tmp_path / "checkpoint.first.pt")
+    train([0.5, 0.6], resume=start)
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert (best["epoch"], best["best"]) == ((2, 0.9) if lost == "nothing" else (3, 0.6))
+
+
 def test_keep_last_and_best(tmp_path):
     scores = iter([0.1, 0.9, 0.3, 0.2])
     trainer = small_trainer(keep_last=3, evaluate=lambda: {"top1": next(scores)}, evaluate_every=1)
@@ -666,7 +684,7 @@ def test_an_epoch_without_scores_is_evaluated_on_a_resume(tmp_path):
     history = small_trainer(evaluate=evaluate, best_by="top1").train(2, run, resume=run / "checkpoint.1.pt")
     assert [line.get("top1") for line in history] == [None, 3.5]
     assert load_checkpoint(run / "checkpoint.pt")["history"] == history
-    assert load_checkpoint(run / "best.pt")["epoch"] in (2, 3)
+    assert load_checkpoint(run / "best.pt")["epoch"] == 2
     small_trainer(evaluate=evaluate, best_by="top1").train(2, run, resume="auto")
     assert len(calls) == 3, "an epoch with scores is not evaluated again"
 
