@@ -1,4 +1,6 @@
 PY := .venv/bin/python
+# Each process would compile the code of PyTorch again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .venv/ready: pyproject.toml constraints.txt
 	python3 -m venv .venv && $(PY) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]' && touch $@

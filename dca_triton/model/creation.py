@@ -35,12 +35,14 @@ def create(
     model: TimmModule
     overlap: Overlap | None = None
     faults: list[str] = []
+    # Faults of the model show before its weights are read.
+    without_weights = layout == "paper" and (pretrained or bool(options.get("checkpoint_path")))
     try:
         if patch_stride is not None:
             overlap = overlap_of(name, patch_stride, kwargs)
             if not (faults := overlap.faults(both_sides(img_size))):
                 options["img_size"] = overlap.side_by_side(both_sides(img_size))
-        if layout == "paper":  # check the model's own blocks before they are replaced
+        if without_weights:
             with torch.device("meta"):
                 model = timm.create_model(name, **options | {"checkpoint_path": None})
         else:
@@ -60,7 +62,7 @@ def create(
             ]
         )
     raise_faults(faults or size_faults("img_size", tuple(model.patch_embed.img_size), patch_of(model)))
-    if layout != "paper" and not pretrained:
+    if not (pretrained or without_weights):
         return model, overlap
     try:
         with _missing_weights_warned():
