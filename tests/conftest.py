@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays, and a million objects of it would be searched in every collection of garbage."""
+    """Leave a million objects of imported modules out of each collection of garbage."""
     gc.freeze()
 
 

@@ -110,7 +110,7 @@ def test_a_batch_takes_what_has_arrived() -> None:
 def test_a_slow_producer_gets_its_answers_and_ctrl_c_leaves_whole_lines(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The command is at the ends of two pipes in this thread, which Ctrl-C interrupts, its user in another."""
+    """The command runs in this thread, which Ctrl-C interrupts, between two pipes; their user in another."""
     photo, command = f"{run.with_name('photos') / '1.png'}", threading.get_ident()
     names, producer = os.pipe()
     consumer, answers = os.pipe()

@@ -17,7 +17,7 @@ from dca_triton.checkpoint import load_checkpoint, save_checkpoint
 from dca_triton.cli.main import main
 
 SMALL = ["--model.backbone_name=test_vit", "--model.layout=paper", "--model.pretrained=false"]
-SMALL += ["--model.timm={depth: 2}"]
+SMALL += ["--model.timm={depth: 1}"]
 SIZES = ["--data.size=[32, 32]", "--data.resize=36", "--data.batch_size=6", "--data.workers=0"]
 QUIET = ["--trainer.progress=false", "--trainer.optimizer=adamw", "--trainer.lr=3e-3"]
 
