@@ -78,7 +78,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "empty.yaml").write_text("")
     (root / "keys.yaml").write_text("1: 2\n[a]: 3\n")
     (root / "tabs.yaml").write_text("a:\t- b\n\t c: [")
-    (root / "nested.yaml").write_text("[" * 1500)
+    (root / "nested.yaml").write_text("[" * 600)
     (root / "alias.yaml").write_text("a: &a [*a]\n")
     (root / "wrong.yaml").write_text(yaml.safe_dump({"model": 3, "data": [1], "trainer": "x", "seed": {}}))
     (root / "null.yaml").write_text("model: null\ndata: null\nseed: null\nepochs: null\n")
