@@ -1,5 +1,6 @@
 """Markers and fixtures common to all tests."""
 
+import gc
 import signal
 from typing import Any
 
@@ -26,6 +27,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave a million objects of imported modules out of each collection of garbage."""
+    gc.freeze()
 
 
 @pytest.fixture

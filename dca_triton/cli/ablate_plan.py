@@ -70,7 +70,7 @@ class Plan:
     """The runs of an ablation, made by the parser of training runs.
 
     Args:
-        parser: Of `dca-triton train`. It has `place`, which names the variant in its errors.
+        parser: Of `dca-triton train`. Its `at` names the variant in its errors.
         given: The options of `dca-triton ablate`.
     """
 
@@ -98,8 +98,8 @@ class Plan:
 
     def _run(self, variant: str, overrides: Overrides, seed: int) -> PlannedRun:
         raise_faults(self._faults(variant, overrides))
-        self.parser.place = f"variant {variant!r}: "
-        options = self.parser.parse_object(dict(overrides), namespace=self.base.clone())
+        with self.parser.at(f"variant {variant!r}: "):
+            options = self.parser.parse_object(dict(overrides), namespace=self.base.clone())
         raise_faults(
             f"variant {variant!r} must keep {name}, so that all are scored on the same photos, "
             f"got {shown(options[name])}"

@@ -1,12 +1,12 @@
 """From a command line to a call of a command."""
 
 import contextlib
+import functools
 import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,7 +56,16 @@ class Parser(ArgumentParser):
     def __init__(self, command: str = "", **options: Any) -> None:
         super().__init__(parser_mode=MODE, formatter_class=HelpFormatter, **options)
         self.command = command
-        self.place = ""  # where the options are, if not on the command line
+        self.place = ""
+
+    @contextlib.contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Begin the sentences of errors with `place`, where the options are if not on the command line."""
+        self.place = place
+        try:
+            yield
+        finally:
+            self.place = ""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         own = parser_of(self.command) if self.command else self
@@ -69,8 +78,9 @@ def fail(message: object) -> NoReturn:
     sys.exit(f"dca-triton: {' '.join(str(message).split())}")
 
 
+@functools.cache
 def parser_of(name: str) -> Parser:
-    """The options of a command."""
+    """The options of a command; to make the parser takes longer than to use it, and errors need it again."""
     command = COMMANDS[name]
     own = Parser(name, description=summary(name))
     parameters = signature(command).parameters
@@ -203,7 +213,7 @@ def _call(name: str, parser: Parser, given: Namespace) -> None:
         text = config_text(parser, given, experiment, resumed)
         reproduction = reproduction_of(parser, given, text, resumed)
         text += "" if reproduction is None else reproduction.record()
-        save_config = partial(write_config, experiment.output, text)
+        save_config = functools.partial(write_config, experiment.output, text)
         command(experiment, values["resume"], save_config, reproduction=reproduction)
         return
     own = {key: given[key] for key in signature(command).parameters if key in given}

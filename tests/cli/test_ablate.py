@@ -1,8 +1,11 @@
 """An ablation from a config to its table: same batches, resumption, overrides, failures and refusals."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import shutil
 import signal
 import weakref
 from collections.abc import Iterator
@@ -45,7 +48,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = noise.integers(60 * label, 60 * label + 120, (36, 36, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     options = {
-        "model": {"backbone_name": "test_vit", "layout": "paper", "pretrained": False, "timm": {"depth": 2}},
+        "model": {"backbone_name": "test_vit", "layout": "paper", "pretrained": False, "timm": {"depth": 1}},
         "data": {
             "name": "folder",
             "root": str(root),
@@ -63,13 +66,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(autouse=True)
-def one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablate, "TURNS", 1)
+@pytest.fixture(scope="module", autouse=True)
+def one_turn() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablate, "TURNS", 1)
+        yield
 
 
-@pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+@contextlib.contextmanager
+def recorded() -> Iterator[list[str]]:
     """A digest of the batch and the seed of every training step; those that are timed have a rate of 0."""
     taken: list[str] = []
     step = Epoch.step
@@ -81,8 +86,26 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             taken.append(hashlib.sha256(repr((parts, place)).encode()).hexdigest())
         step(self, group, images)
 
-    monkeypatch.setattr(Epoch, "step", spy)
-    return taken
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Epoch, "step", spy)
+        yield taken
+
+
+@pytest.fixture
+def steps() -> Iterator[list[str]]:
+    with recorded() as taken:
+        yield taken
+
+
+@pytest.fixture(scope="module")
+def whole(
+    config: Path, one_turn: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, list[str]]:
+    """The folder of an ablation of four runs, which no test changes; what it printed; its steps."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    with recorded() as taken, contextlib.redirect_stdout(io.StringIO()) as printed:
+        call(config, folder)
+    return folder, printed.getvalue(), taken
 
 
 def call(config: Path, output: Path, *more: str) -> None:
@@ -102,21 +125,18 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_from_config_to_table(
-    config: Path, tmp_path: Path, steps: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    call(config, tmp_path / "out")
-    text = capsys.readouterr().out
-    found = json.loads((tmp_path / "out/ablation.json").read_text())
+def test_from_config_to_table(config: Path, whole: tuple[Path, str, list[str]], tmp_path: Path) -> None:
+    out, text, steps = whole
+    found = json.loads((out / "ablation.json").read_text())
     assert (found["first"], found["seeds"], found["part"]) == ("few", [0, 1], "test of folder")
     assert found["score"] == "sum_top1" and text.startswith("| variant | sum_top1, % | SD |")
-    assert (tmp_path / "out/ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
     own: dict[str, list[float]] = {}
     for name, each in found["variants"].items():
         own[name] = []
         for seed in (0, 1):
-            lines = (tmp_path / "out" / name / f"seed{seed}/metrics.jsonl").read_text().splitlines()
+            lines = (out / name / f"seed{seed}/metrics.jsonl").read_text().splitlines()
             assert len(lines) == 2
             assert each["all_scores"][str(seed)] == json.loads(lines[-1])
             own[name].append(json.loads(lines[-1])["sum_top1"])
@@ -137,30 +157,30 @@ def test_from_config_to_table(
     main(["train", f"--config={config}", "--seed=1", f"--output={tmp_path / 'alone'}"])
     alone, run = (
         load_checkpoint(folder / "checkpoint.pt")["model_state_dict"]
-        for folder in (tmp_path / "alone", tmp_path / "out/few/seed1")
+        for folder in (tmp_path / "alone", out / "few/seed1")
     )
     assert all(torch.equal(alone[name], run[name]) for name in alone)
-    other = load_checkpoint(tmp_path / "out/many, hard/seed1/checkpoint.pt")["model_state_dict"]
+    other = load_checkpoint(out / "many, hard/seed1/checkpoint.pt")["model_state_dict"]
     assert not all(torch.equal(alone[name], other[name]) for name in alone)
-    recorded = [
-        yaml.safe_load((tmp_path / f / "config.yaml").read_text()) for f in ("alone", "out/few/seed1")
+    configs = [
+        yaml.safe_load((f / "config.yaml").read_text()) for f in (tmp_path / "alone", out / "few/seed1")
     ]
-    assert recorded[0] == recorded[1]
-    main(["evaluate", f"--run={tmp_path / 'out/many, hard/seed1'}"])
-    evaluated = json.loads((tmp_path / "out/many, hard/seed1/evaluation.json").read_text())
-    assert evaluated["sum_top1"] == own["many, hard"][1]
+    assert configs[0] == configs[1]
+    scored = tmp_path / "scores.json"
+    main(["evaluate", f"--run={out / 'many, hard/seed1'}", f"--file={scored}"])
+    assert json.loads(scored.read_text())["sum_top1"] == own["many, hard"][1]
 
 
 def test_goes_on_where_it_was_stopped(
     config: Path,
+    whole: tuple[Path, str, list[str]],
     tmp_path: Path,
     steps: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    call(config, tmp_path / "whole")
-    whole, stops = list(steps), 2 * STEPS + 1  # within the second run
-    steps.clear()
+    unbroken, _, every_step = whole
+    stops = 2 * STEPS + 1  # within the second run
     spied = Epoch.step
 
     def interrupting(self: Epoch, group: list, images: int) -> None:
@@ -178,9 +198,9 @@ def test_goes_on_where_it_was_stopped(
     first = tree(tmp_path / "out/few/seed0")
 
     call(config, tmp_path / "out", "--trainer.keep_last=3")  # changes no result
-    assert steps == whole  # no step was taken twice, none was left out
+    assert steps == every_step  # no step was taken twice, none was left out
     assert tree(tmp_path / "out/few/seed0") == first
-    assert scores(tmp_path / "out") == scores(tmp_path / "whole")
+    assert scores(tmp_path / "out") == scores(unbroken)
     steps.clear()
     call(config, tmp_path / "out", "--seeds=3")  # two more runs
     assert len(steps) == 4 * STEPS
@@ -209,8 +229,8 @@ def test_default_variants_on_the_settings_of_make_ablation(
     """examples/faces.yaml, with a smaller model and fewer photos."""
     data = yaml.safe_load(config.read_text())["data"]
     small = [f"--data.{name}={value}" for name, value in data.items()]
-    small += ["--model.backbone_name=test_vit", "--model.timm={depth: 2}", "--trainer.progress=false"]
-    short = ["--epochs=1", "--trainer.warmup_epochs=0", "--seeds=2"]
+    small += ["--model.backbone_name=test_vit", "--model.timm={depth: 1}", "--trainer.progress=false"]
+    short = ["--epochs=1", "--trainer.warmup_epochs=0", "--seeds=1"]
     main(["ablate", f"--config={FACES}", *small, *short, f"--output={tmp_path}"])
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
     assert [row[0] for row in rows] == ["| sa", "| sa+glca", "| sa+pwca", "| all", "| all, readout both"]
@@ -218,7 +238,7 @@ def test_default_variants_on_the_settings_of_make_ablation(
     found = json.loads((tmp_path / "ablation.json").read_text())["variants"]
     assert [each["overrides"] for each in found.values()] == list(DEFAULT_VARIANTS.values())
     losses = {
-        name: {key for key in each["all_scores"]["1"] if key.endswith("_loss")}
+        name: {key for key in each["all_scores"]["0"] if key.endswith("_loss")}
         for name, each in found.items()
     }
     assert losses["sa"] == {"total_loss", "sa_loss"} and "pwca_loss" not in losses["sa+glca"]
@@ -254,8 +274,14 @@ def test_a_score_that_a_variant_lacks(config: Path, tmp_path: Path) -> None:
 
 
 def test_a_failed_run_does_not_lose_the_others(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    whole: tuple[Path, str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """One that is done before it, and one that comes after it."""
+    shutil.copytree(whole[0] / "few", tmp_path / "few")
     step = Epoch.step
 
     def failing(self: Epoch, group: list, images: int) -> None:
@@ -288,7 +314,7 @@ def test_no_run_ends_well(config: Path, tmp_path: Path, monkeypatch: pytest.Monk
         pytest.warns(UserWarning),
         pytest.raises(SystemExit, match=r"no run ended well .few, seed 0: no memory;"),
     ):
-        call(config, tmp_path)
+        call(config, tmp_path, "--seeds=1")
     assert not list(tmp_path.rglob("*.*"))
 
 

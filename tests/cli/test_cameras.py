@@ -25,6 +25,7 @@ NAMES = {
 UNSEEN = "1 of 6 photos get the mean of the embeddings of cameras: cameras 9 were not in training"
 OPTIONS = ["--model.backbone_name=test_vit", "--model.layout=paper", "--model.pretrained=false"]
 OPTIONS += ["--model.camera_embedding=true", "--model.patch_stride=12", "--trainer.progress=false"]
+OPTIONS += ["--model.timm={depth: 2}"]
 DATA = ["--data.name=folder", "--data.size=[40, 36]", "--data.batch_size=4", "--data.photos=2"]
 
 

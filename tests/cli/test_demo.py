@@ -1,58 +1,95 @@
 """The demo from photos to pictures, shortened."""
 
+import contextlib
+import io
 import json
+import re
 import shlex
+from pathlib import Path
 
+import pytest
 import torch
 
 from dca_triton.checkpoint import load_checkpoint, load_weights
 from dca_triton.cli import demo
 from dca_triton.cli.main import main
 
+Run = tuple[Path, list[str]]
 
-def test_fgvc_end_to_end(tmp_path):
-    scores = demo.train_fgvc(tmp_path, epochs=2, progress=False)
-    assert scores["pixels_top1"] > 0.9
-    assert all(0 <= value <= 1 for value in scores.values())
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The folder where `dca-triton demo` ran, and the lines that it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.chdir(folder)
+        main(["demo", "--output=out folder", "--fgvc_epochs=2", "--reid_epochs=1", "--seed=3"])
+    return folder, printed.getvalue().splitlines()
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def percents(lines: list[str]) -> dict[str, str]:
+    """The scores of the printed table, as printed."""
+    rows = [re.fullmatch(r"  (.+?) +([\d.]+) %", line) for line in lines]
+    return {row[1]: row[2] for row in rows if row}
+
+
+def test_fgvc_end_to_end(run: Run) -> None:
+    folder, printed = run[0] / "out folder/fgvc", percents(run[1])
+    lines = history(folder)
     assert [line["epoch"] for line in lines] == [1, 2]
     assert lines[1]["total_loss"] < lines[0]["total_loss"]
     assert lines[1]["sa_loss_log_var"] != 0
-    for picture in ("training.png", "rollout.png"):
-        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    model = demo.face_model(40, "fgvc", 0.1)
-    rest = load_weights(model, load_checkpoint(tmp_path / "checkpoint.pt"))
+    scores = {name: value for name, value in lines[1].items() if name.endswith(("top1", "top5"))}
+    assert len(scores) == 6 and all(0 <= value <= 1 for value in scores.values())
+    for text, name in (("SA", "sa"), ("GLCA", "glca"), ("SA + GLCA", "sum")):
+        assert printed[text] == f"{100 * scores[f'{name}_top1']:.2f}"
+    assert float(printed["nearest pixels"]) > 90
+    assert_pictures(folder)
+    rest = load_weights(demo.face_model(40, "fgvc", 0.1), load_checkpoint(folder / "checkpoint.pt"))
     assert rest["epoch"] == 2
-    assert "SA + GLCA" in demo.table(scores, None)
 
 
-def test_reid_end_to_end(tmp_path):
-    scores = demo.train_reid(tmp_path, epochs=1, progress=False)
-    assert 0 < scores["mAP"] <= 1
-    assert 0 < scores["rank1"] <= 1
+def test_reid_end_to_end(run: Run) -> None:
+    folder, printed = run[0] / "out folder/reid", percents(run[1])
+    scores = history(folder)[-1]
+    for name in ("mAP", "rank1"):
+        assert 0 < scores[name] <= 1
+        assert printed[name] == f"{100 * scores[name]:.2f}"
+    assert_pictures(folder)
 
 
-def test_same_seed_same_bits(tmp_path):
-    weights = []
-    for run in ("a", "b"):
-        demo.train_fgvc(tmp_path / run, epochs=1, seed=3, progress=False)
-        weights.append(load_checkpoint(tmp_path / run / "checkpoint.pt")["model_state_dict"])
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+def assert_pictures(folder: Path) -> None:
+    for picture in ("training.png", "rollout.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_printed_commands_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    main(["demo", "--output=out folder", "--fgvc_epochs=1", "--reid_epochs=1"])
-    lines = capsys.readouterr().out.splitlines()
+def test_same_seed_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one photo of each person, without pictures."""
+    monkeypatch.setattr(demo, "_pictures", lambda *_: None)
+    weights = {}
+    for run, seed in (("a", 3), ("b", 3), ("c", 4)):
+        demo.train_fgvc(tmp_path / run, epochs=1, holdout=5, seed=seed, progress=False)
+        weights[run] = load_checkpoint(tmp_path / run / "checkpoint.pt")["model_state_dict"]
+    a, b, c = weights.values()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["sa_head.weight"], c["sa_head.weight"])
+
+
+def test_the_printed_commands_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, lines = run
+    monkeypatch.chdir(folder)
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("dca-triton ")]
     assert [command[0] for command in commands] == ["evaluate", "embed", "visualize"]
     for command in commands:
         main(command)
-    found = json.loads((tmp_path / "out folder/fgvc/evaluation.json").read_text())
-    last = json.loads((tmp_path / "out folder/fgvc/metrics.jsonl").read_text().splitlines()[-1])
-    assert found["sum_top1"] == last["sum_top1"] and found["photos"] == {"test": 160}
+    found = json.loads(Path("out folder/fgvc/evaluation.json").read_text())
+    assert found["sum_top1"] == history(Path("out folder/fgvc"))[-1]["sum_top1"]
+    assert found["photos"] == {"test": 160}
     main(["evaluate", "--run=out folder/reid"])
-    found = json.loads((tmp_path / "out folder/reid/evaluation.json").read_text())
-    last = json.loads((tmp_path / "out folder/reid/metrics.jsonl").read_text().splitlines()[-1])
-    assert abs(found["mAP"] - last["mAP"]) < 1e-4
-    assert (tmp_path / "out folder/faces.npz").is_file() and (tmp_path / "out folder/face.html").is_file()
+    found = json.loads(Path("out folder/reid/evaluation.json").read_text())
+    assert abs(found["mAP"] - history(Path("out folder/reid"))[-1]["mAP"]) < 1e-4
+    assert Path("out folder/faces.npz").is_file() and Path("out folder/face.html").is_file()

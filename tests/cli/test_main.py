@@ -22,6 +22,7 @@ from dca_triton.training import DualAttentionTrainer
 from dca_triton.version import __version__
 
 SMALL = ["--model.backbone_name=test_vit", "--model.layout=paper", "--model.pretrained=false"]
+SMALL += ["--model.timm={depth: 2}"]
 QUICK = ["--trainer.progress=false", "--trainer.warmup_epochs=0", "--trainer.min_lr=0"]
 
 
@@ -212,11 +213,11 @@ for arguments in (["--help"], *([name, "--help"] for name in commands)):
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--version"])
-    assert stop.value.code == 0
-    assert capsys.readouterr().out == f"dca-triton {__version__}\n"
+def test_version() -> None:
+    """From a shell."""
+    command = [sys.executable, "-m", "dca_triton.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"dca-triton {__version__}\n"
 
 
 def test_ctrl_c_ends_with_one_line(

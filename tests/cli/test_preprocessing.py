@@ -15,6 +15,7 @@ from dca_triton.cli.main import main
 from dca_triton.data import fgvc_test
 
 SMALL = ["--model.backbone_name=test_vit", "--model.layout=paper", "--model.pretrained=false"]
+SMALL += ["--model.timm={depth: 1}"]
 SIZES = ["--data.size=[32, 32]", "--data.resize=48", "--data.batch_size=6", "--data.workers=0"]
 OWN = ["--data.test_crop=center", "--data.mean=[0.5, 0.4, 0.3]", "--data.std=[0.5, 0.5, 0.25]"]
 TRAINER = ["--trainer.progress=false", "--epochs=1"]

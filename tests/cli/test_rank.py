@@ -11,6 +11,7 @@ from dca_triton.cli.main import main
 from dca_triton.cli.rank import rank
 
 SMALL = ["--model.backbone_name=test_vit", "--model.layout=paper", "--model.pretrained=false"]
+SMALL += ["--model.timm={depth: 1}"]
 DATA = ["--data.size=[32, 32]", "--data.batch_size=40", "--data.workers=0"]
 
 

@@ -17,7 +17,6 @@ from timm.models import vision_transformer_hybrid
 from torch.optim import optimizer as torch_optimizer
 
 from dca_triton import DualAttentionModel
-from dca_triton.cli import parser as parser_module
 from dca_triton.cli.experiment import normalization
 from dca_triton.cli.main import main
 from dca_triton.cli.options import DataOptions
@@ -66,7 +65,7 @@ def resolved(name: str) -> dict[str, Any]:
     return flat(read_recipe(recipe_files()[name])[0])
 
 
-SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 2}
 SMALL_SWIN = {"embed_dim": 12, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2), "window_size": 2}
 SMALL_RESNET = {"layers": (1, 1, 1), "channels": (128, 128, 128)}
 
@@ -186,7 +185,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm's models with two narrow blocks, and a short, narrow ResNet."""
+    """timm's models with one narrow block, and a short, narrow ResNet."""
     create, resnet = timm.create_model, vision_transformer_hybrid.ResNetV2
 
     def small(name: str, **options: Any) -> torch.nn.Module:
@@ -197,14 +196,6 @@ def small_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(timm, "create_model", small)
     monkeypatch.setattr(vision_transformer_hybrid, "ResNetV2", small_resnet)
-
-
-@pytest.fixture(scope="module")
-def parser() -> Iterator[None]:
-    """One parser of options for all tests, which takes longer to make than to use."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parser_module, "parser_of", functools.cache(parser_module.parser_of))
-        yield
 
 
 Step = tuple[torch.optim.Optimizer, list[tuple[torch.Tensor, torch.Tensor]]]
@@ -244,7 +235,6 @@ def test_a_recipe_trains(
     photos: Path,
     tmp_path: Path,
     small_backbones: None,
-    parser: None,
     steps: list[Step],
     capsys: pytest.CaptureFixture[str],
 ) -> None:

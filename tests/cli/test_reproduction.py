@@ -13,7 +13,7 @@ from dca_triton.cli.recipe import merged
 
 RECIPE = """
 base: fgvc
-model: {backbone_name: test_vit, pretrained: false}
+model: {backbone_name: test_vit, pretrained: false, timm: {depth: 1}}
 data: {name: folder, size: [32, 32], resize: 36, batch_size: 8, workers: 0}
 trainer: {warmup_epochs: 0, progress: false}
 epochs: 1
@@ -57,7 +57,7 @@ def test_a_run_is_compared_with_its_recipe(
 
     # Changes are told, by whatever file they come, and stay told when the run goes on by its own config.
     run = tmp_path / "other"
-    options = ["--epochs=2", "--trainer.mixup=0.5", "--model.timm={init_values: 0.1}"]
+    options = ["--epochs=2", "--trainer.mixup=0.5", "--model.timm={depth: 1, init_values: 0.1}"]
     lines = said(capsys, *train, f"--output={run}", *options)
     changes = ["epochs 2 (recipe: 1)", "trainer.mixup 0.5 (recipe: 0.0)"]
     changes.append("model.timm.init_values 0.1 (recipe: None)")

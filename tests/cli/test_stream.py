@@ -5,10 +5,11 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import termios
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -106,27 +107,36 @@ def test_a_batch_takes_what_has_arrived() -> None:
         assert list(batches) == [["last"]]
 
 
-def test_a_slow_producer_gets_its_answers_and_ctrl_c_leaves_whole_lines(run: Path) -> None:
-    options = [f"--run={run}", "--photos=-", "--file=-", "--data.batch_size=100"]
-    photo, pipe = f"{run.with_name('photos') / '1.png'}", subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-m", "dca_triton.cli", "embed", *options], stdin=pipe, stdout=pipe, stderr=pipe
-    ) as process:
-        assert process.stdin and process.stdout and process.stderr
-        for name in (photo, "nowhere.jpg"):
-            process.stdin.write(f"{name}\n".encode())
-            process.stdin.flush()
-            assert json.loads(process.stdout.readline())["photo"] == name
-        process.stdin.write(f"{photo}\n".encode() * 100)
-        process.stdin.flush()
-        while waiting(process.stdout) < 60_000:  # until the pipe is full, in the middle of a batch
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.2)
-        lines = process.stdout.read().decode().splitlines()
-        assert process.wait(60) == 130
-        assert {json.loads(line)["photo"] for line in lines} == {photo} and len(lines) == 100
-        assert process.stderr.read() == b"dca-triton: interrupted\n"
+def test_a_slow_producer_gets_its_answers_and_ctrl_c_leaves_whole_lines(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The command runs in this thread, which Ctrl-C interrupts, between two pipes; their user in another."""
+    photo, command = f"{run.with_name('photos') / '1.png'}", threading.get_ident()
+    names, producer = os.pipe()
+    consumer, answers = os.pipe()
+
+    def user() -> list[str]:
+        with open(producer, "wb", buffering=0) as to, open(consumer, "rb") as of:
+            for name in (photo, "nowhere.jpg"):
+                to.write(f"{name}\n".encode())
+                assert json.loads(of.readline())["photo"] == name
+            to.write(f"{photo}\n".encode() * 100)
+            while waiting(of) < 60_000:  # until the pipe is full, in the middle of a batch
+                time.sleep(0.05)
+            signal.pthread_kill(command, signal.SIGINT)
+            time.sleep(0.2)
+            return of.read().decode().splitlines()
+
+    with ThreadPoolExecutor(1) as pool, open(names) as stdin:
+        found = pool.submit(user)
+        with open(answers, "w") as stdout, pytest.raises(SystemExit) as ended, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", stdin)
+            patch.setattr(sys, "stdout", stdout)
+            main(["embed", f"--run={run}", "--photos=-", "--file=-", "--data.batch_size=100"])
+        lines = found.result()
+    assert ended.value.code == 130
+    assert {json.loads(line)["photo"] for line in lines} == {photo} and len(lines) == 100
+    assert capfd.readouterr().err == "dca-triton: interrupted\n"
 
 
 def waiting(stream: IO[bytes]) -> int:

@@ -17,6 +17,7 @@ from dca_triton.checkpoint import load_checkpoint, save_checkpoint
 from dca_triton.cli.main import main
 
 SMALL = ["--model.backbone_name=test_vit", "--model.layout=paper", "--model.pretrained=false"]
+SMALL += ["--model.timm={depth: 1}"]
 SIZES = ["--data.size=[32, 32]", "--data.resize=36", "--data.batch_size=6", "--data.workers=0"]
 QUIET = ["--trainer.progress=false", "--trainer.optimizer=adamw", "--trainer.lr=3e-3"]
 
@@ -38,6 +39,10 @@ def data(root: Path) -> list[str]:
     return ["--data.name=folder", f"--data.root={root}", *SIZES, *QUIET]
 
 
+def train(photos: Path, *options: str) -> None:
+    main(["train", *SMALL, *data(photos), *options])
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_photos(tmp_path_factory.mktemp("photos") / "tree")
@@ -47,8 +52,25 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that distinguishes the three classes."""
     output = tmp_path_factory.mktemp("trained") / "run"
-    main(["train", *SMALL, *data(photos), "--epochs=12", f"--output={output}"])
+    train(photos, "--epochs=12", f"--output={output}")
     return output
+
+
+@pytest.fixture(scope="module")
+def begun(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch."""
+    output = tmp_path_factory.mktemp("begun") / "run"
+    train(photos, "--epochs=1", f"--output={output}")
+    return output
+
+
+@pytest.fixture(scope="module")
+def averaged(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with averaged weights, far from the last ones, and of its export."""
+    folder = tmp_path_factory.mktemp("averaged")
+    train(photos, "--epochs=1", "--trainer.ema_decay=0.5", "--trainer.lr=0.1", f"--output={folder / 'run'}")
+    main(["export", str(folder / "run"), str(folder / "exported")])
+    return folder
 
 
 @pytest.fixture
@@ -56,36 +78,35 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "moved" / "run"))
 
 
-def fresh(photos: Path, trained: Path, output: Path) -> None:
-    main(["train", *SMALL, *data(photos), "--epochs=1", f"--output={output}"])
+def fresh(photos: Path, trained: Path, begun: Path, output: Path) -> None:
+    shutil.copytree(begun, output)
 
 
-def resumed(photos: Path, trained: Path, output: Path) -> None:
-    fresh(photos, trained, output)
-    main(["train", *SMALL, *data(photos), "--epochs=2", f"--output={output}", "--resume=auto"])
+def resumed(photos: Path, trained: Path, begun: Path, output: Path) -> None:
+    shutil.copytree(begun, output)
+    train(photos, "--epochs=2", f"--output={output}", "--resume=auto")
 
 
-def resumed_by_its_config(photos: Path, trained: Path, output: Path) -> None:
-    fresh(photos, trained, output)
+def resumed_by_its_config(photos: Path, trained: Path, begun: Path, output: Path) -> None:
+    shutil.copytree(begun, output)
     main(["train", f"--config={output}/config.yaml", "--epochs=2", "--resume=auto"])
 
 
-def resumed_from_a_file(photos: Path, trained: Path, output: Path) -> None:
-    fresh(photos, trained, output.with_name("first"))
-    file = output.with_name("first") / "checkpoint.pt"
-    main(["train", *SMALL, *data(photos), "--epochs=2", f"--output={output}", f"--resume={file}"])
+def resumed_from_a_file(photos: Path, trained: Path, begun: Path, output: Path) -> None:
+    first = shutil.copytree(begun, output.with_name("first"))
+    train(photos, "--epochs=2", f"--output={output}", f"--resume={first / 'checkpoint.pt'}")
 
 
-def transferred(photos: Path, trained: Path, output: Path) -> None:
-    main(["train", *SMALL, *data(photos), "--epochs=1", f"--output={output}", f"--transfer={trained}"])
+def transferred(photos: Path, trained: Path, begun: Path, output: Path) -> None:
+    train(photos, "--epochs=1", f"--output={output}", f"--transfer={trained}")
 
 
-def by_a_recipe(photos: Path, trained: Path, output: Path) -> None:
+def by_a_recipe(photos: Path, trained: Path, begun: Path, output: Path) -> None:
     quick = ["--epochs=1", "--trainer.warmup_epochs=0"]
     main(["train", "--config=fgvc", *SMALL, *data(photos), *quick, f"--output={output}"])
 
 
-def by_a_file(photos: Path, trained: Path, output: Path) -> None:
+def by_a_file(photos: Path, trained: Path, begun: Path, output: Path) -> None:
     file = output.with_name("mine.yaml")
     model = {"backbone_name": "test_vit", "layout": "paper", "pretrained": False, "timm": {"depth": 2}}
     own = {"name": "folder", "root": str(photos), "size": [32, 32], "resize": 36, "batch_size": 6}
@@ -99,21 +120,22 @@ WAYS = [fresh, resumed, resumed_by_its_config, resumed_from_a_file, transferred,
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_command_works_on_every_way_of_training(
-    way: Callable[[Path, Path, Path], None],
+    way: Callable[[Path, Path, Path, Path], None],
     photos: Path,
     trained: Path,
+    begun: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After the folder has moved and from another working directory, by --run and by --config."""
     (tmp_path / "old").mkdir()
-    way(photos, trained, tmp_path / "old" / "run")
+    way(photos, trained, begun, tmp_path / "old" / "run")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "old").rename(tmp_path / "new")
     run = tmp_path / "new" / "run"
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    for by in (f"--run={run}", f"--config={run}/config.yaml", "--run=../new/run"):
+    for by in (f"--config={run}/config.yaml", "--run=../new/run"):
         main(["evaluate", by])
         found = json.loads((run / "evaluation.json").read_text())
         assert found["checkpoint"] == "checkpoint.pt"
@@ -178,14 +200,10 @@ def test_embedding_is_what_evaluation_sees(run: Path, photos: Path) -> None:
 
 
 def test_explicit_weights_win_and_say_so(
-    run: Path,
-    photos: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    run: Path, begun: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fresh(photos, run, tmp_path / "untrained")
     capsys.readouterr()
-    other = tmp_path / "untrained" / "checkpoint.pt"
+    other = begun / "checkpoint.pt"
     assert score(f"--run={run}", f"--weights={other}") < 1
     assert f"The weights are those of {other}" in capsys.readouterr().out
     assert json.loads(Path("scores.json").read_text())["checkpoint"] == str(other)
@@ -195,7 +213,7 @@ def test_explicit_weights_win_and_say_so(
 def test_weights_of_training_do_not_redirect_evaluation(run: Path, photos: Path) -> None:
     """`train --transfer old.pt` leaves a config that leads to the run's own checkpoint."""
     start = ["--trainer.lr=1", f"--transfer={run}", "--output=worse", "--epochs=1"]
-    main(["train", *SMALL, *data(photos), *start])
+    train(photos, *start)
     last = json.loads(Path("worse/metrics.jsonl").read_text().splitlines()[-1])
     assert last["sum_top1"] < 1
     assert score("--config=worse/config.yaml") == last["sum_top1"]
@@ -234,14 +252,10 @@ def test_a_run_is_what_from_pretrained_reads(run: Path, photos: Path, tmp_path: 
         DualAttentionModel.from_pretrained(photos)
 
 
-def test_averaged_weights_are_exported(photos: Path, tmp_path: Path) -> None:
-    averaging = ["--epochs=1", "--trainer.ema_decay=0.5", f"--output={tmp_path / 'run'}"]
-    main(["train", *SMALL, *data(photos), *averaging])
-    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+def test_averaged_weights_are_exported(averaged: Path) -> None:
+    state = load_checkpoint(averaged / "run" / "checkpoint.pt")
     for folder in ("run", "exported"):
-        if folder == "exported":
-            main(["export", str(tmp_path / "run"), str(tmp_path / folder)])
-        model = DualAttentionModel.from_pretrained(tmp_path / folder)
+        model = DualAttentionModel.from_pretrained(averaged / folder)
         assert torch.equal(model.sa_head.weight, state["ema_state_dict"]["sa_head.weight"])
         assert not torch.equal(model.sa_head.weight, state["model_state_dict"]["sa_head.weight"])
 
@@ -267,13 +281,13 @@ def test_a_refused_call_leaves_the_run_as_it_was(
 ) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*")}
     with pytest.raises(SystemExit, match=name):
-        main(["train", *SMALL, *data(photos), "--epochs=13", f"--output={run}", *options])
+        train(photos, "--epochs=13", f"--output={run}", *options)
     assert {path: path.read_bytes() for path in run.rglob("*")} == before
 
 
 def test_a_refused_call_makes_no_folder(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="nowhere"):
-        main(["train", *SMALL, *data(photos), "--data.root=/nowhere", f"--output={tmp_path / 'a' / 'b'}"])
+        train(photos, "--data.root=/nowhere", f"--output={tmp_path / 'a' / 'b'}")
     assert not os.listdir(tmp_path)
 
 
@@ -293,7 +307,7 @@ def test_transfer_to_other_classes_and_sizes(
     capsys.readouterr()
     sizes = ["--data.size=[64, 64]", "--data.resize=64"]
     start = [f"--transfer={run}", "--epochs=1", "--trainer.lr=1e-12", f"--output={tmp_path / 'next'}"]
-    main(["train", *SMALL, *data(tree), *sizes, *start])
+    train(tree, *sizes, *start)
     said = capsys.readouterr().out
     assert "sa_head" in said and "checkpoint.pt" in said
     before, after = (load_checkpoint(folder / "checkpoint.pt") for folder in (run, tmp_path / "next"))
@@ -306,7 +320,7 @@ def test_transfer_to_other_classes_and_sizes(
 
 def test_old_options_are_explained(run: Path, photos: Path) -> None:
     with pytest.raises(SystemExit, match="--transfer"):
-        main(["train", *SMALL, *data(photos), f"--weights={run / 'checkpoint.pt'}"])
+        train(photos, f"--weights={run / 'checkpoint.pt'}")
     with pytest.raises(SystemExit, match="--run"):
         main(["evaluate", f"--output={run}"])
 
@@ -329,9 +343,8 @@ def test_scores_of_an_earlier_checkpoint_do_not_stay(run: Path) -> None:
     assert not (run / "evaluation.json").exists()
 
 
-def test_the_run_wins_over_an_export_in_its_folder(run: Path, photos: Path, tmp_path: Path) -> None:
-    fresh(photos, run, tmp_path / "other")
-    main(["export", str(tmp_path / "other"), str(tmp_path / "exported")])
+def test_the_run_wins_over_an_export_in_its_folder(run: Path, begun: Path, tmp_path: Path) -> None:
+    main(["export", str(begun), str(tmp_path / "exported")])
     for name in ("config.json", "model.safetensors"):
         shutil.copy(tmp_path / "exported" / name, run / name)
     assert score(f"--run={run}") == 1
@@ -367,7 +380,7 @@ def test_the_test_part_of_a_run_with_held_out_photos(
 ) -> None:
     tree = Path(shutil.copytree(photos, tmp_path / "tree"))
     capsys.readouterr()
-    main(["train", *SMALL, *data(tree), "--epochs=1", "--data.holdout=1", "--output=held"])
+    train(tree, "--epochs=1", "--data.holdout=1", "--output=held")
     assert "scored photos: validation" in capsys.readouterr().out
     main(["evaluate", "--run=held"])
     assert json.loads(Path("held/evaluation.json").read_text())["photos"] == {"validation": 3}
@@ -395,21 +408,19 @@ def test_metrics_of_retrieval_are_refused_for_categories(run: Path) -> None:
             score(f"--run={run}", option)
 
 
-def test_a_transfer_takes_the_weights_that_an_export_has(photos: Path, tmp_path: Path) -> None:
+def test_a_transfer_takes_the_weights_that_an_export_has(
+    photos: Path, averaged: Path, tmp_path: Path
+) -> None:
     """The averaged ones, from the run and from its export alike; and the resumed run keeps its record."""
-    averaging = ["--epochs=1", "--trainer.ema_decay=0.5", "--trainer.lr=0.1", f"--output={tmp_path / 'run'}"]
-    main(["train", *SMALL, *data(photos), *averaging])
-    main(["export", str(tmp_path / "run"), str(tmp_path / "exported")])
-    average = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["ema_state_dict"]
-    for source in (tmp_path / "run", tmp_path / "exported", tmp_path / "run" / "checkpoint.pt"):
+    average = load_checkpoint(averaged / "run" / "checkpoint.pt")["ema_state_dict"]
+    for source in (averaged / "run", averaged / "exported", averaged / "run" / "checkpoint.pt"):
         output = tmp_path / f"from_{source.name}"
-        start = ["--epochs=1", "--trainer.lr=1e-12", f"--output={output}", f"--transfer={source}"]
-        main(["train", *SMALL, *data(photos), *start])
+        train(photos, "--epochs=1", "--trainer.lr=1e-12", f"--output={output}", f"--transfer={source}")
         own = load_checkpoint(output / "checkpoint.pt")["model_state_dict"]
         torch.testing.assert_close(own["sa_head.weight"], average["sa_head.weight"], rtol=0, atol=1e-6)
     resume = ["--epochs=2", "--trainer.lr=1e-12", f"--output={output}", "--resume=auto"]
-    for more in ([], [f"--transfer={tmp_path / 'exported'}"]):
-        main(["train", *SMALL, *data(photos), *resume, *more])
+    for more in ([], [f"--transfer={averaged / 'exported'}"]):
+        train(photos, *resume, *more)
         assert yaml.safe_load((output / "config.yaml").read_text())["transfer"] == str(source)
 
 
