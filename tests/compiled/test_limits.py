@@ -28,9 +28,10 @@ CHIPS = ("sm_80", "sm_90")
 
 
 @functools.cache
-def assessed(op: str, direction: str, dtype: str, arch: str, n: int, pairs: bool) -> Assessment:
+def assessed(op: str, direction: str, dtype: str, arch: str, pairs: bool) -> dict[int, Assessment]:
+    """Those of both lengths, whose code is the same."""
     key = launch_table.Key(op, direction, 64, dtype)
-    return assess(Job(key, n, arch, report.shipped(key, n, arch), pairs))
+    return {n: assess(Job(key, n, arch, report.shipped(key, n, arch), pairs)) for n in EXECUTED}
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -39,7 +40,7 @@ def assessed(op: str, direction: str, dtype: str, arch: str, n: int, pairs: bool
 def test_instructions_per_score(
     op: str, directions: tuple[str, ...], pairs: bool, limit: dict[str, float], arch: str, dtype: str
 ) -> None:
-    parts = [assessed(op, direction, dtype, arch, LONG, pairs) for direction in directions]
+    parts = [assessed(op, direction, dtype, arch, pairs)[LONG] for direction in directions]
     total = sum(part.per_score for part in parts)
     if FENCES and arch == "sm_90" and "dq" in directions and total > limit[arch]:
         pytest.xfail(f"Triton {triton.__version__} fences every product: {total:.1f} instructions per score")
@@ -58,6 +59,6 @@ def test_instructions_per_score(
     + [("rollout_row", "step", False)],
 )
 def test_scores_executed_per_score_needed(op: str, direction: str, arch: str, n: int, pairs: bool) -> None:
-    work = assessed(op, direction, "fp16", arch, n, pairs).work
+    work = assessed(op, direction, "fp16", arch, pairs)[n].work
     assert work.useful > 0
     assert work.executed / work.useful <= EXECUTED[n]

@@ -88,7 +88,7 @@ def test_no_variable_decides_whether_multiplications_and_additions_are_fused(
 
 def test_a_matrix_instruction_that_blackwell_lacks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     key = launch_table.Key("pair_attention", "forward", D, "fp16")
-    job = Job(key, 197, "sm_100", launch_table.Config(128, 64, 4, 2))
+    job = Job(key, 197, "sm_100", launch_table.Config(128, 64, 4, 2), pairs=False)
     assert examine(launch_of(job).compile(job.arch), job.arch).loops
     monkeypatch.setattr(triton_launch, "least_width", lambda arch: 8)
     with pytest.raises(RuntimeError, match=r"tcgen05\.mma of 128 rows by 8 columns"):

@@ -103,7 +103,7 @@ def examined(listing: str, arch: str, monkeypatch: pytest.MonkeyPatch, labels: s
     answers = {"-sass": listing, "-res-usage": "REG:40 STACK:8 SHARED:0", "-c": labels}
     monkeypatch.setattr(sass, "_run", lambda tool, option, file: answers[option])
     metadata = SimpleNamespace(num_warps=4, shared=1024, target=SimpleNamespace(warp_size=32))
-    compiled: Any = SimpleNamespace(metadata=metadata, asm={"cubin": b"", "ptx": ""})
+    compiled: Any = SimpleNamespace(metadata=metadata, asm={"cubin": (listing + labels).encode(), "ptx": ""})
     return examine(compiled, arch)
 
 

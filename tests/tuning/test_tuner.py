@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from assessments import assess_here
 from triton.runtime.errors import OutOfResources
 from tuning_cases import KEY, A, B, C, on
 
@@ -22,6 +23,7 @@ from dca_triton.tuning.meter.launches import Job
 
 def test_the_model_ranks_without_a_gpu_and_leaves_out_what_spills(monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad = Config(16, 64, 2, 1), Config(16, 256, 1, 1)
+    monkeypatch.setattr(ranking, "assess_all", assess_here)
     monkeypatch.setattr(tuner, "candidates", lambda dtype, arch: [bad, good])
     ranked = tuner.rank("sm_90", ["rollout_row"], progress=False)
     ((choice, found),) = ranked.items()

@@ -1,5 +1,6 @@
 """Read NVIDIA machine code (SASS) with the disassemblers of the Triton wheel."""
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -27,6 +28,7 @@ INDIRECT_BRANCHES = ("BRX", "BRXU", "JMX", "JMXU")
 Lines = list[tuple[int, str]]  # address and text of each instruction
 
 
+@functools.lru_cache(16)  # launches for other lengths have the same code; a disassembler takes 0.4 s to start
 def read(cubin: bytes, ptx: str, arch: str) -> Listing:
     """Disassemble a kernel; `ptx` gives the shapes of sm_100's matrix instructions, which SASS hides."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
