@@ -20,10 +20,15 @@ from dca_triton.training import training_loader
 from dca_triton.training.interrupt import delayed_interrupts
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    return output_of("killed_runs.py", tmp_path_factory.mktemp("killed"), "7")
+
+
 @pytest.mark.parametrize("kind", ["seeded", "plain"])
-def test_killed_runs_end_with_the_bits_of_an_unbroken_one(kind, tmp_path):
-    """SIGKILL and SIGTERM at random moments, and SIGKILL at each call with which a save touches the disk."""
-    report = output_of("killed_runs.py", tmp_path, kind, "7")
+def test_killed_runs_end_with_the_bits_of_an_unbroken_one(kind, killed):
+    """SIGKILL and SIGTERM at random moments, and what SIGKILL leaves at each call of a save to the disk."""
+    report = killed[kind]
     assert all(found["same"] for found in report), report
     kills = {way: sum(r["kills"] for r in report if r["way"] == way) for way in {r["way"] for r in report}}
     assert kills["SIGKILL"] >= 8 and kills["SIGTERM"] >= 3 and kills["inside a save"] >= 7
