@@ -47,11 +47,17 @@ def continued(folder: Path, epochs: int = 3, **options) -> list[bytes]:
     return bits(load_checkpoint(folder / "checkpoint.pt"))
 
 
+@pytest.fixture(scope="module")
+def three_epochs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three epochs")
+    small_trainer().train(3, folder)
+    return folder
+
+
 @pytest.fixture
-def begun(tmp_path):
+def begun(three_epochs, tmp_path):
     """A finished run of three epochs."""
-    small_trainer().train(3, tmp_path)
-    return tmp_path
+    return shutil.copytree(three_epochs, tmp_path, dirs_exist_ok=True)
 
 
 def test_an_ended_run_is_left_as_it_is(begun):
@@ -149,11 +155,17 @@ def test_a_new_run_leaves_nothing_of_an_earlier_one(tmp_path):
     assert [load_checkpoint(path)["settings"]["seed"] for path in RunFolder(tmp_path).paths()] == [1, 1]
 
 
+@pytest.fixture(scope="module")
+def seed_1(tmp_path_factory):
+    """The bits of a run of one epoch with another seed."""
+    folder = tmp_path_factory.mktemp("seed 1")
+    small_trainer(seed=1).train(1, folder)
+    return bits(load_checkpoint(folder / "checkpoint.pt"))
+
+
 @pytest.mark.parametrize("at", [1, 3, 5, 6, 7, 8, 10, 11, 12, 13, 14])
-def test_a_new_run_that_is_killed_as_it_begins_is_the_one_that_goes_on(at, begun, monkeypatch):
+def test_a_new_run_that_is_killed_as_it_begins_is_the_one_that_goes_on(at, begun, seed_1, monkeypatch):
     """At each call that touches the disk: then the folder is the old run's or the new one's, never both."""
-    small_trainer(seed=1).train(1, begun / "truth")
-    truth = bits(load_checkpoint(begun / "truth" / "checkpoint.pt"))
     (begun / "best.pt").write_bytes((begun / "checkpoint.pt").read_bytes())
     calls = 0
 
@@ -173,7 +185,7 @@ def test_a_new_run_that_is_killed_as_it_begins_is_the_one_that_goes_on(at, begun
         with contextlib.suppress(Stopped):
             small_trainer(seed=1).train(1, begun)
     try:
-        assert continued(begun, 1, seed=1) == truth
+        assert continued(begun, 1, seed=1) == seed_1
         assert not (begun / "best.pt").exists() and len(epochs_of(begun)) == 1
     except ValueError as error:
         assert "seed must be 0, got 1" in str(error) and at <= 6, "the new run had not begun"
@@ -353,10 +365,8 @@ def test_crafted_states_end_in_one_sentence(what, crafted_from, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def crafted_from(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("crafted")
-    small_trainer().train(3, folder)
-    return load_checkpoint(folder / "checkpoint.pt")
+def crafted_from(three_epochs):
+    return load_checkpoint(three_epochs / "checkpoint.pt")
 
 
 def test_batches_that_end_before_the_step_resumed_from(tmp_path, sigterm):
