@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/ready ; $(PY) -m dca_triton.cli demo
 ablation: .venv/ready ; $(PY) -m dca_triton.cli ablate --config examples/faces.yaml --output runs/ablation
 test: export CUDA_VISIBLE_DEVICES = -1
-test: .venv/ready ; OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 && OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PY) -m pytest --numprocesses 2 tests/interpreted
+test: .venv/ready ; OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile && OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PY) -m pytest --numprocesses 2 tests/interpreted
 # Old timm uses what PyTorch announces to remove, so these announcements are no errors here.
 oldest: export CUDA_VISIBLE_DEVICES = -1
 oldest: OLDEST = OMP_NUM_THREADS=1 .oldest/bin/python -m pytest --numprocesses 2 -W ignore::DeprecationWarning

@@ -1,6 +1,7 @@
 """Damaged and hostile checkpoints, photos and dataset lists: read right, or refused in a sentence."""
 
 import contextlib
+import copy
 import io
 import math
 import os
@@ -159,9 +160,12 @@ def test_no_pickle_is_executed(data, scratch):
         assert "cannot be read" in str(error)
 
 
+ONE_BLOCK = small_model(depth=1)  # trained as copies, which are made sooner than models
+
+
 @pytest.fixture(scope="module")
 def whole_run(scratch) -> dict:
-    small_trainer().train(1, scratch / "run")
+    small_trainer(model=copy.deepcopy(ONE_BLOCK)).train(1, scratch / "run")
     return load_checkpoint(scratch / "run" / "checkpoint.pt")
 
 
@@ -182,7 +186,8 @@ def test_wrong_states_are_not_resumed(name, value, remove, whole_run, scratch):
     save_checkpoint(scratch / "hostile.pt", hostile if remove else hostile | {name: value})
     shutil.rmtree(scratch / "hostile run", ignore_errors=True)
     try:
-        history = small_trainer().train(1, scratch / "hostile run", resume=scratch / "hostile.pt")
+        trainer = small_trainer(model=copy.deepcopy(ONE_BLOCK))
+        history = trainer.train(1, scratch / "hostile run", resume=scratch / "hostile.pt")
     except ValueError as error:
         assert "hostile.pt" in str(error) and "\n" not in str(error)
         assert not (scratch / "hostile run").exists(), "something was written"

@@ -106,7 +106,7 @@ def trained(layout: str, folder: Path, **options: object) -> tuple[list, dict[st
         with torch.no_grad():
             return {"score": float(model.eval()(IMAGES.float())["sa_logits"].sum())}
 
-    batches = training_loader(Photos(16), 4, workers=0)
+    batches = training_loader(Photos(8), 4, workers=0)
     # Adam would turn the rounding of gradients that are 0, those of the keys' biases, into whole steps.
     options |= {"optimizer": "sgd", "lr": 0.05}
     trainer = small_trainer(batches, model, ema_decay=0.7, evaluate=evaluate, evaluate_every=1, **options)

@@ -1,24 +1,25 @@
 """Two processes train as one: gradients of the joint batch, photos shared out, one writer, one stop."""
 
 from itertools import chain
-from pathlib import Path
 
 import pytest
 from programs import output_of
 
 
-def found(what: str, scratch: Path) -> dict:
-    return output_of("two_processes.py", scratch, what)
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict:
+    """What the processes found, by the name of a test."""
+    return output_of("two_processes.py", tmp_path_factory.mktemp("two processes"))
 
 
-def test_gradients_equal_those_of_one_process_on_the_joint_batch(tmp_path):
-    errors = found("gradients", tmp_path)
+def test_gradients_equal_those_of_one_process_on_the_joint_batch(found):
+    errors = found["gradients"]
     assert len(errors) == 8
     assert all(error < 1e-5 for each in errors.values() for error in each), errors
 
 
-def test_training(tmp_path):
-    runs = found("training", tmp_path)
+def test_training(found):
+    runs = found["training"]
 
     for name in ("shuffled", "identities", "averaged"):
         first, second = runs[name]
@@ -54,8 +55,8 @@ def test_training(tmp_path):
     assert first == second and first["skipped"] == 1 and first["loss"] < 10
 
 
-def test_fsdp2_trains_like_ddp(tmp_path):
-    runs = found("sharding", tmp_path)
+def test_fsdp2_trains_like_ddp(found):
+    runs = found["sharding"]
     for replicated, sharded, resumed in zip(
         runs["replicated"], runs["sharded"], runs["resumed"], strict=True
     ):

@@ -16,17 +16,27 @@ from small_training import Photos, bits, plain_loader, small_model, small_traine
 
 from dca_triton.checkpoint import load_checkpoint, save_checkpoint
 from dca_triton.run_folder import RunFolder
-from dca_triton.training import training_loader
+from dca_triton.training import DualAttentionTrainer, training_loader
 from dca_triton.training.interrupt import delayed_interrupts
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    return output_of("killed_runs.py", tmp_path_factory.mktemp("killed"), "7")
+
+
 @pytest.mark.parametrize("kind", ["seeded", "plain"])
-def test_killed_runs_end_with_the_bits_of_an_unbroken_one(kind, tmp_path):
-    """SIGKILL and SIGTERM at random moments, and SIGKILL at each call with which a save touches the disk."""
-    report = output_of("killed_runs.py", tmp_path, kind, "7")
+def test_killed_runs_end_with_the_bits_of_an_unbroken_one(kind, killed):
+    """SIGKILL and SIGTERM at random moments, and what SIGKILL leaves at each call of a save to the disk."""
+    report = killed[kind]
     assert all(found["same"] for found in report), report
     kills = {way: sum(r["kills"] for r in report if r["way"] == way) for way in {r["way"] for r in report}}
     assert kills["SIGKILL"] >= 8 and kills["SIGTERM"] >= 3 and kills["inside a save"] >= 7
+
+
+def one_block_trainer(batches=None, **options) -> DualAttentionTrainer:
+    """Resuming is the same for any number of blocks."""
+    return small_trainer(batches, small_model(depth=1), **options)
 
 
 class Stopped(Exception):
@@ -38,20 +48,26 @@ def epochs_of(folder: Path) -> list[int]:
 
 
 def continued(folder: Path, epochs: int = 3, **options) -> list[bytes]:
-    small_trainer(**options).train(epochs, folder, resume="auto")
+    one_block_trainer(**options).train(epochs, folder, resume="auto")
     return bits(load_checkpoint(folder / "checkpoint.pt"))
 
 
+@pytest.fixture(scope="module")
+def three_epochs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three epochs")
+    one_block_trainer().train(3, folder)
+    return folder
+
+
 @pytest.fixture
-def begun(tmp_path):
+def begun(three_epochs, tmp_path):
     """A finished run of three epochs."""
-    small_trainer().train(3, tmp_path)
-    return tmp_path
+    return shutil.copytree(three_epochs, tmp_path, dirs_exist_ok=True)
 
 
 def test_an_ended_run_is_left_as_it_is(begun):
     before = bits(load_checkpoint(begun / "checkpoint.pt"))
-    small_trainer().train(3, begun, resume=Path("auto"))  # as the command line passes it
+    one_block_trainer().train(3, begun, resume=Path("auto"))  # as the command line passes it
     lines = (begun / "metrics.jsonl").read_bytes()
     assert continued(begun) == before
     assert (begun / "metrics.jsonl").read_bytes() == lines
@@ -80,7 +96,7 @@ def test_all_damaged_is_an_error(begun):
     with pytest.raises(
         ValueError, match=r"must hold a checkpoint to resume from, .*checkpoint\.pt.*checkpoint\.1\.pt"
     ):
-        small_trainer().train(3, begun, resume="auto")
+        one_block_trainer().train(3, begun, resume="auto")
 
 
 def test_metrics_are_cut_back_to_the_epoch_resumed_from(begun):
@@ -93,29 +109,29 @@ def test_metrics_are_cut_back_to_the_epoch_resumed_from(begun):
 
 def test_a_path_to_resume_from(begun, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    trainer = small_trainer()
+    trainer = one_block_trainer()
     trainer.train(3, elsewhere, resume=begun / "checkpoint.1.pt")
     assert bits(load_checkpoint(elsewhere / "checkpoint.pt")) == bits(
         load_checkpoint(begun / "checkpoint.pt")
     )
     with pytest.raises(FileNotFoundError, match=r"absent\.pt does not exist"):
-        small_trainer().train(3, elsewhere, resume=elsewhere / "absent.pt")
+        one_block_trainer().train(3, elsewhere, resume=elsewhere / "absent.pt")
 
 
 def test_other_settings_and_other_checkpoints_are_refused(begun):
     with pytest.raises(ValueError, match=r"lr must be 0\.001, got 0\.01; seed must be 0, got 1"):
-        small_trainer(lr=0.01, seed=1).train(3, begun, resume="auto")
+        one_block_trainer(lr=0.01, seed=1).train(3, begun, resume="auto")
     save_checkpoint(begun / "theirs.pt", {"model_state_dict": small_model().state_dict(), "epoch": 3})
     with pytest.raises(
         ValueError,
         match=r"theirs\.pt must be written by .* without .*history, step, .*load_weights takes the weights",
     ):
-        small_trainer().train(3, begun, resume=begun / "theirs.pt")
+        one_block_trainer().train(3, begun, resume=begun / "theirs.pt")
 
 
 def test_starting_anew_over_an_earlier_run_is_said(begun):
     with pytest.warns(UserWarning, match="holds an earlier run.*resume='auto'"):
-        small_trainer().train(1, begun)
+        one_block_trainer().train(1, begun)
     assert len((begun / "metrics.jsonl").read_text().splitlines()) == 1
 
 
@@ -132,10 +148,10 @@ def test_a_folder_in_the_place_of_the_newest_checkpoint(begun):
 
 
 def test_a_new_run_leaves_nothing_of_an_earlier_one(tmp_path):
-    small_trainer(evaluate=lambda: {"top1": 1.0}, keep_last=4).train(3, tmp_path)
+    one_block_trainer(evaluate=lambda: {"top1": 1.0}, keep_last=4).train(3, tmp_path)
     assert (tmp_path / "best.pt").exists()
     with pytest.warns(UserWarning, match="holds an earlier run"):
-        small_trainer(seed=1).train(1, tmp_path)
+        one_block_trainer(seed=1).train(1, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint.1.pt",
         "checkpoint.pt",
@@ -144,11 +160,17 @@ def test_a_new_run_leaves_nothing_of_an_earlier_one(tmp_path):
     assert [load_checkpoint(path)["settings"]["seed"] for path in RunFolder(tmp_path).paths()] == [1, 1]
 
 
+@pytest.fixture(scope="module")
+def seed_1(tmp_path_factory):
+    """The bits of a run of one epoch with another seed."""
+    folder = tmp_path_factory.mktemp("seed 1")
+    one_block_trainer(seed=1).train(1, folder)
+    return bits(load_checkpoint(folder / "checkpoint.pt"))
+
+
 @pytest.mark.parametrize("at", [1, 3, 5, 6, 7, 8, 10, 11, 12, 13, 14])
-def test_a_new_run_that_is_killed_as_it_begins_is_the_one_that_goes_on(at, begun, monkeypatch):
+def test_a_new_run_that_is_killed_as_it_begins_is_the_one_that_goes_on(at, begun, seed_1, monkeypatch):
     """At each call that touches the disk: then the folder is the old run's or the new one's, never both."""
-    small_trainer(seed=1).train(1, begun / "truth")
-    truth = bits(load_checkpoint(begun / "truth" / "checkpoint.pt"))
     (begun / "best.pt").write_bytes((begun / "checkpoint.pt").read_bytes())
     calls = 0
 
@@ -166,9 +188,9 @@ def test_a_new_run_that_is_killed_as_it_begins_is_the_one_that_goes_on(at, begun
         for owner, name in ((os, "fsync"), (os, "replace"), (Path, "unlink")):
             patch.setattr(owner, name, deadly(getattr(owner, name)))
         with contextlib.suppress(Stopped):
-            small_trainer(seed=1).train(1, begun)
+            one_block_trainer(seed=1).train(1, begun)
     try:
-        assert continued(begun, 1, seed=1) == truth
+        assert continued(begun, 1, seed=1) == seed_1
         assert not (begun / "best.pt").exists() and len(epochs_of(begun)) == 1
     except ValueError as error:
         assert "seed must be 0, got 1" in str(error) and at <= 6, "the new run had not begun"
@@ -176,7 +198,7 @@ def test_a_new_run_that_is_killed_as_it_begins_is_the_one_that_goes_on(at, begun
 
 
 def test_going_back_to_a_checkpoint_drops_those_after_it_when_its_first_step_is_done(begun):
-    small_trainer().train(3, begun, resume=begun / "checkpoint.1.pt")
+    one_block_trainer().train(3, begun, resume=begun / "checkpoint.1.pt")
     assert epochs_of(begun) == [1, 2, 3]
     steps = 0
 
@@ -189,7 +211,7 @@ def test_going_back_to_a_checkpoint_drops_those_after_it_when_its_first_step_is_
 
     before = {path: path.read_bytes() for path in begun.iterdir()}
     for stops_at in (1, 2):
-        steps, trainer = 0, small_trainer()
+        steps, trainer = 0, one_block_trainer()
         trainer.objective.augment = augment
         with pytest.raises(Stopped):
             trainer.train(4, begun, resume=begun / "checkpoint.1.pt")
@@ -201,9 +223,9 @@ def test_going_back_to_a_checkpoint_drops_those_after_it_when_its_first_step_is_
 
 def test_a_run_that_goes_on_in_another_runs_folder_has_it_alone(begun, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
-    small_trainer(seed=1, evaluate=lambda: {"top1": 1.0}, keep_last=3).train(3, other)
+    one_block_trainer(seed=1, evaluate=lambda: {"top1": 1.0}, keep_last=3).train(3, other)
     with pytest.warns(UserWarning, match="holds an earlier run"):
-        small_trainer().train(3, other, resume=begun / "checkpoint.1.pt")
+        one_block_trainer().train(3, other, resume=begun / "checkpoint.1.pt")
     assert [load_checkpoint(path)["settings"]["seed"] for path in RunFolder(other).paths()] == [0, 0]
     assert not (other / "best.pt").exists()
 
@@ -232,7 +254,7 @@ def test_nothing_is_written_before_the_call_is_sound(begun, arguments, sentence,
         if folder != begun and arguments.get("resume") == "auto":
             continue
         with pytest.raises((ValueError, FileNotFoundError), match=sentence):
-            small_trainer().train(**({"num_epochs": 4, "save_dir": folder} | arguments))
+            one_block_trainer().train(**({"num_epochs": 4, "save_dir": folder} | arguments))
         assert folder == begun or not folder.exists()
     assert {path: path.read_bytes() for path in begun.iterdir()} == before
 
@@ -240,12 +262,12 @@ def test_nothing_is_written_before_the_call_is_sound(begun, arguments, sentence,
 def test_a_folder_that_cannot_be_written(begun, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
-        small_trainer().train(1, tmp_path / "file")
+        one_block_trainer().train(1, tmp_path / "file")
     (begun / "metrics.jsonl").unlink()
     (begun / "metrics.jsonl").mkdir()
     names = sorted(begun.iterdir())
     with pytest.raises(OSError, match=r"metrics\.jsonl must be a file, got a folder"):
-        small_trainer().train(4, begun, resume="auto")
+        one_block_trainer().train(4, begun, resume="auto")
     assert sorted(begun.iterdir()) == names
 
 
@@ -342,16 +364,14 @@ def test_crafted_states_end_in_one_sentence(what, crafted_from, tmp_path):
     with pytest.raises(
         ValueError, match=rf"crafted\.pt cannot be resumed from: .*{sentence}|{sentence}"
     ) as error:
-        small_trainer().train(4, tmp_path / "run", resume=tmp_path / "crafted.pt")
+        one_block_trainer().train(4, tmp_path / "run", resume=tmp_path / "crafted.pt")
     assert "\n" not in str(error.value) and "crafted.pt" in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
-def crafted_from(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("crafted")
-    small_trainer().train(3, folder)
-    return load_checkpoint(folder / "checkpoint.pt")
+def crafted_from(three_epochs):
+    return load_checkpoint(three_epochs / "checkpoint.pt")
 
 
 def test_batches_that_end_before_the_step_resumed_from(tmp_path, sigterm):
@@ -370,10 +390,10 @@ def test_batches_that_end_before_the_step_resumed_from(tmp_path, sigterm):
         return images
 
     with pytest.raises(Stopped):
-        small_trainer(Endless(3), augment=augment).train(1, tmp_path)
+        one_block_trainer(Endless(3), augment=augment).train(1, tmp_path)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 1
     with pytest.raises(ValueError, match="batches must give the 1 steps that are done, got 0"):
-        small_trainer(Endless(0), augment=augment).train(1, tmp_path, resume="auto")
+        one_block_trainer(Endless(0), augment=augment).train(1, tmp_path, resume="auto")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -381,7 +401,7 @@ def test_a_loader_with_persistent_workers_resumes_bit_for_bit(workers, tmp_path)
     def run(folder, epochs):
         torch.manual_seed(3)
         options = {"num_workers": workers, "persistent_workers": True}
-        return small_trainer(plain_loader(**options)).train(epochs, folder, resume="auto")
+        return one_block_trainer(plain_loader(**options)).train(epochs, folder, resume="auto")
 
     run(tmp_path / "truth", 3)
     for epochs in (1, 3):
@@ -391,7 +411,7 @@ def test_a_loader_with_persistent_workers_resumes_bit_for_bit(workers, tmp_path)
 
 
 def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path, monkeypatch):
-    small_trainer().train(1, tmp_path)
+    one_block_trainer().train(1, tmp_path)
     truth = bits(load_checkpoint(tmp_path / "checkpoint.pt"))
 
     def full(state, file):
@@ -401,13 +421,13 @@ def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         with pytest.raises(OSError, match="No space left on device"):
-            small_trainer().train(2, tmp_path, resume="auto")
+            one_block_trainer().train(2, tmp_path, resume="auto")
     assert bits(load_checkpoint(tmp_path / "checkpoint.pt")) == truth
     continued(tmp_path, 2)
 
 
 def test_a_full_disk_shows_before_the_first_epoch(tmp_path, monkeypatch):
-    trainer = small_trainer()
+    trainer = one_block_trainer()
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     with pytest.raises(OSError, match="cannot be written"):
         trainer.train(1, tmp_path)
@@ -419,7 +439,7 @@ def test_going_back_does_not_replace_the_best_by_a_worse_one(tmp_path, lost):
     def train(scores, resume=None):
         given = iter(scores)
         options = {"evaluate": lambda: {"top1": next(given)}, "evaluate_every": 1, "keep_last": 3}
-        small_trainer(**options).train(3, tmp_path, resume=resume)
+        one_block_trainer(**options).train(3, tmp_path, resume=resume)
 
     train([0.1, 0.9, 0.3])
     start = tmp_path / "checkpoint.2.pt"
@@ -434,7 +454,7 @@ def test_going_back_does_not_replace_the_best_by_a_worse_one(tmp_path, lost):
 
 def test_keep_last_and_best(tmp_path):
     scores = iter([0.1, 0.9, 0.3, 0.2])
-    trainer = small_trainer(keep_last=3, evaluate=lambda: {"top1": next(scores)}, evaluate_every=1)
+    trainer = one_block_trainer(keep_last=3, evaluate=lambda: {"top1": next(scores)}, evaluate_every=1)
     trainer.train(4, tmp_path)
     epochs = {path.name: load_checkpoint(path)["epoch"] for path in tmp_path.glob("*.pt")}
     assert epochs == {"checkpoint.pt": 4, "checkpoint.1.pt": 3, "checkpoint.2.pt": 2, "best.pt": 2}
@@ -446,7 +466,7 @@ def test_keep_last_and_best(tmp_path):
 
 
 def test_save_every(tmp_path):
-    small_trainer(keep_last=9, save_every=2).train(5, tmp_path)
+    one_block_trainer(keep_last=9, save_every=2).train(5, tmp_path)
     epochs = [load_checkpoint(path)["epoch"] for path in RunFolder(tmp_path).paths()]
     assert epochs == [5, 4, 2, 0]
 
@@ -475,7 +495,7 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(presses, tmp_path, capfd):
         return images
 
     with pytest.raises(KeyboardInterrupt):
-        small_trainer(augment=augment).train(1, tmp_path)
+        one_block_trainer(augment=augment).train(1, tmp_path)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == (2 if presses == 1 else 0)
     assert "press Ctrl-C again to stop at once" in capfd.readouterr().err
@@ -498,7 +518,7 @@ def test_a_trainer_that_has_trained_goes_on_only_by_a_checkpoint(ending, tmp_pat
 
     def trainer():
         torch.manual_seed(3)
-        return small_trainer(
+        return one_block_trainer(
             plain_loader(), augment=augment, evaluate=lambda: {"top1": 0.5}, evaluate_every=1, ema_decay=0.9
         )
 
@@ -529,7 +549,7 @@ def test_a_trainer_whose_first_step_failed_begins_anew(tmp_path):
 
     def trainer():
         torch.manual_seed(3)
-        return small_trainer(plain_loader(), augment=lambda x, _: x * float("nan") if fails else x)
+        return one_block_trainer(plain_loader(), augment=lambda x, _: x * float("nan") if fails else x)
 
     truth, again = trainer(), trainer()
     fails = True
@@ -548,7 +568,7 @@ def test_ignored_signals_stay_ignored(tmp_path):
     """As under nohup, or in the background of a script."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        small_trainer(evaluate=lambda: os.kill(os.getpid(), signal.SIGINT) or {"x": 1}).train(1, tmp_path)
+        one_block_trainer(evaluate=lambda: os.kill(os.getpid(), signal.SIGINT) or {"x": 1}).train(1, tmp_path)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -573,7 +593,7 @@ def test_sigterm_saves_and_then_takes_its_usual_effect(tmp_path, sigterm, moment
 
     def run(folder):
         torch.manual_seed(3)
-        trainer = small_trainer(plain_loader(), augment=augment, evaluate=evaluate, evaluate_every=1)
+        trainer = one_block_trainer(plain_loader(), augment=augment, evaluate=evaluate, evaluate_every=1)
         trainer.train(2, folder, resume="auto")
         return bits(load_checkpoint(folder / "checkpoint.pt"))
 
@@ -609,7 +629,7 @@ def test_an_epoch_continues_at_its_step(tmp_path):
     orders = []
     for workers in (0, 2):
         batches = Seen(training_loader(Photos(), 8, workers=workers))
-        small_trainer(batches).train(2, tmp_path / str(workers))
+        one_block_trainer(batches).train(2, tmp_path / str(workers))
         orders.append(batches.seen)
         assert batches.seen[0][0] != batches.seen[3][0]  # another order in the second epoch
     assert orders[0] == orders[1]
@@ -639,7 +659,7 @@ FAILING = {
 def finished(tmp_path_factory):
     """A finished run of one epoch with scores, and what was written about it."""
     folder = tmp_path_factory.mktemp("finished")
-    small_trainer(evaluate=lambda: {"top1": 1.0}).train(1, folder)
+    one_block_trainer(evaluate=lambda: {"top1": 1.0}).train(1, folder)
     for name in ("evaluation.json", "config.yaml"):
         (folder / name).write_text("{}")
     return folder
@@ -655,10 +675,10 @@ def test_a_new_run_that_cannot_work_leaves_the_earlier_one_whole(why, finished, 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*holds an earlier run")
         with pytest.raises(error):
-            small_trainer(**options).train(1, folder, **arguments)
+            one_block_trainer(**options).train(1, folder, **arguments)
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
         if why != "tensorboard":
-            small_trainer().train(1, folder)
+            one_block_trainer().train(1, folder)
             assert {path.name for path in folder.iterdir()} == {
                 "checkpoint.pt",
                 "checkpoint.1.pt",
@@ -676,22 +696,24 @@ def test_an_epoch_without_scores_is_evaluated_on_a_resume(tmp_path):
         return {"top1": 0.5 + len(calls)}
 
     run = tmp_path / "run"
-    small_trainer(evaluate=evaluate).train(3, run)
+    one_block_trainer(evaluate=evaluate).train(3, run)
     newest = (run / "checkpoint.pt").read_bytes()
     with pytest.raises(ValueError, match="best_by must be one of the scores top1, got 'top2'"):
-        small_trainer(evaluate=evaluate, best_by="top2").train(2, run, resume=run / "checkpoint.1.pt")
+        one_block_trainer(evaluate=evaluate, best_by="top2").train(2, run, resume=run / "checkpoint.1.pt")
     assert (run / "checkpoint.pt").read_bytes() == newest and epochs_of(run) == [1, 2, 3]
-    history = small_trainer(evaluate=evaluate, best_by="top1").train(2, run, resume=run / "checkpoint.1.pt")
+    history = one_block_trainer(evaluate=evaluate, best_by="top1").train(
+        2, run, resume=run / "checkpoint.1.pt"
+    )
     assert [line.get("top1") for line in history] == [None, 3.5]
     assert load_checkpoint(run / "checkpoint.pt")["history"] == history
     assert load_checkpoint(run / "best.pt")["epoch"] == 2
-    small_trainer(evaluate=evaluate, best_by="top1").train(2, run, resume="auto")
+    one_block_trainer(evaluate=evaluate, best_by="top1").train(2, run, resume="auto")
     assert len(calls) == 3, "an epoch with scores is not evaluated again"
 
     wrong = tmp_path / "wrong"
     with pytest.raises(ValueError, match="the run is saved and can be resumed with another"):
-        small_trainer(evaluate=evaluate, best_by="top2").train(1, wrong)
-    history = small_trainer(evaluate=evaluate, best_by="top1").train(1, wrong, resume="auto")
+        one_block_trainer(evaluate=evaluate, best_by="top2").train(1, wrong)
+    history = one_block_trainer(evaluate=evaluate, best_by="top1").train(1, wrong, resume="auto")
     assert history[0]["top1"] == 5.5 and load_checkpoint(wrong / "best.pt")["best"] == 5.5
     assert json.loads((wrong / "metrics.jsonl").read_text()) == history[0]
 

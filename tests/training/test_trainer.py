@@ -183,7 +183,10 @@ def test_checkpointed_blocks_change_no_bit_and_keep_less(layout, tmp_path):
 
 
 def test_a_compiled_model_trains_and_evaluates_the_same(tmp_path, monkeypatch):
-    """With an average of the weights, and by a backend that needs no C++ compiler."""
+    """With an average of the weights, and by a backend that needs no C++ compiler.
+
+    Batches of one size, because another is another compilation; test_export compiles for all sizes.
+    """
     modes, compiled = [], torch.nn.Module.compile
 
     def compile_eagerly(module, mode):
@@ -194,15 +197,15 @@ def test_a_compiled_model_trains_and_evaluates_the_same(tmp_path, monkeypatch):
     torch.compiler.reset()
     found = []
     for mode in ("off", "default"):
-        model = small_model()
+        model = small_model(depth=1)
 
         @torch.no_grad()
         def score(model=model):
             return {"score": float(model.eval()(photos(4, 0)["image"])["sa_logits"].sum())}
 
-        trainer = small_trainer(
-            model=model, compile=mode, ema_decay=0.5, evaluate=score, evaluate_every=1, optimizer="sgd"
-        )
+        options = {"ema_decay": 0.5, "evaluate": score, "evaluate_every": 1, "optimizer": "sgd"}
+        batches = training_loader(Photos(12), 4, workers=0)
+        trainer = small_trainer(batches, model, compile=mode, **options)
         history = trainer.train(2, tmp_path / mode)
         saved = load_checkpoint(tmp_path / mode / "checkpoint.pt")["model_state_dict"]
         found.append((saved, [line["score"] for line in history]))
@@ -349,7 +352,7 @@ def test_a_compiled_model_trains_alike(tmp_path):
     torch.compiler.reset()
     found = []
     for compiled in (False, True):
-        model = small_model()
+        model = small_model(depth=1)
         if compiled:
             model.compile(fullgraph=True, backend="eager")
         found.append(small_trainer([photos(4)], model).train(1, tmp_path / str(compiled))[0])
@@ -432,20 +435,20 @@ def test_scores_of_numpy_and_pytorch_are_numbers(tmp_path):
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_compiled_model_saves_the_names_of_the_model(precision, tmp_path):
     torch.compiler.reset()
-    model = small_model()
+    model = small_model(depth=1)
     compiled = torch.compile(model, backend="eager")
     trainer = small_trainer([photos(4)], compiled, ema_decay=0.5, precision=precision)
-    plain = small_trainer([photos(4)], small_model(), ema_decay=0.5, precision=precision)
+    plain = small_trainer([photos(4)], small_model(depth=1), ema_decay=0.5, precision=precision)
     loss = trainer.train(1, tmp_path / "compiled")[0]["total_loss"]
     assert loss == pytest.approx(plain.train(1, tmp_path / "plain")[0]["total_loss"], rel=1e-2)
     state = load_checkpoint(tmp_path / "compiled" / "checkpoint.pt")
     for key in ("model_state_dict", "ema_state_dict"):
-        assert list(state[key]) == list(small_model().state_dict())
+        assert list(state[key]) == list(small_model(depth=1).state_dict())
     old = state | {
         "model_state_dict": {f"_orig_mod.{k}": v for k, v in state["model_state_dict"].items()}
     }  # as earlier versions wrote it
     save_checkpoint(tmp_path / "old.pt", old)
-    trainer = small_trainer([photos(4)], small_model(), ema_decay=0.5, precision=precision)
+    trainer = small_trainer([photos(4)], small_model(depth=1), ema_decay=0.5, precision=precision)
     trainer.train(2, tmp_path / "on", resume=tmp_path / "old.pt")
     torch.compiler.reset()
 
