@@ -282,13 +282,13 @@ def sharding(scratch: Path) -> dict[str, list]:
         return run(scratch / f"replicated {rank}", accumulate=2)
 
     def clipped(rank: int) -> dict:
-        return run(scratch / f"clipped {rank}", clip_grad=0.1)
+        return run(scratch / f"clipped {rank}", clip_grad=0.1, optimizer="sgd", lr=1.0)
 
     def sharded(rank: int) -> dict:
         return run(scratch / f"sharded {rank}", accumulate=2)
 
     def sharded_and_clipped(rank: int) -> dict:
-        return run(scratch / f"sharded and clipped {rank}", clip_grad=0.1)
+        return run(scratch / f"sharded and clipped {rank}", clip_grad=0.1, optimizer="sgd", lr=1.0)
 
     def resumed(rank: int) -> dict:
         """From the last epoch but one of rank 0's folder, to the same end."""
