@@ -59,7 +59,7 @@ PAIRS = [  # every D; lengths below, at and past the tiles; partners permuted, r
 ]
 LOCAL = [
     Local(2, 65, 2, 32),
-    Local(8, 129, 1, 64, R=1),
+    Local(32, 129, 1, 32, R=1),
     Local(1, 197, 2, 64, R=65),
     Local(2, 63, 1, 48, R=20, repeats=True),
     Local(1, 16, 1, 128, R=16),
