@@ -17,6 +17,10 @@ from .family import TimmModule
 from .overlap import Overlap, overlap_of
 
 
+class FreshWeights(UserWarning):
+    """The file of pretrained weights lacks some that the model has; these keep their random values."""
+
+
 def create(
     name: str,
     layout: str,
@@ -91,10 +95,6 @@ def _with_weights(name: str, pretrained: bool, options: dict[str, Any], like: Ti
         cache_dir=options.get("cache_dir"),
     )
     return model
-
-
-class FreshWeights(UserWarning):
-    """The file of pretrained weights lacks some that the model has; these keep their random values."""
 
 
 @contextmanager
