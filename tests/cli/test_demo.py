@@ -48,6 +48,7 @@ def test_fgvc_end_to_end(run: Run) -> None:
     for text, name in (("SA", "sa"), ("GLCA", "glca"), ("SA + GLCA", "sum")):
         assert printed[text] == f"{100 * scores[f'{name}_top1']:.2f}"
     assert float(printed["nearest pixels"]) > 90
+    assert "SA + GLCA" in demo.table(scores | {"pixels_top1": 0.9}, None)
     assert_pictures(folder)
     rest = load_weights(demo.face_model(40, "fgvc", 0.1), load_checkpoint(folder / "checkpoint.pt"))
     assert rest["epoch"] == 2

@@ -135,7 +135,7 @@ def test_every_command_works_on_every_way_of_training(
     (tmp_path / "old").rename(tmp_path / "new")
     run = tmp_path / "new" / "run"
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    for by in (f"--config={run}/config.yaml", "--run=../new/run"):
+    for by in (f"--run={run}", f"--config={run}/config.yaml", "--run=../new/run"):
         main(["evaluate", by])
         found = json.loads((run / "evaluation.json").read_text())
         assert found["checkpoint"] == "checkpoint.pt"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from small_training import bits, described, small_model
-from timm_streams import randomized
+from timm_streams import narrow_model, randomized
 from torch import Tensor
 
 from dca_triton import DualAttentionModel
@@ -22,22 +22,26 @@ onnxruntime = pytest.importorskip("onnxruntime")
 FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
 
 
-CASES: dict[str, dict[str, Any]] = {
-    "class token": {"depth": 1},
-    "both": {"glca_readout": "both"},
-    "local, identities": {
-        "task_type": "reid",
-        "layout": "reference",
-        "img_size": (16, 24),
-        "depth": 1,
-        "num_sa_blocks": 1,
-        "glca_readout": "local",
-    },
+def eva(**options: Any) -> DualAttentionModel:
+    sizes = {"embed_dim": 64, "depth": 1, "num_heads": 4}
+    return narrow_model("vit_small_patch16_dinov3", sizes, img_size=(32, 48), **options)
+
+
+CASES = {
+    "class token": (small_model, {"depth": 1}),
+    "both": (small_model, {"glca_readout": "both"}),
+    "local, identities": (
+        small_model,
+        {"task_type": "reid", "layout": "reference", "depth": 1, "num_sa_blocks": 1, "glca_readout": "local"},
+    ),
+    "Eva, identities": (eva, {"task_type": "reid", "glca_readout": "both"}),
 }
 
 
 def built(case: str) -> DualAttentionModel:
-    return randomized(small_model(**CASES[case])).eval()
+    make, options = CASES[case]
+    torch.manual_seed(0)
+    return randomized(make(**options)).eval()
 
 
 def images_of(model: DualAttentionModel, B: int) -> Tensor:
