@@ -157,6 +157,12 @@ def tables(gpu: Gpu) -> tuple[Table, Table]:
 
 
 @functools.cache
+def head_dims(gpu: Gpu) -> tuple[int, ...]:
+    """The head dimensions that the kernels take on a device; those that spill with every tile are absent."""
+    return tuple(sorted({key.head_dim for key in tables(gpu)[1]}))
+
+
+@functools.cache
 def times(gpu: Gpu) -> Times:
     """The times of implementations that were measured on a device."""
     path = CONFIGS / f"{gpu.name}.json"
@@ -209,7 +215,7 @@ def _number(arch: str) -> int:
 
 def forget() -> None:
     """Drop the tables that were read, because a file has changed; the next choice reads the files again."""
-    for remembered in (tables, times, _look_up, _say_unmeasured):
+    for remembered in (tables, head_dims, times, _look_up, _say_unmeasured):
         remembered.cache_clear()
 
 

@@ -46,9 +46,10 @@ def _reasons_against(device: torch.device, dtype: torch.dtype, head_dim: int) ->
     dtypes = tuple(launch_table.DTYPES.values())
     if dtype not in dtypes:
         reasons.append(f"dtype must be {' or '.join(map(str, dtypes))}, got {dtype}")
-    if head_dim not in launch_table.HEAD_DIMS:
-        sizes = ", ".join(map(str, launch_table.HEAD_DIMS))
-        reasons.append(f"head dimension D must be one of {sizes}, got {head_dim}")
+    on_gpu = device.type == "cuda"
+    sizes = launch_table.head_dims(launch_table.gpu_of(device)) if on_gpu else launch_table.HEAD_DIMS
+    if head_dim not in sizes:
+        reasons.append(f"head dimension D must be one of {', '.join(map(str, sizes))}, got {head_dim}")
     return tuple(reasons)
 
 

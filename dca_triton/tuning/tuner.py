@@ -34,13 +34,16 @@ def several(rule: Rule) -> Rule:
     )
 
 
+def head_dims_among(sizes: tuple[int, ...]) -> Rule:
+    """A non-empty list of some of the head dimensions."""
+    return several((lambda v: type(v) is int and v in sizes, f"one of {sizes}"))
+
+
 RULES = {
     "target": choice(*CHIPS),
     "device": (lambda v: isinstance(v, torch.device) and v.type == "cuda", "a CUDA or ROCm device"),
     "ops": several(choice(*launch_table.DIRECTIONS)),
-    "head_dims": several(
-        (lambda v: type(v) is int and v in launch_table.HEAD_DIMS, f"one of {launch_table.HEAD_DIMS}")
-    ),
+    "head_dims": head_dims_among(launch_table.HEAD_DIMS),
     "dtypes": several(choice(*launch_table.DTYPES)),
     "lengths": several(integer(1)),
 }
@@ -126,7 +129,8 @@ def tune(
         The choices that this call measured.
 
     Raises:
-        ValueError: For an unknown name, or if output is not a table of this GPU.
+        ValueError: For an unknown name, for a head dimension that the kernels do not take on this GPU, or if
+            output is not a table of this GPU.
         RuntimeError: If there is no GPU, or no candidate runs on it.
         OSError: If output cannot be written. All but the last are raised before anything is timed.
     """
@@ -139,6 +143,8 @@ def tune(
         )
     device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
     gpu = launch_table.gpu_of(device)
+    served = {"head_dims": head_dims_among(launch_table.head_dims(gpu))}
+    raise_faults(violations({"head_dims": head_dims}, served))
     source = f"measured on {gpu.name}"
     output = launch_table.CONFIGS / f"{gpu.name}.json" if output is None else output
     measured = Measurements(output, source)

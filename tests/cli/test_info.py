@@ -54,6 +54,7 @@ def test_what_a_backbone_runs_on_and_why(monkeypatch: pytest.MonkeyPatch) -> Non
     assert any("launch choices for D=32, fp16, N=197" in line for line in served)
     monkeypatch.setattr(Attention, "reasons_against_triton", ("its scores have a bias",))
     monkeypatch.setattr(launch_table, "HEAD_DIMS", (64,))
+    monkeypatch.setattr(launch_table, "head_dims", lambda _: (64,))
     reasons = "head dimension D must be one of 64, got 32; its scores have a bias"
     refused = lines()
     assert f"  backend: torch, because {reasons}" in refused

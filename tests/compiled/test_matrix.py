@@ -31,12 +31,17 @@ def case(job: Job) -> object:
     return pytest.param(job, id=report.name_of(job), marks=known if gate.spills_by_necessity(job) else ())
 
 
+def serves(arch: str, head_dim: int) -> bool:
+    return head_dim in launch_table.head_dims(launch_table.Gpu(arch, arch))
+
+
 def pairwise_jobs() -> list[Job]:
     jobs = []
-    for (a, arch), (d, head_dim) in itertools.product(enumerate(CHIPS), enumerate(HEAD_DIMS)):
-        op, direction = KERNELS[(a + d) % len(KERNELS)]
-        key = launch_table.Key(op, direction, head_dim, DTYPES[(a + 2 * d) % len(DTYPES)])
-        jobs.append(Job(key, 197, arch, report.shipped(key, 197, arch)))
+    for a, arch in enumerate(CHIPS):
+        for d, head_dim in enumerate(served for served in HEAD_DIMS if serves(arch, served)):
+            op, direction = KERNELS[(a + d) % len(KERNELS)]
+            key = launch_table.Key(op, direction, head_dim, DTYPES[(a + 2 * d) % len(DTYPES)])
+            jobs.append(Job(key, 197, arch, report.shipped(key, 197, arch)))
     return jobs
 
 
@@ -48,7 +53,10 @@ def test_every_pair_of_kernel_head_dim_dtype_and_chip_is_compiled() -> None:
     for first, second in itertools.combinations(range(4), 2):
         met = {(value[first], value[second]) for value in values}
         all_first, all_second = ({value[i] for value in values} for i in (first, second))
-        assert met == set(itertools.product(all_first, all_second))
+        pairs = set(itertools.product(all_first, all_second))
+        if (first, second) == (1, 3):
+            pairs = {(head_dim, arch) for head_dim, arch in pairs if serves(arch, head_dim)}
+        assert met == pairs
     assert {value[0] for value in values} == set(KERNELS)
     assert {value[1:] for value in values} <= set(itertools.product(HEAD_DIMS, launch_table.DTYPES, CHIPS))
 
@@ -78,4 +86,8 @@ def test_the_matrix_holds_every_kernel_head_dim_dtype_and_chip() -> None:
     jobs = list(report.matrix_jobs())
     held = {(j.key.op, j.key.direction, j.key.head_dim, j.key.dtype, j.arch) for j in jobs}
     expected = itertools.product(KERNELS, launch_table.HEAD_DIMS, launch_table.DTYPES, CHIPS)
-    assert held == {(op, direction, *rest) for (op, direction), *rest in expected}
+    assert held == {
+        (op, direction, head_dim, dtype, arch)
+        for (op, direction), head_dim, dtype, arch in expected
+        if serves(arch, head_dim)
+    }

@@ -36,8 +36,8 @@ has no fused attention with a learned bias, as on a CPU, training keeps the atte
 - **Norm** is timm's norm of what is read: `norm` of all tokens, `fc_norm` after pooling, or none.
 - **Reads** of BEiT is the class token here, where timm reads the mean of the patches: `sa_readout="local"`.
 - **D** is the width of a head. The Triton kernels take {dims};
-  others run on PyTorch with `backend="auto"`, and `backend="triton"` refuses them. The reference's layout has
-  SA blocks of its own, with a D of their own.
+  others run on PyTorch with `backend="auto"`, and `backend="triton"` refuses them. So do 72, 76 and 88 on
+  gfx1100. The reference's layout has SA blocks of its own, with a D of their own.
 - **CaiT**'s talking heads run on PyTorch, and `backend="triton"` refuses them. In training they keep
   attention maps ([memory and choices](layouts.md#cait)).
 

@@ -1,10 +1,14 @@
 """A model, photos and a trainer small enough to be trained many times."""
 
+import json
+from pathlib import Path
+
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dca_triton.checkpoint import load_checkpoint
 from dca_triton.description import Description
 from dca_triton.model import DualAttentionModel
 from dca_triton.training import DualAttentionTrainer, training_loader
@@ -83,3 +87,21 @@ def bits(tree) -> list[bytes]:
     if isinstance(tree, list | tuple):
         return [part for value in tree for part in bits(value)]
     return [repr(tree).encode()]
+
+
+def one_block_trainer(batches=None, **options) -> DualAttentionTrainer:
+    """Resuming is the same for any number of blocks."""
+    return small_trainer(batches, small_model(depth=1), **options)
+
+
+class Stopped(Exception):
+    pass
+
+
+def epochs_of(folder: Path) -> list[int]:
+    return [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def continued(folder: Path, epochs: int = 3, **options) -> list[bytes]:
+    one_block_trainer(**options).train(epochs, folder, resume="auto")
+    return bits(load_checkpoint(folder / "checkpoint.pt"))

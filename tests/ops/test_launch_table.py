@@ -15,13 +15,16 @@ from dca_triton.ops.launch_table import Config, Gpu, Key
 from dca_triton.tuning.meter.chips import CHIPS
 
 CPU = torch.device("cpu")
+SPILL = {"gfx1100": (72, 76, 88)}  # the backward pass of these heads, with every tile
 
 
 @pytest.mark.parametrize("arch", CHIPS)
 def test_every_chip_has_a_choice_for_everything(arch: str) -> None:
     table = launch_table.read(launch_table.CONFIGS / f"{arch}.json")
     directions = [(op, d) for op, all_directions in launch_table.DIRECTIONS.items() for d in all_directions]
-    expected = itertools.product(directions, launch_table.HEAD_DIMS, launch_table.DTYPES)
+    head_dims = [d for d in launch_table.HEAD_DIMS if d not in SPILL.get(arch, ())]
+    assert launch_table.head_dims(Gpu("X", arch)) == tuple(head_dims)
+    expected = itertools.product(directions, head_dims, launch_table.DTYPES)
     assert set(table) == {Key(*direction, *rest) for direction, *rest in expected}
     for config in itertools.chain.from_iterable(lengths.values() for lengths in table.values()):
         for extent in (config.block_m, config.block_n):

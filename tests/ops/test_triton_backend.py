@@ -284,6 +284,7 @@ def test_no_reason_against_what_the_interpreter_takes(monkeypatch: pytest.Monkey
 
 def test_an_old_gpu_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(launch_table, "gpu_of", lambda _: launch_table.Gpu("Old", "sm_75"))
     monkeypatch.setattr(torch.version, "hip", None)
     with FakeTensorMode():
         assert "7.5" in triton_backend.reasons_against(cuda(1, 2, 3, 64))[0]
@@ -292,6 +293,7 @@ def test_an_old_gpu_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pytorch_takes_the_heads_that_triton_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, which fake tensors stand for, nothing else speaks against them."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(launch_table, "gpu_of", lambda _: launch_table.Gpu("Fake", "sm_90"))
     monkeypatch.setattr(torch.version, "hip", None)
     with FakeTensorMode():
         for width in launch_table.HEAD_DIMS:
@@ -306,6 +308,17 @@ def test_pytorch_takes_the_heads_that_triton_refuses(monkeypatch: pytest.MonkeyP
                 RuntimeError, match=r"^backend='triton' cannot run here: head dimension D must be"
             ):
                 call("triton")
+
+
+def test_heads_that_spill_on_a_gpu_are_refused_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    for arch, served in (("gfx942", True), ("gfx1100", False)):
+        monkeypatch.setattr(launch_table, "gpu_of", lambda _, arch=arch: launch_table.Gpu("Fake", arch))
+        with FakeTensorMode():
+            assert triton_backend.reasons_against(cuda(1, 5, 2, 80)) == []
+            reasons = triton_backend.reasons_against(cuda(1, 5, 2, 72))
+            sizes = "16, 32, 48, 64, 80, 96, 104, 112, 128"
+            assert reasons == ([] if served else [f"head dimension D must be one of {sizes}, got 72"])
 
 
 @pytest.mark.parametrize("setting", ["ieee", "tf32"])

@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import os
 import re
 from collections import Counter
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from triton.compiler import make_backend
 from bench.meter import __main__ as command
 from bench.meter import gate, report
 from dca_triton.ops import launch_table
+from dca_triton.ops.triton_launch import FUSED
 from dca_triton.tuning.meter.assess import Assessment, assess, assess_all
 from dca_triton.tuning.meter.capture import Launch, capture, target_of
 from dca_triton.tuning.meter.chips import CHIPS
@@ -43,7 +46,7 @@ def launches_of_known(arch: str, offset: int = 0, count: int = 7, size: int = 1 
     def run() -> None:
         memory = torch.empty(size, device="cuda", dtype=torch.float16)
         result = torch.empty(1 << 12, device="cuda")
-        known[(3, 2)](memory, memory[offset:], result, count, B=64, D=32, num_warps=4, num_stages=2)
+        known[(3, 2)](memory, memory[offset:], result, count, B=64, D=32, num_warps=4, num_stages=2, **FUSED)
 
     return capture(run, arch)
 
@@ -74,7 +77,7 @@ def test_launches_carry_the_specialisation_that_a_launcher_derives() -> None:
     assert single.signature["count"] == "constexpr"
     assert aligned.signature["count"] == "i32"
     assert aligned.programs == 6
-    assert aligned.options == {"num_warps": 4, "num_stages": 2}
+    assert aligned.options == {"num_warps": 4, "num_stages": 2} | FUSED
 
 
 @pytest.mark.parametrize(("bytes_", "small"), [(1 << 20, True), ((1 << 31) - 2, True), (1 << 31, False)])
@@ -177,6 +180,17 @@ def test_assessments_come_with_their_jobs_and_errors_are_not_swallowed(assessmen
     results = dict(assess_all([JOB, bad], workers=1))
     assert isinstance(results[bad], Exception)
     assert results[JOB] == assessment
+
+
+def test_a_process_that_dies_is_no_fault_of_a_configuration() -> None:
+    """It would read "no candidate compiles" otherwise."""
+
+    class Deadly:
+        def __reduce__(self) -> tuple:
+            return os._exit, (1,)
+
+    with pytest.raises(BrokenExecutor):
+        list(assess_all([Deadly()], workers=1))  # type: ignore[list-item]
 
 
 def test_the_gate_names_what_got_worse(assessment: Assessment) -> None:

@@ -68,6 +68,14 @@ def test_bad_arguments_are_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_heads_that_spill_on_a_gpu_are_refused_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = on(monkeypatch, "Fake", "gfx1100")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=r"^head_dims must be .* one of \(16, .*64, 80, .*\), got \[72\]"):
+        tuner.tune(device, head_dims=[72], output=tmp_path / "table.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_tuning_without_a_gpu_says_what_to_do() -> None:
     with pytest.raises(

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,9 @@ def assess_all(
 
     workers: processes; by default one per core, at most 8. progress: show a progress bar. A caller that stops
     early cancels the jobs that wait.
+
+    Raises BrokenExecutor if a process dies, because memory is short or a script has no
+    `if __name__ == "__main__":`.
     """
     # Spawned, not forked: a forked child could not use CUDA after its parent did.
     spawn = multiprocessing.get_context("spawn")
@@ -78,7 +81,7 @@ def assess_all(
         try:
             for future in bar:
                 error = future.exception()
-                if error is not None and not isinstance(error, Exception):
+                if isinstance(error, BrokenExecutor) or not isinstance(error, Exception | None):
                     raise error
                 yield futures[future], error or future.result()
         finally:
