@@ -26,8 +26,8 @@ def local_attention(a: Attention) -> Tensor:
 def reasons_against(*tensors: Tensor) -> list[str]:
     """Every reason why the kernels cannot run on these tensors (..., D); empty if they can."""
     reasons: list[str] = []
-    for x in tensors:
-        reasons += _reasons_against(x.device, x.dtype, x.shape[-1] if x.dim() else 1)
+    for kind in {(x.device, x.dtype, x.shape[-1] if x.dim() else 1): None for x in tensors}:
+        reasons += _reasons_against(*kind)
     return list(dict.fromkeys(reasons))
 
 

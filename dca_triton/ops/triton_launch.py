@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ..kernels.attention_backward import attention_dkdv, attention_dq
@@ -29,7 +28,7 @@ def forward(op: str, a: Attention) -> tuple[Tensor, Tensor]:
     lse = a.q.new_empty(B, H, M, dtype=torch.float32)
     config, meta = launch_options(op, "forward", a.k)
     with torch.cuda.device_of(out):
-        attention_forward[(triton.cdiv(M, config.block_m) * B * H,)](
+        attention_forward[(tiles(M, config.block_m) * B * H,)](
             *a[:5], a.partner_index, a.rows, out, lse, a.factor,
             *_strides(*a[:5]), M, a.k.shape[1], a.partner_keys.shape[1], H,
             ONES=least_width(launch_table.gpu_of(out.device).arch), **meta,
@@ -52,7 +51,7 @@ def backward(op: str, a: Attention, dout: Tensor, out: Tensor, lse: Tensor) -> l
     lse2, minus_delta = torch.empty_like(lse), torch.empty_like(lse)
     config, meta = launch_options(op, "dq", a.k)
     with torch.cuda.device_of(dq):
-        attention_dq[(triton.cdiv(M, config.block_m) * B * H,)](
+        attention_dq[(tiles(M, config.block_m) * B * H,)](
             *a[:5], a.partner_index, out, dout, lse, dq, lse2, minus_delta, a.factor,
             *_strides(*a[:5]), M, a.k.shape[1], a.partner_keys.shape[1], H, **meta,
         )  # fmt: skip
@@ -87,7 +86,7 @@ def _dkdv(
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
     config, meta = launch_options(op, "dkdv", k)
     with torch.cuda.device_of(k):
-        attention_dkdv[(triton.cdiv(N, config.block_n) * B * H,)](
+        attention_dkdv[(tiles(N, config.block_n) * B * H,)](
             q, k, v, reader, first, dout, lse2, minus_delta, dk, dv, scale,
             *_strides(q, k, v), q.shape[1], N, H, OWN=int(own), **meta,
         )  # fmt: skip
@@ -100,7 +99,7 @@ def launch_options(op: str, direction: str, k: Tensor) -> tuple[launch_table.Con
     config = launch_table.choose(op, direction, D, k.dtype, k.shape[1], k.device)
     return config, dict(
         D=D,
-        DP=triton.next_power_of_2(D),
+        DP=1 << (D - 1).bit_length(),  # the next power of 2
         BM=config.block_m,
         BN=config.block_n,
         PRECISION=precision(k.dtype, launch_table.gpu_of(k.device).arch),
@@ -141,6 +140,11 @@ def precision(dtype: torch.dtype, arch: str) -> str:
     """How to multiply float32: in float32, or in TF32 if PyTorch's matmul may use it and the chip has it."""
     allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if dtype == torch.float32 and allowed and arch.startswith("sm_") else "ieee"
+
+
+def tiles(n: int, size: int) -> int:
+    """How many tiles cover n rows or columns. `triton.cdiv` is slow on the host."""
+    return -(-n // size)
 
 
 def least_width(arch: str) -> int:

@@ -1,11 +1,10 @@
 """Launch the rollout kernels: two launches per layer, one of them small, and nothing N x N in memory."""
 
 import torch
-import triton
 from torch import Tensor
 
 from ..kernels import rollout
-from .triton_launch import FUSED, launch_options, rows
+from .triton_launch import FUSED, launch_options, rows, tiles
 
 TOKENS = 128  # per program of `rollout_mix`, which only moves data
 
@@ -45,13 +44,13 @@ def launch(
     row = row.float().contiguous()
     # The last layer may hold the class token's row alone; the weights of all others are 0 there.
     lses = [lse.float().expand(B, H, N).contiguous() for lse in lses]
-    tokens = (triton.cdiv(N, TOKENS) * B,)
+    tokens = (tiles(N, TOKENS) * B,)
     config, meta = launch_options("rollout_row", "step", ks[0])
     with torch.cuda.device_of(row):
         rollout.rollout_mix[tokens](row, None, lses[-1], None, offsets, N, H, BN=TOKENS, **FUSED)
         for layer in reversed(range(len(qs))):
             q, k = rows(qs[layer]), rows(ks[layer])
-            rollout.rollout_columns[(triton.cdiv(N, config.block_n) * B * H,)](
+            rollout.rollout_columns[(tiles(N, config.block_n) * B * H,)](
                 q, k, offsets, sums, *q.stride()[:3], *k.stride()[:3], weighted, N, H, scale,
                 **meta,
             )  # fmt: skip
