@@ -25,8 +25,9 @@ def local_attention(a: Attention) -> Tensor:
 
 def reasons_against(*tensors: Tensor) -> list[str]:
     """Every reason why the kernels cannot run on these tensors (..., D); empty if they can."""
+    kinds = [(x.device, x.dtype, x.shape[-1] if x.dim() else 1) for x in tensors]
     reasons: list[str] = []
-    for kind in {(x.device, x.dtype, x.shape[-1] if x.dim() else 1): None for x in tensors}:
+    for kind in dict.fromkeys(kinds):  # q, k and v of a sound call are of one kind
         reasons += _reasons_against(*kind)
     return list(dict.fromkeys(reasons))
 
