@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..arguments import choice, raise_faults, violations
 from . import checks, torch_backend
@@ -218,9 +219,11 @@ def _choose(backend: str, faults: list[str], *tensors: Tensor, biased: bool = Fa
     if backend == "torch" or (backend != "triton" and not all(x.device.type == "cuda" for x in tensors)):
         raise_faults(faults)
         return torch_backend
-    reasons = reasons_against_triton(*tensors)
+    reasons = reasons_against_triton(*(tensors if faults else tensors[:1]))  # sound tensors are alike
     if biased:
         reasons = [*reasons, "a bias of the scores runs on PyTorch only"]
+    if forward_ad._current_level >= 0:  # inside torch.func.jvp too; tangents would be lost
+        reasons = [*reasons, "the kernels have no derivatives in forward mode"]
     if reasons and backend == "triton":
         message = f"backend='triton' cannot run here: {'; '.join(reasons)}"
         raise_faults([*faults, message] if faults else [])

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .pairing import Partners, invert_pairs
@@ -48,6 +49,11 @@ class Attention(NamedTuple):
     def num_images(self) -> int:
         """How many images there are to choose partners from, B'."""
         return self.partner_keys.shape[0]  # len() would pin it in an exported graph
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether autograd records this attention."""
+        return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in self[:5])
 
     @property
     def factor(self) -> float:

@@ -25,8 +25,7 @@ def faster(op: str, a: Attention) -> str | None:
         return None
     if a.partner_k is not None and a.partner_k.shape[1] != a.k.shape[1]:  # needs a mask
         return None
-    needs_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in a[:5])
-    name = _faster(op, needs_gradient, a.q.shape[-1], a.q.dtype, int(a.k.shape[1]), a.q.device)
+    name = _faster(op, a.needs_gradient, a.q.shape[-1], a.q.dtype, int(a.k.shape[1]), a.q.device)
     return None if name == "flash_attn_4" and torch.compiler.is_compiling() else name
 
 

@@ -1,13 +1,12 @@
-"""The Triton backend: attention as torch.library operators with gradients, and when it can run."""
-
-from typing import Any
+"""The Triton backend, and when it can run."""
 
 import torch
 import triton
 from torch import Tensor
 
-from . import launch_table, triton_launch
+from . import launch_table
 from .attention import Attention
+from .operators import attention
 from .triton_rollout import rollout_row
 
 __all__ = ["local_attention", "pair_attention", "reasons_against", "rollout_row"]
@@ -15,12 +14,12 @@ __all__ = ["local_attention", "pair_attention", "reasons_against", "rollout_row"
 
 def pair_attention(a: Attention) -> tuple[Tensor, Tensor]:
     """As `dca_triton.pair_attention`, for checked arguments: (B, M, H, D) and the log-sum-exp (B, H, M)."""
-    return _attention("pair_attention", *a.with_inverse().flat())
+    return attention("pair_attention", a)
 
 
 def local_attention(a: Attention) -> Tensor:
     """As `dca_triton.local_attention`, for checked arguments: (B, R, H, D)."""
-    return _attention("local_attention", *a.flat())[0]
+    return attention("local_attention", a)[0]
 
 
 def reasons_against(*tensors: Tensor) -> list[str]:
@@ -52,70 +51,3 @@ def _reasons_against(device: torch.device, dtype: torch.dtype, head_dim: int) ->
     if head_dim not in sizes:
         reasons.append(f"head dimension D must be one of {', '.join(map(str, sizes))}, got {head_dim}")
     return tuple(reasons)
-
-
-@torch.library.custom_op("dca_triton::attention", mutates_args=())
-def _attention(
-    op: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    partner_k: Tensor | None,
-    partner_v: Tensor | None,
-    partner_index: Tensor | None,
-    reader: Tensor | None,
-    first: Tensor | None,
-    index: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    a = Attention.from_flat(q, k, v, partner_k, partner_v, partner_index, reader, first, index, scale)
-    return triton_launch.forward(op, a)
-
-
-@_attention.register_fake
-def _(op, q, k, v, partner_k, partner_v, partner_index, reader, first, index, scale):
-    B, M, H, D = q.shape
-    rows = M if index is None else index.shape[1]
-    return q.new_empty(B, rows, H, D), q.new_empty(B, H, rows, dtype=torch.float32)
-
-
-@torch.library.custom_op("dca_triton::attention_backward", mutates_args=())
-def _attention_backward(
-    op: str,
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    partner_k: Tensor | None,
-    partner_v: Tensor | None,
-    partner_index: Tensor | None,
-    reader: Tensor | None,
-    first: Tensor | None,
-    index: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-) -> list[Tensor]:
-    a = Attention.from_flat(q, k, v, partner_k, partner_v, partner_index, reader, first, index, scale)
-    return triton_launch.backward(op, a, dout, out, lse)
-
-
-@_attention_backward.register_fake
-def _(op, dout, q, k, v, partner_k, partner_v, partner_index, reader, first, index, out, lse, scale):
-    inputs = [q, k, v] if partner_k is None else [q, k, v, partner_k, partner_v]
-    return [x.new_empty(x.shape) for x in inputs]
-
-
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    ctx.op, *tensors, ctx.scale = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _gradients(ctx: Any, dout: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    gradients = _attention_backward(ctx.op, dout, *ctx.saved_tensors, ctx.scale)
-    partner_gradients = gradients[3:] or [None, None]
-    return None, *gradients[:3], *partner_gradients, None, None, None, None, None
-
-
-_attention.register_autograd(_gradients, setup_context=_save)

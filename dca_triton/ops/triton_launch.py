@@ -1,5 +1,6 @@
 """Launch the attention kernels on checked tensors: memory layouts, tile sizes, compile-time arguments."""
 
+import functools
 from typing import Any
 
 import torch
@@ -95,14 +96,19 @@ def _dkdv(
 
 def launch_options(op: str, direction: str, k: Tensor) -> tuple[launch_table.Config, dict[str, Any]]:
     """The tiles of a launch over the keys k (B, N, H, D), and the kernel's compile-time arguments."""
-    D = k.shape[-1]
-    config = launch_table.choose(op, direction, D, k.dtype, k.shape[1], k.device)
-    return config, dict(
+    _, N, _, D = k.shape
+    config = launch_table.choose(op, direction, D, k.dtype, N, k.device)
+    return config, _constants(config, D, precision(k.dtype, launch_table.gpu_of(k.device).arch))
+
+
+@functools.cache
+def _constants(config: launch_table.Config, D: int, precision: str) -> dict[str, Any]:
+    return dict(
         D=D,
         DP=1 << (D - 1).bit_length(),  # the next power of 2
         BM=config.block_m,
         BN=config.block_n,
-        PRECISION=precision(k.dtype, launch_table.gpu_of(k.device).arch),
+        PRECISION=precision,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **FUSED,
@@ -113,11 +119,13 @@ def _readable(a: Attention) -> Attention:
     """Return a copy with every tensor in a layout that the kernels read."""
     pairs = a.pairs
     if isinstance(pairs, Partners):
-        pairs = pairs._replace(partner=pairs.partner.contiguous())
+        pairs = Partners(pairs.partner.contiguous(), *pairs[1:])
     elif pairs is not None:
         pairs = pairs.contiguous()
+    partner_k = None if a.partner_k is None else rows(a.partner_k)
+    partner_v = None if a.partner_v is None else rows(a.partner_v)
     index = None if a.rows is None else a.rows.contiguous()
-    return a.converted(rows)._replace(pairs=pairs, rows=index)
+    return Attention(rows(a.q), rows(a.k), rows(a.v), partner_k, partner_v, pairs, index, a.scale)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -127,8 +135,9 @@ def rows(x: Tensor) -> Tensor:
     the stride of heads is a multiple of the largest power of 2 that divides D.
     """
     D = x.shape[-1]
-    aligned = D % 16 == 0 or x.stride(2) % (D & -D) == 0
-    return x if x.stride(-1) == 1 and x.stride(1) < 1 << 24 and aligned else x.contiguous()
+    _, of_row, of_head, of_element = x.stride()
+    aligned = D % 16 == 0 or of_head % (D & -D) == 0
+    return x if of_element == 1 and of_row < 1 << 24 and aligned else x.contiguous()
 
 
 def _strides(*tensors: Tensor | None) -> list[int]:
@@ -138,8 +147,9 @@ def _strides(*tensors: Tensor | None) -> list[int]:
 
 def precision(dtype: torch.dtype, arch: str) -> str:
     """How to multiply float32: in float32, or in TF32 if PyTorch's matmul may use it and the chip has it."""
-    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if dtype == torch.float32 and allowed and arch.startswith("sm_") else "ieee"
+    if dtype != torch.float32 or not arch.startswith("sm_"):
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def tiles(n: int, size: int) -> int:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import rollout
+from .dispatch import needs_dispatcher
 from .triton_launch import FUSED, launch_options, rows, tiles
 
 TOKENS = 128  # per program of `rollout_mix`, which only moves data
@@ -13,8 +14,9 @@ def rollout_row(
     qs: list[Tensor], ks: list[Tensor], lses: list[Tensor], scale: float, row: Tensor | None
 ) -> Tensor:
     """As `dca_triton.rollout_row`, for checked arguments; views of a packed projection are read in place."""
+    run = _rollout_row if needs_dispatcher(*qs, *ks, *lses, row) else launch
     with torch.no_grad():
-        return _rollout_row(qs, ks, lses, scale, row)
+        return run(qs, ks, lses, scale, row)
 
 
 @torch.library.custom_op("dca_triton::rollout_row", mutates_args=())

@@ -31,6 +31,11 @@ def test_backward_is_bit_equal(case: Pairs | Local, dtype: torch.dtype) -> None:
 
 
 @BOTH
+def test_operators_do_what_direct_calls_do(case: Pairs | Local) -> None:
+    attention_cases.operators_do_what_direct_calls_do(case, torch.float16, "cuda")
+
+
+@BOTH
 def test_scores_far_below_zero(case: Pairs | Local) -> None:
     attention_cases.errors_are_those_of_the_dtype(case, torch.float16, "cuda", apart=6.0)
 

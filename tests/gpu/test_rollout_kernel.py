@@ -26,6 +26,11 @@ def test_start_row_and_scale_count(dtype: torch.dtype, scale: float) -> None:
 
 
 @DTYPES
+def test_operator_does_what_a_direct_call_does(dtype: torch.dtype) -> None:
+    rollout_cases.operator_does_what_a_direct_call_does(dtype, "cuda")
+
+
+@DTYPES
 def test_runs_are_bit_equal_and_leave_inputs_alone(dtype: torch.dtype) -> None:
     rollout_cases.runs_are_bit_equal_and_leave_inputs_alone(dtype, "cuda")
 

@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
+import pytest
 import torch
+from operator_names import OperatorNames
 from tolerance import no_further_than_twice_eager
 from torch import Tensor
 
@@ -183,6 +186,48 @@ def backward_is_bit_equal(case: Pairs | Local, dtype: torch.dtype, device: str) 
     leaves, weights = leaves_of(case, dtype, device), weights_of(case, device)
     first, second = (with_gradients(triton_backend, case, leaves, weights) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def operators_do_what_direct_calls_do(case: Pairs | Local, dtype: torch.dtype, device: str) -> None:
+    """The same bits, whether the call passes PyTorch's dispatcher or not."""
+    leaves, weights = leaves_of(case, dtype, device), weights_of(case, device)
+    direct = with_gradients(triton_backend, case, leaves, weights)
+    with OperatorNames() as names:
+        dispatched = with_gradients(triton_backend, case, leaves, weights)
+    assert {"dca_triton::attention", "dca_triton::attention_backward"} <= names.seen
+    assert all(torch.equal(a, b) for a, b in zip(direct, dispatched, strict=True))
+    with torch.no_grad():
+        alone = attend(triton_backend, case, leaves, 1.5 * case.D**-0.5)
+    assert all(torch.equal(a, b) for a, b in zip(alone, direct, strict=False))
+
+
+def undefined_gradient_is_taken(device: str) -> None:
+    """A function behind the attention may have no gradient for it."""
+
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, out: Tensor, other: Tensor) -> Tensor:
+            return out.sum() + other.sum()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+            return None, gradient.expand(3)
+
+    q, k, v = (torch.randn(1, 5, 1, 16, device=device, requires_grad=True) for _ in range(3))
+    other = torch.ones(3, device=device, requires_grad=True)
+    out, _ = triton_backend.pair_attention(Attention(q, k, v, scale=0.25))
+    Stop.apply(out, other).backward()
+    assert q.grad is None
+    assert other.grad is not None
+
+
+def second_derivatives_are_refused(case: Pairs | Local, device: str) -> None:
+    """Also where the gradient of out needs none itself, as that of a sum."""
+    (leaf,) = (x.requires_grad_() for x in leaves_of(case, torch.float32, device))
+    out = attend(triton_backend, case, [leaf], 0.25)[0]
+    (first,) = torch.autograd.grad(out.sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="dca_triton"):
+        torch.autograd.grad(first.square().sum() + leaf.sum(), leaf)
 
 
 def expanded_gradient_is_taken(case: Pairs | Local, dtype: torch.dtype, device: str) -> None:

@@ -1,6 +1,7 @@
 """What the rollout kernels must satisfy on any device: interpreted on a CPU, or run on a GPU."""
 
 import torch
+from operator_names import OperatorNames
 from tolerance import no_further_than_twice_eager, rms
 from torch import Tensor
 
@@ -88,6 +89,16 @@ def runs_are_bit_equal_and_leave_inputs_alone(dtype: torch.dtype, device: str) -
     assert torch.equal(first, wide)
     dense = [x.contiguous() for x in qs]
     assert torch.equal(first, triton_rollout.rollout_row(dense, ks, lses, 0.2, row))
+
+
+def operator_does_what_a_direct_call_does(dtype: torch.dtype, device: str) -> None:
+    """The same bits, whether the call passes PyTorch's dispatcher or not."""
+    qs, ks, lses = blocks(2, 65, 3, 48, 2, dtype, device)
+    direct = triton_rollout.rollout_row(qs, ks, lses, 0.2, None)
+    with OperatorNames() as names:
+        dispatched = triton_rollout.rollout_row(qs, ks, lses, 0.2, None)
+    assert "dca_triton::rollout_row" in names.seen
+    assert torch.equal(direct, dispatched)
 
 
 def transposed_inputs_are_taken(dtype: torch.dtype, device: str) -> None:

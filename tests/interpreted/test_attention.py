@@ -4,6 +4,7 @@ bfloat16 is left to the GPU: its tl.dot is wrong in the interpreter.
 """
 
 import mmap
+from functools import partial
 from types import ModuleType
 
 import attention_cases
@@ -12,6 +13,7 @@ import pytest
 import torch
 from attention_cases import LOCAL, PAIRS, Local, Pairs
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dca_triton import ops, reference
 from dca_triton.ops import Attention, triton_backend
@@ -30,6 +32,16 @@ def test_errors_are_those_of_the_dtype(case: Pairs | Local, dtype: torch.dtype) 
 @BOTH
 def test_backward_is_bit_equal(case: Pairs | Local) -> None:
     attention_cases.backward_is_bit_equal(case, torch.float16, "cpu")
+
+
+@BOTH
+def test_operators_do_what_direct_calls_do(case: Pairs | Local) -> None:
+    attention_cases.operators_do_what_direct_calls_do(case, torch.float16, "cpu")
+
+
+@BOTH
+def test_second_derivatives_are_refused(case: Pairs | Local) -> None:
+    attention_cases.second_derivatives_are_refused(case, "cpu")
 
 
 @BOTH
@@ -60,6 +72,10 @@ def test_any_layout(operation: str, dtype: torch.dtype) -> None:
 
 def test_lse_has_no_gradient() -> None:
     attention_cases.lse_has_no_gradient("cpu")
+
+
+def test_undefined_gradient_is_taken() -> None:
+    attention_cases.undefined_gradient_is_taken("cpu")
 
 
 def test_directional_derivatives_agree() -> None:
@@ -109,6 +125,19 @@ def test_operators_pass_opcheck() -> None:
         leaves = [x if x is None else x.detach() for x in tensors]
         arguments = (op, out, *leaves, out, lse, 0.25)
         torch.library.opcheck(backward, arguments, test_utils=["test_schema", "test_faketensor"])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # raised by torch.func
+def test_forward_mode_is_refused() -> None:
+    """Tangents would be lost silently."""
+    q, k, v = (torch.randn(2, 9, 1, 16) for _ in range(3))
+    for operation in (ops.pair_attention, ops.local_attention):
+        call = partial(operation, k=k, v=v, backend="triton")
+        call(q)
+        with pytest.raises(RuntimeError, match="the kernels have no derivatives in forward mode"):
+            torch.func.jvp(lambda q, call=call: call(q), (q,), (q,))
+        with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward mode"):
+            call(forward_ad.make_dual(q, q))
 
 
 def test_compiles_to_one_graph() -> None:

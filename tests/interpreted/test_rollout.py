@@ -22,6 +22,10 @@ def test_runs_are_bit_equal_and_leave_inputs_alone() -> None:
     rollout_cases.runs_are_bit_equal_and_leave_inputs_alone(torch.float16, "cpu")
 
 
+def test_operator_does_what_a_direct_call_does() -> None:
+    rollout_cases.operator_does_what_a_direct_call_does(torch.float16, "cpu")
+
+
 def test_transposed_inputs_are_taken() -> None:
     rollout_cases.transposed_inputs_are_taken(torch.float32, "cpu")
 

@@ -210,8 +210,9 @@ def test_every_fault_and_every_reason_in_one_error() -> None:
 def test_a_broken_library_is_not_a_missing_triton(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """backend="auto" must not silently run PyTorch if a file of this library cannot be imported."""
     broken = f"dca_triton.ops.{module}"
-    monkeypatch.delitem(sys.modules, "dca_triton.ops.triton_backend")
-    monkeypatch.delattr(ops, "triton_backend")
+    for importer in ("triton_backend", "operators"):
+        monkeypatch.delitem(sys.modules, f"dca_triton.ops.{importer}")
+        monkeypatch.delattr(ops, importer)
     monkeypatch.setitem(sys.modules, broken, None)
     monkeypatch.delattr(ops, module, raising=False)
     with pytest.raises(ImportError) as caught:
