@@ -1,6 +1,5 @@
 """Launch the attention kernels on checked tensors: memory layouts, tile sizes, compile-time arguments."""
 
-import functools
 from typing import Any
 
 import torch
@@ -98,17 +97,12 @@ def launch_options(op: str, direction: str, k: Tensor) -> tuple[launch_table.Con
     """The tiles of a launch over the keys k (B, N, H, D), and the kernel's compile-time arguments."""
     _, N, _, D = k.shape
     config = launch_table.choose(op, direction, D, k.dtype, N, k.device)
-    return config, _constants(config, D, precision(k.dtype, launch_table.gpu_of(k.device).arch))
-
-
-@functools.cache
-def _constants(config: launch_table.Config, D: int, precision: str) -> dict[str, Any]:
-    return dict(
+    return config, dict(
         D=D,
         DP=1 << (D - 1).bit_length(),  # the next power of 2
         BM=config.block_m,
         BN=config.block_n,
-        PRECISION=precision,
+        PRECISION=precision(k.dtype, launch_table.gpu_of(k.device).arch),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **FUSED,
