@@ -1,16 +1,14 @@
 """The model as one graph: compiled without breaks or recompilations, free of host syncs, exported."""
 
 import sys
-from collections import Counter
 from unittest import mock
 
 import pytest
 import torch
+from called_operators import CalledOperators
 from small_training import small_model
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dca_triton.model import export, export_onnx, export_program
 from dca_triton.ops import launch_table
@@ -83,23 +81,18 @@ def test_evaluation_compiles_once_for_all_batch_sizes(layout, compiler):
     assert not compiler["graph_break"]
 
 
-class Called(TorchDispatchMode):
+class Called(CalledOperators):
     """Counts operators, and those for which the host waits: for values, or for copies from the device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: Counter[str] = Counter()
         self.waiting: list[str] = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name, result = str(function), function(*args, **(kwargs or {}))
-        self.names[name] += 1
-        inputs, outputs = tree_leaves((args, kwargs)), tree_leaves(result)
+    def look(self, name, inputs, outputs):
         devices = [{x.device.type for x in part if isinstance(x, torch.Tensor)} for part in (inputs, outputs)]
         asks = any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique"))
         if asks or ("cuda" in devices[0] and devices[1] == {"cpu"}):
             self.waiting.append(name)
-        return result
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from operator_names import OperatorNames
+from called_operators import CalledOperators
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -60,7 +60,7 @@ def test_traced_and_transformed_calls_do(run: Callable[[Callable[[Tensor], Tenso
 
 
 def test_modes_do() -> None:
-    with OperatorNames():
+    with CalledOperators():
         assert needs_dispatcher(torch.ones(3))
     with FakeTensorMode():
         assert needs_dispatcher()
